@@ -1,0 +1,117 @@
+"""Hardware nouns: `Device`, `Link`, `Node`, `Cluster`, `Health`, and the cluster file.
+
+Units are in the names: bytes, bytes per second, FLOP per second, watts, US dollars per hour. Peaks are dense
+(no sparsity) vendor figures; the cost model multiplies them by measured efficiencies.
+"""
+
+from typing import Literal
+
+from mainspring.spec._spec import spec
+
+HealthState = Literal["healthy", "degraded", "unhealthy"]
+
+
+@spec
+class Device:
+    """One accelerator (or the whole of a host's CPU) as the cost model sees it."""
+
+    vendor: str
+    name: str
+    memory_bytes: int
+    memory_bytes_per_s: float
+    fp32_flops_per_s: float
+    bf16_flops_per_s: float
+    int8_ops_per_s: float
+    power_watts: float
+    price_usd_per_hour: float = 0.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("memory_bytes", "memory_bytes_per_s", "fp32_flops_per_s", "bf16_flops_per_s"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+
+    @property
+    def ridge_flops_per_byte(self) -> float:
+        """Arithmetic intensity above which this device is compute-bound (bf16)."""
+        return self.bf16_flops_per_s / self.memory_bytes_per_s
+
+
+@spec
+class Link:
+    """A connection: bandwidth of one direction per device and the fixed cost of a message."""
+
+    name: str
+    bytes_per_s: float
+    latency_s: float
+
+
+@spec
+class Health:
+    """What a probe saw of one device; `reasons` is empty when it is healthy."""
+
+    device: str
+    state: HealthState
+    reasons: tuple[str, ...] = ()
+    temperature_celsius: float | None = None
+    used_bytes: int = 0
+
+
+@spec
+class Node:
+    """A machine: its devices, the link among them, and what the host offers."""
+
+    name: str
+    devices: tuple[Device, ...]
+    link: Link
+    cpu_cores: int
+    memory_bytes: int
+    address: str = "127.0.0.1"
+    health: tuple[Health, ...] = ()
+
+
+@spec
+class Cluster:
+    """Nodes and the link between them."""
+
+    name: str
+    nodes: tuple[Node, ...]
+    link: Link
+
+    @property
+    def device_count(self) -> int:
+        """How many devices there are on all nodes."""
+        return sum(len(node.devices) for node in self.nodes)
+
+
+@spec
+class LinkEntry:
+    """A `[link]` table of a cluster file."""
+
+    gigabytes_per_s: float
+    microseconds: float = 10.0
+
+
+@spec
+class NodeEntry:
+    """A `[[nodes]]` table of a cluster file: `count` machines with `devices` of one catalogue type each.
+
+    Give `device` a catalogue name, or describe an unlisted one by measured figures in `measured`.
+    """
+
+    device: str
+    devices: int
+    count: int = 1
+    cpu_cores: int = 64
+    memory_gib: float = 512.0
+    link: LinkEntry | None = None
+    measured: Device | None = None
+
+
+@spec
+class ClusterFile:
+    """A cluster described in TOML, for planning on machines one does not have."""
+
+    name: str
+    nodes: tuple[NodeEntry, ...]
+    link: LinkEntry

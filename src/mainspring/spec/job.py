@@ -1,0 +1,95 @@
+"""Job nouns: what to start, on how many ranks, and how each rank ended.
+
+A job is an entry-point string and a JSON document; nothing registers with the cluster room.
+"""
+
+from typing import Literal
+
+from mainspring.spec._spec import spec
+
+JobState = Literal[
+    "PENDING", "ADMITTED", "PLACED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "PREEMPTED"
+]
+TERMINAL: frozenset[JobState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+
+
+@spec
+class Resources:
+    """What one rank needs. `devices` counts accelerators; a CPU rank has 0."""
+
+    cpus: float = 1.0
+    devices: float = 0.0
+    memory_bytes: int = 0
+
+
+@spec
+class Job:
+    """A gang of `ranks` processes that start together or not at all.
+
+    `entry` is `"package.module:function"`, called on each rank as `function(task, payload)` with a `Task` and the
+    dict read from `payload_json`. `time_limit_s` of 0 means none. `env` is added to each rank's environment.
+    """
+
+    id: str
+    name: str
+    entry: str
+    payload_json: str = "{}"
+    ranks: int = 1
+    resources: Resources = Resources()
+    time_limit_s: float = 0.0
+    queue: str = "default"
+    env: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1:
+            raise ValueError(f"ranks must be at least 1, got {self.ranks}")
+
+
+@spec
+class Task:
+    """One rank of a running job, as its own process sees it.
+
+    `run_dir` is a folder on this rank's node whose files (`rank-N.log`, `metrics.jsonl`, anything written there)
+    are copied back to the run's folder. `master` is `host:port` for `torch.distributed`; every process group must
+    use its own `attempt`-prefixed store.
+    """
+
+    job_id: str
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    run_dir: str
+    master: str
+    attempt: int = 0
+
+
+@spec
+class Placement:
+    """Where each rank runs: rank `i` on node `nodes[i]`."""
+
+    job_id: str
+    nodes: tuple[str, ...]
+
+
+@spec
+class RankExit:
+    """How one rank ended: `code` for an exit, `signal` for a kill, and what it last said."""
+
+    rank: int
+    node: str
+    code: int | None
+    signal: str = ""
+    reason: str = ""
+    log_tail: str = ""
+
+
+@spec
+class JobResult:
+    """How a job ended, rank by rank. `seconds` is wall time from RUNNING to the end."""
+
+    job_id: str
+    state: JobState
+    reason: str
+    exits: tuple[RankExit, ...]
+    seconds: float

@@ -1,0 +1,80 @@
+"""Model nouns: the decoder's configuration and the profile the planner reads."""
+
+from mainspring.spec._spec import spec
+
+
+@spec
+class DecoderConfig:
+    """A decoder-only transformer of the Llama/Qwen family.
+
+    `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023); `qkv_bias` is Qwen2's, `qk_norm` is
+    Qwen3's. `head_dim` of 0 means `hidden // heads`.
+    """
+
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    context: int
+    head_dim: int = 0
+    rope_theta: float = 10000.0
+    rms_eps: float = 1e-6
+    tied: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    bos_id: int | None = None
+    eos_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if not self.head_dim and self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+
+    @property
+    def width(self) -> int:
+        """Dimension of one attention head."""
+        return self.head_dim or self.hidden // self.heads
+
+
+@spec
+class BlockSpec:
+    """`count` repetitions of one block: sizes per repetition, activations per token of one sequence.
+
+    `flops_per_token` is one forward pass without attention's quadratic term, which is
+    `attention_flops_per_token2` times the context length. `activation_bytes_per_token` is what backward keeps,
+    at the training precision; `output_bytes_per_token` is what crosses a cut after the block.
+    """
+
+    name: str
+    count: int
+    params: int
+    flops_per_token: float
+    attention_flops_per_token2: float
+    activation_bytes_per_token: float
+    output_bytes_per_token: float
+
+
+@spec
+class ModelSpec:
+    """A model as the planner sees it: blocks in order, and what is shared."""
+
+    name: str
+    blocks: tuple[BlockSpec, ...]
+    seq_len: int
+    tied_params: int = 0
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters, counting a shared one once."""
+        return sum(block.count * block.params for block in self.blocks) - self.tied_params
+
+    @property
+    def flops_per_token(self) -> float:
+        """One forward pass per token at `seq_len`, attention included."""
+        return sum(
+            block.count * (block.flops_per_token + block.attention_flops_per_token2 * self.seq_len)
+            for block in self.blocks
+        )

@@ -1,0 +1,82 @@
+"""Settings: every `MAINSPRING_*` environment variable, read in this one place.
+
+A misspelt variable is an error that names the nearest known one, because a setting that silently stays at its
+default is found hours later.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from mainspring.spec._spec import spec
+from mainspring.spec.errors import SpecError
+
+PREFIX = "MAINSPRING_"
+
+
+@spec
+class Settings:
+    """Where things live and where to listen.
+
+    `database_url` is an SQLAlchemy URL and `artifacts_url` any fsspec URL or folder; when empty they are
+    `<home>/mainspring.db` and `<home>/artifacts`. `address` is the Ray cluster: `local`, `auto` or `ray://host:port`.
+    """
+
+    home: str = "~/.mainspring"
+    workspace: str = "default"
+    database_url: str = ""
+    artifacts_url: str = ""
+    address: str = "local"
+    host: str = "127.0.0.1"
+    port: int = 8420
+    token: str = ""
+    log_level: str = "WARNING"
+
+    @property
+    def home_path(self) -> Path:
+        """The absolute folder for the database, artifacts, datasets and runs."""
+        return Path(self.home).expanduser().absolute()
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{self.home_path / 'mainspring.db'}"
+
+    @property
+    def artifacts(self) -> str:
+        """The fsspec URL or folder that holds artifact blobs."""
+        return self.artifacts_url or str(self.home_path / "artifacts")
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read `MAINSPRING_*` from `environ` (the process environment by default).
+
+    Raises `SpecError` for an unknown variable (with the nearest known one) and for a value of the wrong type.
+    """
+    values = os.environ if environ is None else environ
+    kinds = {field.name: field.type for field in fields(Settings)}
+    found: dict[str, str | int] = {}
+    for key, value in values.items():
+        if not key.startswith(PREFIX):
+            continue
+        name = key.removeprefix(PREFIX).lower()
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = (
+                f"did you mean {PREFIX}{near[0].upper()}?" if near else "known: " + ", ".join(sorted(kinds))
+            )
+            raise SpecError(f"unknown environment variable {key}", hint=hint)
+        if kinds[name] is not int:
+            found[name] = value
+        elif value.isdigit():
+            found[name] = int(value)
+        else:
+            raise SpecError(f"{key}={value!r} is not a whole number")
+    return Settings(**found)  # pyright: ignore[reportArgumentType]
+
+
+def process_environment() -> dict[str, str]:
+    """A copy of the environment, for handing to a child process."""
+    return dict(os.environ)

@@ -1,0 +1,38 @@
+"""Fixtures every suite shares: an isolated home, and third-party telemetry switched off before anything is imported."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    DAFT_ANALYTICS_ENABLED="0",
+    DAFT_PROGRESS_BAR="0",
+    DO_NOT_TRACK="1",
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+for name in [key for key in os.environ if key.startswith("MAINSPRING_")]:
+    del os.environ[name]
+
+from mainspring.spec import Settings  # noqa: E402  the environment comes first
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a workspace that lives in this test's own folder, also seen by child processes."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("MAINSPRING_HOME", str(home))
+    return Settings(home=str(home))
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[object]:
+    """An open store in this test's own folder."""
+    from mainspring.store import Store
+
+    with Store.open(settings) as opened:
+        yield opened
