@@ -64,9 +64,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         name = key.removeprefix(PREFIX).lower()
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, n=1)
-            hint = (
-                f"did you mean {PREFIX}{near[0].upper()}?" if near else "known: " + ", ".join(sorted(kinds))
-            )
+            hint = f"did you mean {PREFIX}{near[0].upper()}?" if near else "known: " + ", ".join(sorted(kinds))
             raise SpecError(f"unknown environment variable {key}", hint=hint)
         if kinds[name] is not int:
             found[name] = value

@@ -36,9 +36,7 @@ class TrainConfig:
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if self.microbatch and self.global_batch % self.microbatch:
-            raise ValueError(
-                f"global_batch ({self.global_batch}) is not a multiple of microbatch ({self.microbatch})"
-            )
+            raise ValueError(f"global_batch ({self.global_batch}) is not a multiple of microbatch ({self.microbatch})")
 
 
 @spec

@@ -1,0 +1,64 @@
+"""`mainspring ls`, `show`, `lineage`: what was made, what is in it, and where it came from."""
+
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.output import ago, print_json, print_table, size
+from mainspring.cli.session import AsJson, workspace_of
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the verbs."""
+    cli.command("ls")(ls)
+    cli.command("show")(show)
+    cli.command("lineage")(lineage)
+
+
+def ls(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(help="Only this kind: dataset, tokens, model, report, index, app.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List artifacts, newest first."""
+    found = workspace_of(context).artifacts(kind=kind)
+    if as_json:
+        print_json(found)
+        return
+    rows = [(a.ref, size(a.size_bytes), ago(a.created_s), ", ".join(a.tags), a.run) for a in found]
+    print_table(("artifact", "size", "age", "tags", "run"), rows, empty="no artifacts yet")
+
+
+def show(context: typer.Context, ref: str, as_json: AsJson = False) -> None:
+    """What is in one artifact."""
+    import json
+
+    found = workspace_of(context).artifact(ref)
+    if as_json:
+        print_json(found)
+        return
+    print(f"{found.ref}  {size(found.size_bytes)}  sha256:{found.digest[:16]}  run {found.run or '-'}")
+    print_table(("file", "size", "sha256"), [(f.path, size(f.size_bytes), f.digest[:16]) for f in found.files])
+    for key, value in json.loads(found.meta_json).items():
+        print(f"{key}: {value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)}")
+
+
+def lineage(
+    context: typer.Context,
+    ref: str,
+    direction: Annotated[str, typer.Option(help="up, down or both.")] = "both",
+    as_json: AsJson = False,
+) -> None:
+    """What an artifact was made from and what was made from it."""
+    found = workspace_of(context).lineage(ref, direction=direction)
+    if as_json:
+        print_json(found)
+        return
+    runs = {run.id: run for run in found.runs}
+    for run_id in sorted(runs, key=lambda key: runs[key].created_s):
+        taken = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "input"]
+        made = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "output"]
+        run = runs[run_id]
+        print(
+            f"{', '.join(taken) or '(nothing)'} --[{run.kind} {run.name} {run.id}]--> {', '.join(made) or '(nothing)'}"
+        )

@@ -1,0 +1,26 @@
+"""`mainspring compress`: fewer bits for a model, checked against the original."""
+
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.follow import follow
+from mainspring.cli.output import print_json
+from mainspring.cli.session import AsJson, workspace_of
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the verb."""
+    cli.command("compress")(compress)
+
+
+def compress(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model, e.g. model:handbook.")],
+    scheme: Annotated[str, typer.Option(help="How to store weights and activations.")] = "w8a8",
+    name: Annotated[str, typer.Option(help="Name of the result.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Quantise MODEL and publish the result with its lineage."""
+    artifact = follow(workspace_of(context).compress(model, scheme=scheme, name=name), quiet=as_json)
+    print_json(artifact) if as_json else print(artifact.ref)

@@ -1,0 +1,84 @@
+"""`mainspring data`: publish, look at, and compare datasets."""
+
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.follow import follow
+from mainspring.cli.output import print_json, print_table, size
+from mainspring.cli.session import AsJson, workspace_of
+
+verbs = typer.Typer(help="Publish, look at and compare datasets.", no_args_is_help=True)
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the group."""
+    cli.add_typer(verbs, name="data")
+
+
+@verbs.command("publish")
+def publish(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    source: Annotated[str, typer.Argument(help="A folder, a glob, or python:docs.")],
+    dedup: Annotated[str, typer.Option(help="strict, balanced, aggressive or none.")] = "balanced",
+    as_json: AsJson = False,
+) -> None:
+    """Read SOURCE, clean and deduplicate it, and publish the next version of NAME."""
+    workspace = workspace_of(context)
+    artifact = follow(workspace.publish_data(name, source=source, dedup=dedup), quiet=as_json)
+    if as_json:
+        print_json(artifact)
+        return
+    print(artifact.ref)
+    _print_report(context, artifact.ref)
+
+
+@verbs.command("show")
+def show(context: typer.Context, ref: str, as_json: AsJson = False) -> None:
+    """What was read, what was dropped and why."""
+    if as_json:
+        print_json(workspace_of(context).data_report(ref))
+    else:
+        _print_report(context, ref)
+
+
+@verbs.command("head")
+def head(
+    context: typer.Context,
+    ref: str,
+    count: Annotated[int, typer.Option("-n", help="How many documents.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """The first documents of a snapshot."""
+    documents = workspace_of(context).documents(ref, count=count)
+    if as_json:
+        print_json(documents)
+        return
+    rows = [(d.source, d.title, len(d.text), " ".join(d.text.split())[:80]) for d in documents]
+    print_table(("source", "title", "characters", "text"), rows, empty="no documents")
+
+
+@verbs.command("diff")
+def diff(context: typer.Context, old: str, new: str, as_json: AsJson = False) -> None:
+    """Which documents were added, removed or changed between two snapshots."""
+    found = workspace_of(context).data_diff(old, new)
+    if as_json:
+        print_json(found)
+        return
+    print(f"{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed")
+    for mark, sources in (("+", found.added), ("-", found.removed), ("~", found.changed)):
+        for source in sources:
+            print(mark, source)
+
+
+def _print_report(context: typer.Context, ref: str) -> None:
+    report = workspace_of(context).data_report(ref)
+    rows = [(rule.rule, rule.dropped, rule.changed, "; ".join(rule.examples[:2])[:90]) for rule in report.rules]
+    title = (
+        f"{report.kept} of {report.read} documents kept, {size(report.kept_bytes)} of {size(report.read_bytes)}, "
+        f"{len(report.skipped)} unreadable"
+    )
+    print_table(("rule", "dropped", "changed", "for example"), rows, title=title, empty=title)
+    for skipped in report.skipped[:10]:
+        print(f"skipped {skipped.source}: {skipped.reason}")

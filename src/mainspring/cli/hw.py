@@ -1,0 +1,56 @@
+"""`mainspring hw`: what machines are here, and whether they are well."""
+
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.output import print_json, print_table, size
+from mainspring.cli.session import AsJson, workspace_of
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the verb."""
+    cli.command("hw")(hw)
+
+
+def hw(
+    context: typer.Context,
+    cluster: Annotated[str, typer.Option(help="A cluster file, instead of the machines at hand.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show devices, memory, links and health of this machine, of the cluster, or of a cluster file."""
+    found = workspace_of(context).hardware(cluster)
+    if as_json:
+        print_json(found)
+        return
+    rows = []
+    for node in found.nodes:
+        ills = {health.device: health for health in node.health}
+        for device in node.devices:
+            health = ills.get(device.name)
+            state = health.state + (f" ({'; '.join(health.reasons)})" if health.reasons else "") if health else "-"
+            rows.append(
+                (
+                    node.name,
+                    device.vendor,
+                    device.name,
+                    size(device.memory_bytes),
+                    f"{device.memory_bytes_per_s / 1e9:.0f} GB/s",
+                    f"{device.fp32_flops_per_s / 1e12:.2f}",
+                    f"{device.bf16_flops_per_s / 1e12:.2f}",
+                    f"{node.link.name} {node.link.bytes_per_s / 1e9:.0f} GB/s",
+                    state,
+                )
+            )
+    columns = (
+        "node",
+        "vendor",
+        "device",
+        "memory",
+        "bandwidth",
+        "fp32 TFLOP/s",
+        "bf16 TFLOP/s",
+        "link",
+        "health",
+    )
+    print_table(columns, rows, title=f"{found.name}: {len(found.nodes)} node(s), {found.device_count} device(s)")

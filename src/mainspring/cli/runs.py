@@ -1,0 +1,48 @@
+"""`mainspring ps`, `logs`, `stop`: what is running, what it says, and ending it."""
+
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.output import ago, print_json, print_table
+from mainspring.cli.session import AsJson, workspace_of
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the verbs."""
+    cli.command("ps")(ps)
+    cli.command("logs")(logs)
+    cli.command("stop")(stop)
+
+
+def ps(
+    context: typer.Context,
+    kind: Annotated[str, typer.Option(help="Only runs of this kind, e.g. train.")] = "",
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Ended runs too.")] = False,
+    limit: Annotated[int, typer.Option("-n", help="How many at most.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    records = workspace_of(context).runs(kind=kind, active=not everything, limit=limit)
+    if as_json:
+        print_json(records)
+        return
+    rows = [(r.id, r.kind, r.name, r.state, ago(r.created_s), r.reason[:80]) for r in records]
+    empty = "no runs yet" if everything else "nothing is running (mainspring ps --all shows ended runs)"
+    print_table(("run", "kind", "name", "state", "age", "reason"), rows, empty=empty)
+
+
+def logs(
+    context: typer.Context,
+    run: str,
+    rank: Annotated[int | None, typer.Option(help="Only this rank's log.")] = None,
+) -> None:
+    """Print what a run said."""
+    print(workspace_of(context).run(run).logs(rank))
+
+
+def stop(context: typer.Context, run: str, as_json: AsJson = False) -> None:
+    """Ask a run to stop, whichever process it belongs to."""
+    found = workspace_of(context).run(run)
+    found.stop()
+    print_json(found.record) if as_json else print(f"asked {run} to stop")

@@ -1,0 +1,193 @@
+"""One recorded piece of work on a thread of this process: started, followed, stopped, remembered.
+
+Every verb of the workspace that takes longer than a glance runs as an `Execution`: the store knows it from before it
+starts until after it ends, its latest progress and log are files in the run's folder (so that another process can
+show them), and a request to stop may come from any process that shares the store.
+
+Absent on purpose: queues and placement. Work that needs ranks submits a gang to `cluster` from inside its body.
+"""
+
+import json
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mainspring.spec import TERMINAL, Cancelled, Failed, MainspringError, RunRecord, SpecError, Unavailable
+from mainspring.store import Store
+
+log = logging.getLogger(__name__)
+
+STOP_POLL_S = 0.5
+PROGRESS_FILE = "progress.json"
+LOG_FILE = "run.log"
+METRICS_FILE = "metrics.jsonl"
+
+
+class Execution:
+    """A run of this process; `body(execution)` does the work and returns what `result` hands out."""
+
+    def __init__(self, store: Store, record: RunRecord, body: Callable[["Execution"], Any]) -> None:
+        self.store = store
+        self.id = record.id
+        self.folder: Path = store.run_dir(record.id)
+        self._body = body
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        self._done = threading.Event()
+        self._on_stop: list[Callable[[], None]] = []
+        self._thread = threading.Thread(target=self._run, name=f"run-{record.id}", daemon=True)
+
+    def start(self) -> "Execution":
+        """Start the thread; returns itself."""
+        self._thread.start()
+        return self
+
+    @property
+    def done(self) -> bool:
+        """Whether the work has ended, well or badly."""
+        return self._done.is_set()
+
+    def progress(self, fraction: float, message: str) -> None:
+        """Note how far the work is; raises `Cancelled` when somebody asked it to stop."""
+        if self._stop.is_set():
+            raise Cancelled(f"run {self.id} was stopped at {message!r}")
+        write_progress(self.folder, fraction, message)
+
+    def on_stop(self, action: Callable[[], None]) -> None:
+        """Call `action` when the run is asked to stop: how a body cancels what it waits for."""
+        self._on_stop.append(action)
+        if self._stop.is_set():
+            action()
+
+    def stop(self) -> None:
+        """Ask the work to end; returns at once."""
+        if not self._stop.is_set():
+            self._stop.set()
+            for action in self._on_stop:
+                action()
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the end and return the body's value, or raise its error.
+
+        Raises `Unavailable` when the work is still running after `timeout_s` seconds.
+        """
+        if not self._done.wait(timeout_s):
+            raise Unavailable(f"run {self.id} is still running after {timeout_s} s")
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _run(self) -> None:
+        watcher = threading.Thread(target=self._watch_for_stop, name=f"stop-{self.id}", daemon=True)
+        try:
+            self.store.set_run_state(self.id, "RUNNING")
+            watcher.start()
+            self._value = self._body(self)
+            self.store.set_run_state(self.id, "SUCCEEDED")
+        except Cancelled as error:
+            self._end("CANCELLED", error)
+        except MainspringError as error:
+            # A body that fails because what it waited for was cancelled was itself stopped.
+            self._end("CANCELLED" if self._stop.is_set() else "FAILED", error)
+        except BaseException as error:  # noqa: BLE001 the edge of a worker thread: recorded, then raised in result()
+            failure = Failed(f"run {self.id} failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            self._end("FAILED", failure)
+        finally:
+            self._done.set()
+
+    def _end(self, state: Any, error: MainspringError) -> None:
+        self._error = error
+        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+        log.info("run ended", extra={"run": self.id, "state": state, "reason": str(error)})
+        self.store.set_run_state(self.id, state, str(error))
+
+    def _watch_for_stop(self) -> None:
+        while not self._done.wait(STOP_POLL_S):
+            if not self._stop.is_set() and self.store.events(kind="run.stop", subject=self.id, limit=1):
+                self.stop()
+
+
+def start(
+    store: Store,
+    body: Callable[[Execution], Any],
+    *,
+    kind: str,
+    name: str,
+    config: Mapping[str, Any],
+    code: str = "",
+    inputs: Sequence[str] = (),
+) -> Execution:
+    """Record a run of `kind` and start `body` on a thread."""
+    seed = config.get("seed", 0)
+    record = store.start_run(
+        kind, name, config=config, code=code, seed=seed if isinstance(seed, int) else 0, inputs=inputs
+    )
+    return Execution(store, record, body).start()
+
+
+def request_stop(store: Store, run_id: str) -> RunRecord:
+    """Ask the process that owns `run_id` to stop it; a run that has ended is returned as it is."""
+    record = store.run(run_id)
+    if record.state not in TERMINAL:
+        store.emit("run.stop", run_id, {})
+    return record
+
+
+def write_progress(folder: Path, fraction: float, message: str) -> None:
+    """Replace the run's progress file in one step, so that a reader never sees half of one."""
+    temporary = folder / f".{PROGRESS_FILE}"
+    temporary.write_text(json.dumps({"fraction": fraction, "message": message, "time_s": time.time()}), "utf-8")
+    temporary.replace(folder / PROGRESS_FILE)
+
+
+def read_progress(folder: Path) -> tuple[float, str]:
+    """The latest `(fraction, message)` a run reported; `(0.0, "")` before the first."""
+    path = folder / PROGRESS_FILE
+    if not path.exists():
+        return 0.0, ""
+    noted = json.loads(path.read_text("utf-8"))
+    return float(noted["fraction"]), str(noted["message"])
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run has used so far: wall seconds, and joules as its meter or estimate saw them."""
+
+    seconds: float
+    joules: float
+
+
+def cost_of(record: RunRecord, metrics: Sequence[Mapping[str, float]]) -> Cost:
+    """Cost of a run from its record and the last line of its metrics."""
+    end_s = record.ended_s or time.time()
+    joules = float(metrics[-1].get("joules", 0.0)) if metrics else 0.0
+    return Cost(seconds=end_s - record.started_s if record.started_s else 0.0, joules=joules)
+
+
+def read_metrics(folder: Path) -> tuple[dict[str, float], ...]:
+    """Every complete line of the run's `metrics.jsonl`; a line still being written is left for the next call."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return ()
+    lines = path.read_text("utf-8").split("\n")[:-1]
+    return tuple(json.loads(line) for line in lines if line)
+
+
+def read_logs(folder: Path, rank: int | None) -> str:
+    """The log of one rank, or of the run itself and all its ranks, each under its file's name."""
+    if rank is not None:
+        path = folder / f"rank-{rank}.log"
+        if not path.exists():
+            known = ", ".join(sorted(found.stem.removeprefix("rank-") for found in folder.glob("rank-*.log")))
+            raise SpecError(f"run {folder.name} has no log of rank {rank}", hint=f"ranks with logs: {known or 'none'}")
+        return path.read_text("utf-8", errors="replace")
+    parts = [path for path in sorted(folder.glob("*.log")) if path.stat().st_size]
+    return "\n".join(f"== {path.name}\n{path.read_text('utf-8', errors='replace')}" for path in parts)
