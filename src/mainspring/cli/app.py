@@ -59,7 +59,7 @@ def options(
     token_value: Annotated[
         str, typer.Option("--token", help="Token for a console elsewhere.", envvar="MAINSPRING_TOKEN")
     ] = "",
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 read by its callback
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
