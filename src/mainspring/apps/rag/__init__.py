@@ -1,0 +1,1 @@
+"""A cited assistant over one snapshot: chunks, hybrid retrieval, answers with their evidence, feedback."""
