@@ -1,0 +1,1 @@
+"""Fewer bits: quantised models and how much each layer suffers."""

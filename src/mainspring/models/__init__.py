@@ -1,0 +1,1 @@
+"""What is computed: architectures, tokenizers, weights, embeddings and the profiles the planner reads."""

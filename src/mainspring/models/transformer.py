@@ -12,7 +12,6 @@ Shapes: B batch, T tokens, H hidden, N query heads, K key/value heads, D head wi
 
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -131,12 +130,6 @@ class TiedHead(nn.Module):
 
 class Decoder(nn.Module):
     """The language model. Built under `torch.device("meta")` it costs nothing; call `init_weights` later."""
-
-    if TYPE_CHECKING:
-
-        def __call__(
-            self, ids_BT: Tensor, *, positions_BT: Tensor | None = None, attend: Attend | None = None
-        ) -> Tensor: ...
 
     def __init__(self, config: DecoderConfig, *, seed: int = 0) -> None:
         super().__init__()

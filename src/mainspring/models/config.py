@@ -1,0 +1,130 @@
+"""`config.json` of the Hugging Face layout to and from `DecoderConfig`.
+
+Only what the decoder computes exactly is accepted. A checkpoint that needs more (scaled rotary positions, sliding
+windows, experts, other activations) is refused by name: loading it anyway would give fluent wrong answers.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mainspring.spec import DecoderConfig, NotFound, SpecError
+
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+QWEN3_HEAD_DIM = 128  # what transformers assumes when a Qwen3 file does not say
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; `NotFound` or `SpecError` when there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFound(f"{path.parent} has no {path.name}", hint="give a folder in the Hugging Face layout") from error
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SpecError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def read_config(folder: Path | str) -> DecoderConfig:
+    """The architecture described by `folder/config.json`. Raises `SpecError` for one this decoder is not."""
+    return parse_config(read_json(Path(folder) / "config.json"), where=str(Path(folder) / "config.json"))
+
+
+def parse_config(raw: Mapping[str, Any], *, where: str) -> DecoderConfig:
+    """The architecture described by a parsed `config.json`; `where` names it in errors."""
+    kind = raw.get("model_type")
+    if kind not in KINDS:
+        raise SpecError(f"{where}: model_type {kind!r} is not supported", hint=f"supported: {', '.join(KINDS)}")
+    for what in _unsupported(raw):
+        raise SpecError(f"{where}: {what} is not supported", hint="this decoder would compute something else")
+
+    def size(key: str, default: int | None = None) -> int:
+        value = raw.get(key) if raw.get(key) is not None else default
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise SpecError(f"{where}: {key} is {value!r}, expected a whole number")
+        return value
+
+    heads = size("num_attention_heads")
+    try:
+        return DecoderConfig(
+            vocab=size("vocab_size"),
+            hidden=size("hidden_size"),
+            layers=size("num_hidden_layers"),
+            heads=heads,
+            kv_heads=size("num_key_value_heads", heads),
+            ffn=size("intermediate_size"),
+            context=size("max_position_embeddings"),
+            head_dim=size("head_dim", QWEN3_HEAD_DIM if kind == "qwen3" else 0),
+            rope_theta=float(_rope(raw).get("rope_theta") or raw.get("rope_theta") or 10000.0),
+            rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            tied=bool(raw.get("tie_word_embeddings", False)),
+            qkv_bias=kind == "qwen2",
+            qk_norm=kind == "qwen3",
+            bos_id=_first(raw.get("bos_token_id")),
+            eos_id=_first(raw.get("eos_token_id")),
+        )
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{where}: {error}") from error
+
+
+def describe_config(config: DecoderConfig, *, dtype: str) -> dict[str, Any]:
+    """The `config.json` of `config`, as the oldest and the newest transformers both read it."""
+    if config.qkv_bias and config.qk_norm:
+        raise SpecError("no Hugging Face architecture has both qkv_bias (Qwen2) and qk_norm (Qwen3)")
+    kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    if kind == "qwen2" and config.head_dim not in (0, config.hidden // config.heads):
+        raise SpecError(f"Qwen2 checkpoints cannot say head_dim {config.head_dim}", hint="leave head_dim at 0")
+    return {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        "vocab_size": config.vocab,
+        "hidden_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.width,
+        "intermediate_size": config.ffn,
+        "max_position_embeddings": config.context,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_eps,
+        "tie_word_embeddings": config.tied,
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "bos_token_id": config.bos_id,
+        "eos_token_id": config.eos_id,
+        "torch_dtype": dtype,
+    }
+
+
+def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Rotary parameters: `rope_parameters` since transformers 5, `rope_scaling` (or null) before."""
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+
+
+def _unsupported(raw: Mapping[str, Any]) -> list[str]:
+    """What in this file the decoder does not compute."""
+    rope, kind = _rope(raw), raw["model_type"]
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    window = raw.get("sliding_window")
+    windowed = window and (kind == "mistral" or (kind == "qwen2" and raw.get("use_sliding_window")))
+    layer_types = set(raw.get("layer_types") or ()) - {"full_attention"}
+    found = {
+        f"rope scaling {scaling!r}": scaling != "default",
+        f"partial_rotary_factor {partial}": partial != 1.0,
+        f"sliding_window {window} below the context": windowed and window < raw.get("max_position_embeddings", 0),
+        f"hidden_act {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") not in ("silu", "swish"),
+        "attention_bias": bool(raw.get("attention_bias")),
+        "mlp_bias": bool(raw.get("mlp_bias")),
+        f"layer_types {sorted(layer_types)}": bool(layer_types),
+    }
+    return [what for what, present in found.items() if present]
+
+
+def _first(token: Any) -> int | None:
+    """A token id; the first of a list, which is how files name several end tokens."""
+    return token[0] if isinstance(token, list) and token else token if isinstance(token, int) else None
