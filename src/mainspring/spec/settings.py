@@ -14,6 +14,14 @@ from mainspring.spec._spec import spec
 from mainspring.spec.errors import SpecError
 
 PREFIX = "MAINSPRING_"
+_QUIET = {
+    "DAFT_ANALYTICS_ENABLED": "0",
+    "DAFT_PROGRESS_BAR": "0",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "LANCE_LOG": "error",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 
 @spec
@@ -78,3 +86,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def process_environment() -> dict[str, str]:
     """A copy of the environment, for handing to a child process."""
     return dict(os.environ)
+
+
+def quiet_third_parties() -> None:
+    """Switch off the telemetry and progress bars of libraries that read the environment when imported.
+
+    A value the user has already set wins. To be called before daft, lance or ray is imported.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
