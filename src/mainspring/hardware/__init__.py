@@ -1,0 +1,1 @@
+"""What machines are: peaks, links, health, power. The only room that names a vendor."""

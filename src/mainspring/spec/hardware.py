@@ -96,7 +96,8 @@ class LinkEntry:
 class NodeEntry:
     """A `[[nodes]]` table of a cluster file: `count` machines with `devices` of one catalogue type each.
 
-    Give `device` a catalogue name, or describe an unlisted one by measured figures in `measured`.
+    Give `device` a catalogue name, or describe an unlisted one by measured figures in `measured`. The price is for
+    one device.
     """
 
     device: str
@@ -106,6 +107,7 @@ class NodeEntry:
     memory_gib: float = 512.0
     link: LinkEntry | None = None
     measured: Device | None = None
+    price_usd_per_hour: float | None = None
 
 
 @spec
