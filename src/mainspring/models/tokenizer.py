@@ -139,15 +139,30 @@ class Tokenizer:
 
     def chat_ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """The ids of `chat(messages)`. Control tokens written by the template count, those in a message do not."""
+        if not any(token in content for token in self._control for _, content in messages):
+            return self._inner.encode(self.chat(messages), add_special_tokens=False).ids
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
         text = self.chat([(role, mark) for (role, _), mark in zip(messages, marks, strict=True)])
         ids: list[int] = []
         for mark, (_, content) in zip(marks, messages, strict=True):
             before, found, text = text.partition(mark)
-            if not found:  # the template drops or rewrites this message: only the whole text is right
-                return self._inner.encode(self.chat(messages), add_special_tokens=False).ids
+            if not found:  # the template drops or rewrites this message, so its place is not known
+                return self.chat_ids([(role, self._without_control(content)) for role, content in messages])
             ids += self._inner.encode(before, add_special_tokens=False).ids + self.encode(content)
         return ids + self._inner.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _control(self) -> tuple[str, ...]:
+        """The control tokens as text."""
+        added = self._inner.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
+
+    def _without_control(self, text: str) -> str:
+        """`text` with control tokens cut out, until cutting leaves none behind."""
+        while any(token in text for token in self._control):
+            for token in self._control:
+                text = text.replace(token, "")
+        return text
 
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
