@@ -13,13 +13,13 @@ class SLO:
 
 @spec
 class SamplingParams:
-    """How to choose tokens. `temperature` 0 is greedy; `seed` fixes the draw whatever the batch.
+    """How to choose tokens. `max_tokens` None is up to the end of the context; `temperature` 0 is greedy; `seed` fixes the draw whatever the batch.
 
     `stop` are strings that end the text and are not part of it; `logprobs` is how many alternatives to report for
     each token (None reports nothing).
     """
 
-    max_tokens: int = 16
+    max_tokens: int | None = 16
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
@@ -28,7 +28,7 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
+        if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if not 0 <= self.temperature <= 2:
             raise ValueError(f"temperature must be between 0 and 2, got {self.temperature}")
