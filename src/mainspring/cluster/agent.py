@@ -1,0 +1,318 @@
+"""One node's part of one gang: starts its ranks as processes, watches them, ends them.
+
+Lives in a Ray actor (one per job and node) but knows nothing of Ray, so that it can be tested alone. Each rank is a
+process of its own session, hence a user's crash, leak or `os._exit` never reaches the agent, and `killpg` reaches
+whatever the rank started. One thread starts and reaps all ranks: PR_SET_PDEATHSIG fires when the *thread* that
+forked ends, so it must live as long as the agent. A driver that stops asking for longer than `LEASE_S` has lost its
+claim, and the ranks are ended.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import mainspring
+from mainspring.cluster import guard
+from mainspring.cluster.mirror import Chunk, Cursor, grown, listing, read_piece
+from mainspring.cluster.verdict import RankEnd
+from mainspring.hardware import limits
+from mainspring.spec import Job, RankExit, Task, spec
+from mainspring.spec.settings import process_environment
+
+LEASE_S = 60.0
+GRACE_S = 5.0
+TICK_S = 0.02
+TAIL_BYTES = 4096
+
+log = logging.getLogger(__name__)
+
+
+@spec
+class Order:
+    """What one agent is to start. `imports` and `folder` are the driver's sys.path and working directory."""
+
+    job: Job
+    node: str
+    tasks: tuple[Task, ...]
+    imports: tuple[str, ...]
+    folder: str
+
+
+@spec
+class Poll:
+    """What happened on this node: every rank that has ended, and text appended to files."""
+
+    ends: tuple[RankEnd, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@spec
+class Report:
+    """What a failing rank said on its pipe: why, and when it knew."""
+
+    reason: str = ""
+    at_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Running:
+    """One live rank process and the pipe on which it says why it fails."""
+
+    task: Task
+    process: subprocess.Popen[bytes]
+    report_fd: int
+
+
+class NodeAgent:
+    """The ranks of one gang on one node."""
+
+    def __init__(self) -> None:
+        self._running: list[Running] = []
+        self._ends: dict[int, RankEnd] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopped, self._grace_s = "", GRACE_S
+        self._asked_s = time.monotonic()
+        self._folder: Path | None = None
+        self._scratch: Path | None = None
+
+    def prepare(self, shared: str, scratch: str) -> str:
+        """The folder for the run's files on this node: `shared` if this node sees it, else a fresh one.
+
+        The driver has put a file there; seeing it proves a common file system better than any configuration.
+        """
+        if not scratch and Path(shared).is_file():
+            self._folder = Path(shared).parent
+        else:
+            parent = scratch or tempfile.gettempdir()
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            self._scratch = Path(tempfile.mkdtemp(prefix="mainspring-run-", dir=parent))
+            self._folder = self._scratch
+        return str(self._folder)
+
+    def free_port(self) -> int:
+        """A TCP port that nothing on this node listens on now."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return probe.getsockname()[1]
+
+    def start(self, order: Order) -> None:
+        """Start every rank of `order`; returns at once."""
+        self._asked_s = time.monotonic()
+        threading.Thread(target=self._supervise, args=(order,), name="supervise", daemon=True).start()
+
+    def poll(self, cursors: Mapping[str, Cursor] | None) -> Poll:
+        """Ranks that have ended, and growth of followed files beyond `cursors` (None: the folder is shared)."""
+        self._asked_s = time.monotonic()
+        with self._lock:
+            ends = tuple(self._ends.values())
+        chunks = grown(self.folder, cursors) if cursors is not None else ()
+        return Poll(ends=ends, chunks=chunks)
+
+    def files(self) -> tuple[str, ...]:
+        """Relative paths of the files that `poll` does not follow."""
+        return listing(self.folder)
+
+    def read(self, name: str, offset: int) -> Chunk:
+        """A piece of one file from `offset`; empty data at its end."""
+        self._asked_s = time.monotonic()
+        return read_piece(self.folder, name, offset=offset)
+
+    def stop(self, reason: str, grace_s: float) -> None:
+        """Ask every live rank to stop (SIGTERM), and kill it after `grace_s`. The first reason is kept."""
+        with self._lock:
+            if not self._stopped:
+                self._stopped, self._grace_s = reason, grace_s
+                self._wake.set()
+
+    def close(self) -> None:
+        """Remove the node-local copy of the run's files."""
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder on this node."""
+        assert self._folder is not None, "prepare comes first"
+        return self._folder
+
+    def _supervise(self, order: Order) -> None:
+        """Run the gang's part to its end; whatever goes wrong here becomes an exit the driver can read."""
+        try:
+            self._watch(order)
+        except Exception as error:
+            log.exception("supervision failed")
+            self._signal(signal.SIGKILL)
+            for task in order.tasks:
+                if task.rank not in self._ends:
+                    reason = f"node agent failed: {type(error).__name__}: {error}"
+                    self._record(RankExit(rank=task.rank, node=order.node, code=126, reason=reason))
+
+    def _watch(self, order: Order) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", str(guard.__file__)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        ) as watch:
+            assert watch.stdin is not None
+            for task in order.tasks:
+                self._running.append(self._spawn(order, task))
+                _tell(watch.stdin, f"+{self._running[-1].process.pid}\n")
+            started_s = time.monotonic()
+            deadline_s = float("inf")
+            limit_s = order.job.time_limit_s or float("inf")
+            while self._running:
+                for rank in [rank for rank in self._running if _has_ended(rank.process.pid)]:
+                    self._reap(rank, node=order.node)
+                    _tell(watch.stdin, f"-{rank.process.pid}\n")
+                now_s = time.monotonic()
+                if now_s - started_s > limit_s:
+                    self.stop(f"time limit of {limit_s:g} s reached", GRACE_S)
+                if now_s - self._asked_s > LEASE_S:
+                    self.stop(f"the driver has not been heard of for {LEASE_S:g} s", GRACE_S)
+                if self._stopped and deadline_s == float("inf"):
+                    deadline_s = now_s + self._grace_s
+                    self._signal(signal.SIGTERM)
+                if now_s > deadline_s:
+                    self._signal(signal.SIGKILL)
+                self._wake.wait(TICK_S)
+                self._wake.clear()
+
+    def _spawn(self, order: Order, task: Task) -> Running:
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        folder = order.folder if Path(order.folder).is_dir() else task.run_dir
+        with tempfile.TemporaryFile() as orders, (Path(task.run_dir) / f"rank-{task.rank}.log").open("ab") as out:
+            payload = json.loads(order.job.payload_json)
+            orders.write(json.dumps({"task": asdict(task), "entry": order.job.entry, "payload": payload}).encode())
+            orders.seek(0)
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "mainspring.cluster.rank", str(theirs), str(os.getpid())],
+                    stdin=orders,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(theirs,),
+                    cwd=folder,
+                    env=rank_environment(order, task),
+                )
+            finally:
+                os.close(theirs)
+        return Running(task=task, process=process, report_fd=ours)
+
+    def _reap(self, rank: Running, *, node: str) -> None:
+        # Kill the group before the leader is reaped: until then its number cannot belong to anybody else.
+        _kill_group(rank.process.pid, signal.SIGKILL)
+        status = rank.process.wait()
+        self._running.remove(rank)
+        said = _read_report(rank.report_fd)
+        name = _signal_name(-status) if status < 0 else ""
+        reason = said.reason or (f"killed by {name}" if name else "")
+        if not reason and status:
+            reason = f"exited with code {status}"
+        stopped = "" if said.reason else self._stopped
+        end = RankExit(
+            rank=rank.task.rank,
+            node=node,
+            code=None if name else status,
+            signal=name,
+            reason=f"stopped ({stopped}): {reason or 'left in order'}" if stopped else reason,
+            log_tail=_tail(self.folder / f"rank-{rank.task.rank}.log"),
+        )
+        self._record(end, at_s=said.at_s or time.time(), stopped=stopped)
+
+    def _record(self, end: RankExit, *, at_s: float | None = None, stopped: str = "") -> None:
+        with self._lock:
+            at_s = time.time() if at_s is None else at_s
+            self._ends[end.rank] = RankEnd(exit=end, at_s=at_s, stopped=stopped)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for rank in self._running:
+            _kill_group(rank.process.pid, number)
+
+
+def rank_environment(order: Order, task: Task) -> dict[str, str]:
+    """The environment of one rank: this process's, the launcher variables of torch, and the job's own last.
+
+    A rank computes with as many threads as it reserved cpus. Ray's variables are removed: a rank is not a Ray
+    worker and must not find its cluster by accident.
+    """
+    inherited = {key: value for key, value in process_environment().items() if not key.startswith("RAY_")}
+    host, _, port = task.master.rpartition(":")
+    threads = max(1, min(int(order.job.resources.cpus), limits.cores()))
+    launch = {
+        "RANK": task.rank,
+        "WORLD_SIZE": task.world,
+        "LOCAL_RANK": task.local_rank,
+        "LOCAL_WORLD_SIZE": task.local_world,
+        "MASTER_ADDR": host,
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": 1,
+    }
+    if task.local_world == task.world:
+        launch["GLOO_SOCKET_IFNAME"] = "lo"  # one node: no dependence on how its host name resolves
+    own = dict(order.job.env)
+    paths = [own.pop("PYTHONPATH", ""), str(Path(mainspring.__path__[0]).parent)]
+    paths += [path for path in order.imports if Path(path).exists()]
+    paths.append(inherited.get("PYTHONPATH", ""))
+    variables = {key: str(value) for key, value in launch.items()}
+    unique = dict.fromkeys(part for path in paths for part in path.split(os.pathsep) if part)
+    return {**inherited, **variables, **own, "PYTHONPATH": os.pathsep.join(unique)}
+
+
+def _tell(pipe: IO[str], line: str) -> None:
+    try:
+        pipe.write(line)
+        pipe.flush()
+    except BrokenPipeError:
+        log.warning("the guard is gone: ranks still die with this agent, their children may not")
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _kill_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # real-time signals have no name
+
+
+def _read_report(fd: int) -> Report:
+    try:
+        said = os.read(fd, 1 << 16)
+    except BlockingIOError:  # a grandchild still holds the other end, and nothing was said
+        said = b""
+    finally:
+        os.close(fd)
+    return Report(**json.loads(said)) if said else Report()
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,232 @@
+"""This process's connection to Ray.
+
+Ray allows one connection per process, so engines are shared: the last user disconnects. The connection is made and
+held by a thread of its own, because the processes of a local Ray carry PR_SET_PDEATHSIG and would die with a
+shorter-lived thread that happened to submit the first job. The same signal is what ends a local Ray when the driver
+is killed: nothing survives it, and the next start removes the folder it left.
+
+A local Ray counts `LOCAL_CPUS_PER_CORE` cpus per core and at least `LOCAL_CPUS_MIN`. On a single machine cpus are
+shares of time and not places: a two-rank gang must run on one core, and beside a server that waits for requests.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+import mainspring
+from mainspring.cluster.placement import Capacity
+from mainspring.hardware import limits
+from mainspring.spec import SpecError, Unavailable, spec
+from mainspring.spec.settings import quiet_third_parties
+
+LOCAL_CPUS_PER_CORE = 2
+LOCAL_CPUS_MIN = 4
+ACCELERATORS = ("GPU", "NPU", "HPU", "TPU")
+_START_S = 90.0
+_REACH_S = 5.0
+_OBJECT_STORE_BYTES = 80 << 20
+_FOLDER = "mainspring-ray-"
+
+log = logging.getLogger(__name__)
+
+
+@spec
+class Member:
+    """One live Ray node: its Ray id, its address, what it has, and Ray's name for its accelerators."""
+
+    id: str
+    address: str
+    capacity: Capacity
+    accelerator: str = ""
+
+
+class Engine:
+    """A connection to the Ray cluster at `address`; made with `connect`, given back with `close`."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.users = 1
+        self._closing = threading.Event()
+        self._ready = threading.Event()
+        self._problem: BaseException | None = None
+        self._folder: Path | None = None
+        self._thread = threading.Thread(target=self._hold, name="ray", daemon=True)
+        self._thread.start()
+        if not self._ready.wait(_START_S):
+            raise Unavailable(f"Ray at {address!r} did not answer within {_START_S:g} s", hint=_hint(address))
+        if self._problem is not None:
+            problem = self._problem
+            raise Unavailable(f"cannot use Ray at {address!r}: {problem}", hint=_hint(address)) from problem
+
+    def members(self) -> tuple[Member, ...]:
+        """Every live node, ordered by name; nodes of one host are told apart by their Ray id."""
+        import ray
+
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        hosts = [node["NodeManagerHostname"] for node in alive]
+        found = [_member(node, alone=hosts.count(node["NodeManagerHostname"]) == 1) for node in alive]
+        return tuple(sorted(found, key=lambda member: member.capacity.node))
+
+    def available(self) -> dict[str, Capacity]:
+        """What Ray has not given to anybody, by Ray node id. It lags behind by a fraction of a second."""
+        import ray
+
+        if self.address.startswith("ray://"):
+            left = ray.get(ray.remote(num_cpus=0)(_available).remote(), timeout=_START_S)
+        else:
+            left = _available()
+        return {node: _capacity(node, resources) for node, resources in left.items()}
+
+    def close(self) -> None:
+        """Give the connection back; the last user disconnects, which ends a local Ray."""
+        global _current  # noqa: PLW0603 one connection per process is Ray's rule
+        with _lock:
+            self.users -= 1
+            if self.users:
+                return
+            _current = None
+            self._closing.set()
+            self._thread.join(_START_S)
+
+    def _hold(self) -> None:
+        try:
+            if self.address == "local":
+                self._start()
+            else:
+                self._join()
+        except Exception as error:  # noqa: BLE001 the edge of the thread: `connect` raises it as Unavailable
+            self._problem = error
+        self._ready.set()
+        if self._problem is None:
+            self._closing.wait()
+        with contextlib.suppress(ImportError):
+            import ray
+
+            ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        ray = _import_ray()
+        remove_leftovers()
+        # A socket path is limited to 107 characters, so the folder is in /tmp wherever TMPDIR points.
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir="/tmp"))
+        ray.init(
+            address="local",
+            num_cpus=max(LOCAL_CPUS_MIN, LOCAL_CPUS_PER_CORE * limits.cores()),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            configure_logging=False,
+            log_to_driver=False,
+            _temp_dir=str(self._folder),
+            # Ray's memory monitor would kill the agent, which is small, and with it the whole gang. The kernel's
+            # kills the rank that is too large, and the agent lives to say so.
+            _system_config={"memory_monitor_refresh_ms": 0},
+        )
+
+    def _join(self) -> None:
+        _check_reachable(self.address)
+        ray = _import_ray()
+        package = str(mainspring.__path__[0])  # the nodes run the driver's own source
+        ray.init(
+            address=self.address,
+            configure_logging=False,
+            log_to_driver=False,
+            runtime_env={"py_modules": [package], "excludes": ["**/__pycache__"]},
+        )
+
+
+_lock = threading.Lock()
+_current: Engine | None = None
+
+
+def connect(address: str) -> Engine:
+    """The process's engine for `address`, started or joined if need be.
+
+    Raises `Unavailable` when Ray cannot be started or reached, `SpecError` when this process already uses another
+    cluster.
+    """
+    global _current  # noqa: PLW0603 one connection per process is Ray's rule
+    with _lock:
+        if _current is None:
+            _current = Engine(address)
+        elif _current.address == address:
+            _current.users += 1
+        else:
+            raise SpecError(
+                f"this process is connected to Ray at {_current.address!r}, it cannot also use {address!r}",
+                hint="close the other workspace first, or use another process",
+            )
+        return _current
+
+
+def remove_leftovers() -> None:
+    """Remove the folders of local Rays whose driver no longer lives."""
+    for folder in Path("/tmp").glob(f"{_FOLDER}*"):
+        pid = folder.name.removeprefix(_FOLDER).split("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)) and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _import_ray() -> Any:
+    quiet_third_parties()
+    try:
+        import ray
+    except ImportError as error:
+        raise Unavailable(f"Ray is not installed: {error}") from error
+    logging.getLogger("ray").setLevel(logging.ERROR)  # importing Ray sets it to INFO
+    if ray.is_initialized():
+        raise Unavailable("this process has already called ray.init itself")
+    return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Fail within seconds where Ray's own client would retry for minutes."""
+    if address == "auto":
+        return
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if not parts.hostname or not parts.port:
+        raise Unavailable(f"{address!r} is not an address")
+    with socket.create_connection((parts.hostname, parts.port), timeout=_REACH_S):
+        return
+
+
+def _available() -> dict[str, dict[str, float]]:
+    from ray._private.state import available_resources_per_node
+
+    return available_resources_per_node()
+
+
+def _member(node: dict[str, Any], *, alone: bool) -> Member:
+    host, id = node["NodeManagerHostname"], node["NodeID"]  # noqa: A001 Ray's word for it
+    resources = node["Resources"]
+    return Member(
+        id=id,
+        address=node["NodeManagerAddress"],
+        capacity=_capacity(host if alone else f"{host}/{id[:8]}", resources),
+        accelerator=next((kind for kind in ACCELERATORS if resources.get(kind)), ""),
+    )
+
+
+def _capacity(node: str, resources: dict[str, float]) -> Capacity:
+    return Capacity(
+        node=node,
+        cpus=resources.get("CPU", 0.0),
+        devices=sum(resources.get(kind, 0.0) for kind in ACCELERATORS),
+        memory_bytes=int(resources.get("memory", 0)),
+    )
+
+
+def _hint(address: str) -> str:
+    if address == "local":
+        return "install the train extra (pip install 'mainspring[train]') and see that /tmp has space and is writable"
+    return 'write it as "local", "auto" or "ray://host:port", and see that `ray status` works there'

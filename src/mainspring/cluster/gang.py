@@ -1,0 +1,229 @@
+"""One gang on Ray: a placement group pinned to the chosen nodes, and a node agent in each of its bundles.
+
+Mainspring decides where, Ray only carries it out: every bundle names its node by id. Nothing here waits for long:
+the launcher's job thread calls these methods in turn, and cancellation is looked at in between.
+"""
+
+import logging
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from mainspring.cluster.agent import NodeAgent, Order, Poll
+from mainspring.cluster.engine import Member
+from mainspring.cluster.mirror import Chunk, Mirror
+from mainspring.cluster.verdict import RankEnd
+from mainspring.spec import Job, Placement, RankExit, Task, Unavailable, WorkerLost
+
+ANSWER_S = 30.0
+
+log = logging.getLogger(__name__)
+
+
+class Post:
+    """One node's share of a gang: its ranks, its agent, and the copy of its files (None: the folder is shared)."""
+
+    def __init__(self, member: Member, ranks: tuple[int, ...]) -> None:
+        self.member = member
+        self.ranks = ranks
+        self.agent: Any = None
+        self.mirror: Mirror | None = None
+        self.run_dir = ""
+        self.lost = ""
+
+    @property
+    def node(self) -> str:
+        """The node's name."""
+        return self.member.capacity.node
+
+
+class Gang:
+    """The processes of one job."""
+
+    def __init__(self, job: Job, placement: Placement, members: dict[str, Member], *, run_dir: Path) -> None:
+        self.job = job
+        self.run_dir = run_dir
+        self.posts = [
+            Post(members[name], tuple(rank for rank, node in enumerate(placement.nodes) if node == name))
+            for name in dict.fromkeys(placement.nodes)
+        ]
+        self.ends: dict[int, RankEnd] = {}
+        self._group: Any = None
+
+    def reserve(self) -> None:
+        """Ask Ray for the gang's places; `reserved` says when it has them."""
+        from ray.util.placement_group import placement_group
+
+        self._group = placement_group(
+            [self._bundle(post) for post in self.posts],
+            strategy="PACK",
+            bundle_label_selector=[{"ray.io/node-id": post.member.id} for post in self.posts],
+        )
+
+    def reserved(self, *, within_s: float) -> bool:
+        """Whether Ray has set the places aside, waiting up to `within_s`."""
+        return self._group.wait(timeout_seconds=within_s)
+
+    def prepare(self, *, scratch: str) -> None:
+        """Start the agents and agree with each on the folder for the run's files."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        marker = self.run_dir / f".shared-{os.getpid()}"
+        marker.touch()
+        for index, post in enumerate(self.posts):
+            bundle = self._bundle(post)
+            post.agent = (
+                ray.remote(NodeAgent)
+                .options(
+                    num_cpus=bundle.get("CPU", 0),
+                    resources={k: v for k, v in bundle.items() if k not in ("CPU", "GPU", "memory")},
+                    num_gpus=bundle.get("GPU", 0),
+                    memory=int(bundle.get("memory", 0)) or None,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(
+                        self._group, placement_group_bundle_index=index
+                    ),
+                )
+                .remote()
+            )
+        try:
+            answers = [post.agent.prepare.remote(str(marker), scratch) for post in self.posts]
+            for post, folder in zip(self.posts, self._get(answers, "start"), strict=True):
+                post.run_dir = folder
+                post.mirror = None if folder == str(self.run_dir) else Mirror(self.run_dir)
+        finally:
+            marker.unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """Start every rank."""
+        first = self.posts[0]
+        host = "127.0.0.1" if len(self.posts) == 1 else first.member.address
+        (port,) = self._get([first.agent.free_port.remote()], "find a port")
+        answers = []
+        for post in self.posts:
+            tasks = tuple(
+                Task(
+                    job_id=self.job.id,
+                    rank=rank,
+                    world=self.job.ranks,
+                    local_rank=local_rank,
+                    local_world=len(post.ranks),
+                    run_dir=post.run_dir,
+                    master=f"{host}:{port}",
+                )
+                for local_rank, rank in enumerate(post.ranks)
+            )
+            order = Order(job=self.job, node=post.node, tasks=tasks, imports=driver_imports(), folder=str(Path.cwd()))
+            answers.append(post.agent.start.remote(order))
+        self._get(answers, "start the ranks")
+
+    def poll(self) -> tuple[RankEnd, ...]:
+        """Look at every node once: copy what files grew, return the ranks that have ended so far."""
+        import ray
+
+        live = [post for post in self.posts if not post.lost]
+        asked = [(post, post.agent.poll.remote(post.mirror and post.mirror.cursors)) for post in live]
+        ray.wait([ref for _, ref in asked], num_returns=len(asked), timeout=ANSWER_S)
+        for post, ref in asked:
+            answer = self._answer(post, ref)
+            if answer is None:
+                continue
+            if post.mirror is not None:
+                post.mirror.apply(answer.chunks)
+            self.ends |= {end.exit.rank: end for end in answer.ends}
+        return tuple(self.ends.values())
+
+    def stop(self, reason: str, *, grace_s: float) -> None:
+        """Ask every node to end its ranks."""
+        for post in self.posts:
+            if not post.lost:
+                post.agent.stop.remote(reason, grace_s)
+
+    def collect(self) -> None:
+        """Copy what is still missing from nodes that do not share the run's folder."""
+        import ray
+        from ray.exceptions import RayError
+
+        for post in self.posts:
+            mirror = post.mirror
+            if post.lost or mirror is None:
+                continue
+            agent = post.agent
+
+            def read(name: str, offset: int, agent: Any = agent) -> Chunk:
+                answer: Any = ray.get(agent.read.remote(name, offset), timeout=ANSWER_S)
+                return answer
+
+            def more(agent: Any = agent, mirror: Mirror = mirror) -> tuple[Chunk, ...]:
+                answer: Any = ray.get(agent.poll.remote(mirror.cursors), timeout=ANSWER_S)
+                return answer.chunks
+
+            try:
+                while chunks := more():
+                    mirror.apply(chunks)
+                mirror.copy(ray.get(agent.files.remote(), timeout=ANSWER_S), read)
+            except RayError as error:
+                log.warning("files were not copied back", extra={"node": post.node, "error": str(error)})
+
+    def release(self) -> None:
+        """End the agents and give the places back."""
+        import ray
+        from ray.exceptions import RayError
+        from ray.util.placement_group import remove_placement_group
+
+        for post in self.posts:
+            if post.agent is not None:
+                try:
+                    ray.get(post.agent.close.remote(), timeout=1.0)
+                except RayError as error:
+                    log.debug("agent did not close", extra={"node": post.node, "error": str(error)})
+                ray.kill(post.agent)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+    def _bundle(self, post: Post) -> dict[str, float]:
+        need, count = self.job.resources, len(post.ranks)
+        bundle = {
+            "CPU": need.cpus * count,
+            post.member.accelerator: need.devices * count,
+            "memory": float(need.memory_bytes * count),
+        }
+        # Ray refuses an empty bundle; a gang that asks for nothing takes a thousandth of a cpu.
+        return {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
+
+    def _answer(self, post: Post, ref: Any) -> Poll | None:
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            return ray.get(ref, timeout=0.001)
+        except RayError as error:
+            post.lost = f"lost: its node agent on {post.node} is gone ({type(error).__name__})"
+            log.warning("node agent lost", extra={"node": post.node, "error": str(error)})
+            for rank in post.ranks:
+                if rank not in self.ends:
+                    end = RankExit(rank=rank, node=post.node, code=None, reason=post.lost)
+                    self.ends[rank] = RankEnd(exit=end, at_s=0.0)
+            return None
+
+    def _get(self, refs: list[Any], what: str) -> list[Any]:
+        import ray
+        from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+
+        try:
+            return ray.get(refs, timeout=ANSWER_S)
+        except GetTimeoutError as error:
+            raise Unavailable(f"a node agent of job {self.job.id} did not {what} in {ANSWER_S:g} s") from error
+        except ActorDiedError as error:
+            raise WorkerLost(f"a node agent of job {self.job.id} died: {error}") from error
+        except RayError as error:
+            raise Unavailable(f"a node agent of job {self.job.id} could not {what}: {error}") from error
+
+
+def driver_imports() -> tuple[str, ...]:
+    """Where the driver finds modules beyond its Python installation, so that ranks find the same ones."""
+    own = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
+    paths = dict.fromkeys(str(Path(path).absolute()) for path in sys.path)
+    return tuple(path for path in paths if not path.startswith(own))

@@ -1,0 +1,315 @@
+"""Submit gangs and follow them to their end: the shell around the pure decisions of `queue` and `placement`.
+
+One thread admits: it looks at what is free, calls `admit`, and starts a thread for every placed job. That thread
+takes its gang through ADMITTED, PLACED and RUNNING to the end and is the only one to touch it. The launcher starts
+or joins Ray at the first submission, and its `close` leaves nothing running.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from mainspring.cluster.agent import GRACE_S
+from mainspring.cluster.engine import Engine, Member, connect
+from mainspring.cluster.gang import Gang
+from mainspring.cluster.placement import Capacity, occupy
+from mainspring.cluster.queue import QueueState, admit, refusal
+from mainspring.cluster.verdict import RankEnd, culprit, judge
+from mainspring.spec import (
+    TERMINAL,
+    Cancelled,
+    DoesNotFit,
+    Job,
+    JobResult,
+    JobState,
+    MainspringError,
+    Placement,
+    SpecError,
+    Unavailable,
+)
+
+OnState = Callable[[JobState, str], None]
+TICK_S = 0.1
+ADMIT_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class Handle:
+    """A submitted job: wait for it, cancel it, read its logs. Safe to use from any thread."""
+
+    def __init__(self, job: Job, run_dir: Path, on_state: OnState | None) -> None:
+        self.job = job
+        self.run_dir = run_dir
+        self._on_state = on_state
+        self._state: JobState = "PENDING"
+        self._reason = ""
+        self._result: JobResult | None = None
+        self._done = threading.Event()
+        self._cancelled = ""
+
+    @property
+    def state(self) -> JobState:
+        """Where the job is now."""
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """Why it is there: what a pending job waits for, why a failed one failed."""
+        return self._reason
+
+    def wait(self, timeout_s: float | None = None) -> JobResult:
+        """How the job ended, rank by rank; `Unavailable` if it has not after `timeout_s`."""
+        if not self._done.wait(timeout_s):
+            raise Unavailable(f"job {self.job.id} is still {self._state} after {timeout_s:g} s")
+        assert self._result is not None
+        return self._result
+
+    @property
+    def cancelled(self) -> str:
+        """Why the job was asked to stop; empty when nobody has."""
+        return self._cancelled
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Ask the job to stop. Returns at once; `wait` says when it has. The first reason is kept."""
+        self._cancelled = self._cancelled or reason
+
+    def logs(self, rank: int = 0) -> str:
+        """What `rank` has written to stdout and stderr so far."""
+        if not 0 <= rank < self.job.ranks:
+            raise SpecError(f"job {self.job.id} has ranks 0 to {self.job.ranks - 1}, not {rank}")
+        path = self.run_dir / f"rank-{rank}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def move(self, state: JobState, reason: str = "") -> None:
+        """Record a step of the job's life and tell whoever asked to hear of it."""
+        self._state, self._reason = state, reason
+        log.info("job state", extra={"job": self.job.id, "state": state, "reason": reason})
+        if self._on_state is None:
+            return
+        try:
+            self._on_state(state, reason)
+        except Exception:
+            log.exception("on_state raised", extra={"job": self.job.id, "state": state})
+
+    def finish(self, state: JobState, reason: str, *, ends: tuple[RankEnd, ...] = (), seconds: float = 0.0) -> None:
+        """Record the end and let every waiter go."""
+        assert state in TERMINAL, state
+        exits = tuple(end.exit for end in sorted(ends, key=lambda end: end.exit.rank))
+        self._result = JobResult(job_id=self.job.id, state=state, reason=reason, exits=exits, seconds=seconds)
+        self.move(state, reason)
+        self._done.set()
+
+
+class Launcher:
+    """Starts jobs on the Ray cluster at `address`: `"local"`, `"auto"` or `"ray://host:port"`.
+
+    `run_root/<job.id>/` receives the logs and files of every rank. Ranks write there directly where their node sees
+    that folder; elsewhere, or when `scratch` names a node-local folder, they write locally and the launcher copies
+    text as it grows and everything else at the end.
+    """
+
+    def __init__(self, *, address: str = "local", run_root: Path, scratch: str = "") -> None:
+        self.address = address
+        self.run_root = run_root.absolute()
+        self._scratch = scratch
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._pending: list[Handle] = []
+        self._live: dict[str, tuple[Handle, Placement]] = {}
+        self._handles: dict[str, Handle] = {}
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    def __enter__(self) -> "Launcher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, job: Job, on_state: OnState | None = None) -> Handle:
+        """Queue `job` and return its handle.
+
+        Raises `DoesNotFit` for a gang larger than the whole cluster, `SpecError` for a payload that is not JSON or an
+        id in use, `Unavailable` when Ray cannot be started or reached. `on_state` is called from other threads.
+        """
+        try:
+            json.loads(job.payload_json)
+        except ValueError as error:
+            raise SpecError(f"the payload of job {job.id} is not JSON: {error}") from error
+        with self._lock:
+            if self._closed:
+                raise SpecError("the launcher is closed")
+            if job.id in self._handles:
+                raise SpecError(f"a job with the id {job.id!r} was already submitted")
+            if self._engine is None:
+                self._engine = connect(self.address)
+                self._spawn(self._admit_forever, name="admission")
+            total = tuple(member.capacity for member in self._engine.members())
+            if reason := refusal(job, total):
+                raise DoesNotFit(reason, hint="ask for fewer ranks or less per rank, or join a larger cluster")
+            run_dir = self.run_root / job.id
+            run_dir.mkdir(parents=True, exist_ok=True)
+            handle = Handle(job, run_dir, on_state)
+            self._handles[job.id] = handle
+            handle.move("PENDING")
+            self._pending.append(handle)
+            self._wake.set()
+        return handle
+
+    def close(self) -> None:
+        """Cancel what still runs, wait until it is gone, and disconnect."""
+        with self._lock:
+            self._closed = True
+            for handle in self._handles.values():
+                handle.cancel("the launcher was closed")
+            self._wake.set()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(GRACE_S + 10.0)
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _spawn(self, target: Callable[..., None], *args: object, name: str) -> None:
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        self._threads = [old for old in self._threads if old.is_alive()] + [thread]
+        thread.start()
+
+    def _admit_forever(self) -> None:
+        while not self._closed or self._pending:
+            # Others may share the cluster, so a waiting job looks again even when nothing happened here.
+            self._wake.wait(ADMIT_S if self._pending else None)
+            self._wake.clear()
+            try:
+                self._admit()
+            except Exception as error:
+                log.exception("admission failed")
+                with self._lock:
+                    for handle in self._pending:
+                        handle.finish("FAILED", f"admission failed: {type(error).__name__}: {error}")
+                    self._pending.clear()
+
+    def _admit(self) -> None:
+        """One pass: drop the cancelled, decide about the rest, start what was placed."""
+        assert self._engine is not None
+        with self._lock:
+            cancelled = [handle for handle in self._pending if handle.cancelled]
+            self._pending = [handle for handle in self._pending if handle not in cancelled]
+        for handle in cancelled:
+            handle.finish("CANCELLED", handle.cancelled)
+        if not self._pending:
+            return
+        members = {member.capacity.node: member for member in self._engine.members()}
+        state = self._look(members)
+        with self._lock:
+            by_id = {handle.job.id: handle for handle in self._pending}
+            decision = admit(state, [handle.job for handle in self._pending])
+            for placement in decision.placed:
+                self._live[placement.job_id] = (by_id[placement.job_id], placement)
+            leaving = {p.job_id for p in decision.placed} | {held.job_id for held in decision.refused}
+            self._pending = [handle for handle in self._pending if handle.job.id not in leaving]
+        for held in decision.waiting:
+            if by_id[held.job_id].reason != held.reason:
+                by_id[held.job_id].move("PENDING", held.reason)
+        for held in decision.refused:
+            by_id[held.job_id].finish("FAILED", held.reason)
+        for placement in decision.placed:
+            handle = by_id[placement.job_id]
+            self._spawn(self._run, handle, placement, members, name=f"job-{placement.job_id}")
+
+    def _look(self, members: dict[str, Member]) -> QueueState:
+        """What is free: never more than Ray says, nor than our own books say, as Ray's figures lag behind."""
+        assert self._engine is not None
+        total = tuple(member.capacity for member in members.values())
+        ours = total
+        with self._lock:
+            for handle, placement in self._live.values():
+                ours = occupy(ours, placement, handle.job.resources)
+        rays = self._engine.available()
+        free = tuple(_least(book, rays.get(members[book.node].id, Capacity(node=book.node, cpus=0))) for book in ours)
+        return QueueState(total=total, free=free)
+
+    def _run(self, handle: Handle, placement: Placement, members: dict[str, Member]) -> None:
+        """Take one placed job to its end, whatever happens."""
+        gang = Gang(handle.job, placement, members, run_dir=handle.run_dir)
+        ended: tuple[JobState, str] = ("FAILED", "")
+        started_s = time.monotonic()
+        try:
+            handle.move("ADMITTED", f"on {', '.join(dict.fromkeys(placement.nodes))}")
+            self._reserve(handle, gang)
+            gang.prepare(scratch=self._scratch)
+            handle.move("PLACED", f"on {', '.join(dict.fromkeys(placement.nodes))}")
+            gang.start()
+            handle.move("RUNNING")
+            started_s = time.monotonic()
+            ended = _follow(handle, gang)
+            gang.collect()
+        except Cancelled as error:
+            ended = ("CANCELLED", str(error))
+        except MainspringError as error:
+            ended = ("FAILED", f"{type(error).__name__}: {error}")
+        except Exception as error:
+            log.exception("job supervision failed", extra={"job": handle.job.id})
+            ended = ("FAILED", f"supervision failed: {type(error).__name__}: {error}")
+        finally:
+            seconds = time.monotonic() - started_s
+            self._release(handle, gang)
+            handle.finish(*ended, ends=tuple(gang.ends.values()), seconds=seconds)
+
+    def _reserve(self, handle: Handle, gang: Gang) -> None:
+        """Wait for Ray to set the places aside; others may share the cluster, so this can take a while."""
+        assert self._engine is not None
+        gang.reserve()
+        while not gang.reserved(within_s=0.5):
+            if handle.cancelled:
+                raise Cancelled(handle.cancelled)
+            alive = {member.id for member in self._engine.members()}
+            for post in gang.posts:
+                if post.member.id not in alive:
+                    raise Unavailable(f"node {post.node} left the cluster before the job started")
+
+    def _release(self, handle: Handle, gang: Gang) -> None:
+        try:
+            gang.release()
+        except Exception:
+            log.exception("could not release the gang", extra={"job": handle.job.id})
+        with self._lock:
+            self._live.pop(handle.job.id, None)
+            self._wake.set()
+
+
+def _follow(handle: Handle, gang: Gang) -> tuple[JobState, str]:
+    """Watch a running gang until every rank has ended. The first failure, or a cancellation, ends the others."""
+    cancelled = ""
+    stopping = False
+    tick = threading.Event()
+    while True:
+        ends = gang.poll()
+        if len(ends) == handle.job.ranks:
+            break
+        if handle.cancelled and not cancelled:
+            cancelled = handle.cancelled
+            gang.stop(cancelled, grace_s=GRACE_S)
+        if not stopping and not cancelled and (first := culprit(ends)) is not None:
+            stopping = True
+            gang.stop(f"rank {first.exit.rank} on {first.exit.node} failed first", grace_s=GRACE_S)
+        tick.wait(TICK_S)
+    limits = [end.stopped for end in ends if end.stopped and not stopping]
+    return judge(ends, stopped=limits[0] if limits else "", cancelled=cancelled)
+
+
+def _least(one: Capacity, other: Capacity) -> Capacity:
+    return Capacity(
+        node=one.node,
+        cpus=min(one.cpus, other.cpus),
+        devices=min(one.devices, other.devices),
+        memory_bytes=min(one.memory_bytes, other.memory_bytes),
+    )

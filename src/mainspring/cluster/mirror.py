@@ -1,0 +1,106 @@
+"""Bring the files of a remote run folder to the driver, without a shared file system.
+
+Append-only text (by suffix) is followed while it grows: the driver holds one cursor per file and asks for what comes
+after it, so nothing is sent twice and a lost answer is simply asked for again. A file that was replaced or shrank
+starts over. Everything else is copied once, when the gang has ended and the files no longer change.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mainspring.spec import spec
+
+FOLLOWED = frozenset({".log", ".jsonl", ".txt", ".csv"})
+PIECE_BYTES = 4 << 20
+
+
+@spec
+class Cursor:
+    """How far one file has been copied; `inode` tells a replaced file from a grown one."""
+
+    inode: int
+    offset: int
+
+
+@spec
+class Chunk:
+    """`data` at `offset` of the file `path`, which is relative to the run folder."""
+
+    path: str
+    inode: int
+    offset: int
+    data: bytes
+
+
+def grown(folder: Path, cursors: Mapping[str, Cursor]) -> tuple[Chunk, ...]:
+    """What was appended to followed files since `cursors`, at most `PIECE_BYTES` in all."""
+    chunks: list[Chunk] = []
+    budget = PIECE_BYTES
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix not in FOLLOWED or budget <= 0:
+            continue
+        state = path.stat()
+        cursor = cursors.get(name)
+        seen = cursor.offset if cursor and cursor.inode == state.st_ino and cursor.offset <= state.st_size else 0
+        if cursor and seen == state.st_size == cursor.offset:
+            continue
+        chunk = read_piece(folder, name, offset=seen, size=budget)
+        budget -= len(chunk.data)
+        chunks.append(chunk)
+    return tuple(chunks)
+
+
+def listing(folder: Path) -> tuple[str, ...]:
+    """The files that are not followed, for the copy at the end."""
+    files = (path.relative_to(folder) for path in _files(folder))
+    return tuple(path.as_posix() for path in files if path.suffix not in FOLLOWED)
+
+
+def read_piece(folder: Path, name: str, *, offset: int, size: int = PIECE_BYTES) -> Chunk:
+    """Up to `size` bytes of the file `name` from `offset`."""
+    with (folder / name).open("rb") as file:
+        inode = os.fstat(file.fileno()).st_ino
+        file.seek(offset)
+        return Chunk(path=name, inode=inode, offset=offset, data=file.read(size))
+
+
+class Mirror:
+    """The driver's copy of one node's run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cursors: dict[str, Cursor] = {}
+
+    def apply(self, chunks: Sequence[Chunk]) -> None:
+        """Write `chunks` where they belong and move the cursors behind them."""
+        for chunk in chunks:
+            target = self.folder / chunk.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("r+b" if target.exists() and chunk.offset else "wb") as file:
+                file.seek(chunk.offset)
+                file.write(chunk.data)
+                file.truncate()
+            end = chunk.offset + len(chunk.data)
+            self.cursors[chunk.path] = Cursor(inode=chunk.inode, offset=end)
+
+    def copy(self, names: Sequence[str], read: Callable[[str, int], Chunk]) -> None:
+        """Copy whole files piece by piece; a file appears under its name only when it is complete."""
+        for name in names:
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(target.name + ".part")
+            with part.open("wb") as file:
+                while data := read(name, file.tell()).data:
+                    file.write(data)
+            part.replace(target)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(root) / name
+            if path.is_file() and not path.is_symlink():
+                yield path
