@@ -43,8 +43,10 @@ class TrainConfig:
 class TrainPayload:
     """What each training rank is started with; everything it needs to rebuild the run from nothing.
 
-    `plan_json` is a `Plan`; `tokens` is the packed dataset's folder; `tokenizer` a folder with tokenizer.json;
-    `resume` a checkpoint folder or empty; `settings_json` the `Settings` of the publisher.
+    `recipe` is the path of a recipe file, `plan_json` a `Plan` and `config_json` the `TrainConfig` in force; `tokens` is
+    the packed dataset's folder; `tokenizer` a folder with tokenizer.json; `checkpoints` the folder that is saved to
+    and resumed from; `output` the name of the model to publish, made from the artifacts `inputs`; `settings_json` the
+    `Settings` of the publisher.
     """
 
     run_id: str
@@ -53,6 +55,7 @@ class TrainPayload:
     config_json: str
     tokens: str
     tokenizer: str
+    checkpoints: str
     output: str
     inputs: tuple[str, ...] = ()
     settings_json: str = "{}"
