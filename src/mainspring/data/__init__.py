@@ -1,0 +1,1 @@
+"""What is learned from: reading, cleaning, deduplicating, versioning, packing and loading documents."""

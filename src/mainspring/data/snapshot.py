@@ -1,0 +1,215 @@
+"""Published versions of a dataset: Lance for the rows, one small artifact for each version.
+
+All versions of a dataset are one Lance table. A publish is a single merge, committed atomically, that inserts the
+documents that are new and deletes those that are gone, so that a version costs what changed and older ones stay
+readable. The artifact (`manifest.json`, `report.json`) is written after the commit: a process killed in between
+leaves a Lance version that nothing refers to, and the next publish of the same documents takes it up.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from mainspring.data.documents import SCHEMA, to_documents
+from mainspring.data.frame import ColumnOrdering, daft, lance
+from mainspring.spec import (
+    Artifact,
+    CurationReport,
+    Document,
+    NotFound,
+    Progress,
+    Snapshot,
+    SnapshotDiff,
+    SpecError,
+    Unavailable,
+    silent,
+    spec,
+)
+from mainspring.store import Store
+from mainspring.store.catalogue import check_name
+from mainspring.store.parse import read_json, to_json
+
+KIND = "dataset"
+RETRIES = 30  # other publishers that may commit between our reading and our commit
+_OBJECT_STORES = ("s3://", "gs://", "az://", "abfss://")
+
+log = logging.getLogger(__name__)
+
+
+@spec
+class Manifest:
+    """What `manifest.json` holds: where the rows are and what they are."""
+
+    uri: str
+    version: int
+    rows: int
+    digest: str
+
+
+def publish(
+    store: Store,
+    name: str,
+    table: pa.Table,
+    report: CurationReport,
+    *,
+    run: str = "",
+    progress: Progress = silent,
+) -> Artifact:
+    """Commit `table` as the next version of the dataset `name` and return its artifact.
+
+    Publishing what is already the newest version returns it again. Raises `SpecError` for an empty table,
+    `Unavailable` when the disk or object store refuses.
+    """
+    check_name(KIND, name)
+    if not table.num_rows:
+        raise SpecError(
+            f"dataset {name!r} would be empty: 0 of {report.read} documents were kept",
+            hint="the report says which rule dropped them: " + _worst(report),
+        )
+    table = table.select(SCHEMA.names).cast(SCHEMA)
+    progress(0.0, f"publishing {table.num_rows} documents of {name}")
+    manifest = _commit(dataset_uri(store, name), table)
+    with store.scratch() as folder:
+        (folder / "manifest.json").write_text(to_json(manifest), encoding="utf-8")
+        (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+        meta = {"rows": manifest.rows, "lance_version": manifest.version, "read": report.read}
+        artifact = store.publish(KIND, name, folder, meta=meta, run=run)
+    log.info("dataset published", extra={"ref": artifact.ref, "rows": manifest.rows})
+    progress(1.0, f"published {artifact.ref}: {manifest.rows} documents")
+    return artifact
+
+
+def dataset_uri(store: Store, name: str) -> str:
+    """Where the rows of a dataset live: beside the artifacts on an object store, else under home."""
+    artifacts = store.settings.artifacts
+    root = artifacts.rstrip("/") if artifacts.startswith(_OBJECT_STORES) else str(store.home)
+    return f"{root}/datasets/{store.workspace}/{name}.lance"
+
+
+def load_snapshot(store: Store, ref: str) -> Snapshot:
+    """The snapshot `ref` names. Raises `NotFound`, or `SpecError` when it is no dataset."""
+    artifact = store.resolve(ref)
+    manifest = read_json(_file(store, artifact, "manifest.json"), Manifest, artifact.ref)
+    return Snapshot(
+        ref=artifact.ref,
+        uri=manifest.uri,
+        version=manifest.version,
+        rows=manifest.rows,
+        digest=manifest.digest,
+    )
+
+
+def report(store: Store, ref: str) -> CurationReport:
+    """What was read, kept and dropped on the way to this snapshot."""
+    artifact = store.resolve(ref)
+    return read_json(_file(store, artifact, "report.json"), CurationReport, artifact.ref)
+
+
+def open_snapshot(store: Store, ref: str) -> daft.DataFrame:
+    """The snapshot as a lazy Daft frame; nothing is read until it is asked for something."""
+    snapshot = load_snapshot(store, ref)
+    _open(snapshot)
+    return daft.read_lance(snapshot.uri, version=snapshot.version)
+
+
+def read_table(store: Store, ref: str) -> pa.Table:
+    """The whole snapshot in memory, ordered by source."""
+    with _storage("read", ref):
+        table = _open(load_snapshot(store, ref)).to_table()
+    return table.sort_by([("source", "ascending"), ("id", "ascending")])
+
+
+def texts(store: Store, ref: str) -> Iterator[Document]:
+    """Documents of a snapshot, ordered by id, a few hundred in memory at a time.
+
+    Ids are digests, so this order depends on the documents alone and mixes their sources.
+    """
+    dataset = _open(load_snapshot(store, ref))
+    with _storage("read", ref):
+        scanner = dataset.scanner(order_by=[ColumnOrdering("id")], batch_size=512)
+        yield from to_documents(scanner.to_batches())
+
+
+def diff(store: Store, before: str, after: str) -> SnapshotDiff:
+    """What changed between two snapshots; `changed` holds the new ids of sources whose text is another one."""
+    old, new = _sources(store, before), _sources(store, after)
+    added = {id_: source for id_, source in new.items() if id_ not in old}
+    removed = {id_: source for id_, source in old.items() if id_ not in new}
+    edited = set(added.values()) & set(removed.values())
+    return SnapshotDiff(
+        added=tuple(sorted(id_ for id_, source in added.items() if source not in edited)),
+        removed=tuple(sorted(id_ for id_, source in removed.items() if source not in edited)),
+        changed=tuple(sorted(id_ for id_, source in added.items() if source in edited)),
+    )
+
+
+def _commit(uri: str, table: pa.Table) -> Manifest:
+    digest = ids_digest(table["id"].to_pylist())
+    with _storage("write", uri):
+        try:
+            dataset = lance.dataset(uri)
+        except ValueError:  # not there yet
+            dataset = _create(uri, table)
+        if _digest_of(dataset) != digest:
+            merge = dataset.merge_insert("id").when_not_matched_insert_all()
+            merge.when_not_matched_by_source_delete().conflict_retries(RETRIES).execute(table)
+        version = dataset.version
+        written = lance.dataset(uri, version=version)
+        if _digest_of(written) != digest:
+            raise Unavailable(f"{uri} version {version} is not what was written", hint="publish again")
+    return Manifest(uri=uri, version=version, rows=table.num_rows, digest=digest)
+
+
+def _create(uri: str, table: pa.Table) -> lance.LanceDataset:
+    try:
+        return lance.write_dataset(table, uri, mode="create")
+    except OSError:
+        return lance.dataset(uri)  # another publisher was first; a disk error shows again here
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """SHA-256 over sorted document ids: equal collections have equal digests, in whatever order."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def _digest_of(dataset: lance.LanceDataset) -> str:
+    return ids_digest(dataset.to_table(columns=["id"])["id"].to_pylist())
+
+
+def _open(snapshot: Snapshot) -> lance.LanceDataset:
+    try:
+        return lance.dataset(snapshot.uri, version=snapshot.version)
+    except (ValueError, OSError) as error:
+        raise NotFound(
+            f"the rows of {snapshot.ref} are gone: no version {snapshot.version} at {snapshot.uri}",
+            hint="datasets/ was moved or deleted; publish it again",
+        ) from error
+
+
+def _sources(store: Store, ref: str) -> dict[str, str]:
+    with _storage("read", ref):
+        table = _open(load_snapshot(store, ref)).to_table(columns=["id", "source"])
+    return dict(zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True))
+
+
+def _file(store: Store, artifact: Artifact, name: str) -> str:
+    if artifact.kind != KIND:
+        raise SpecError(f"{artifact.ref} is a {artifact.kind}, not a dataset")
+    return (store.fetch(artifact) / name).read_text(encoding="utf-8")
+
+
+def _worst(report: CurationReport) -> str:
+    rules = sorted(report.rules, key=lambda count: -count.dropped)[:3]
+    return ", ".join(f"{count.rule} {count.dropped}" for count in rules if count.dropped) or "nothing was read"
+
+
+@contextmanager
+def _storage(verb: str, what: str) -> Iterator[None]:
+    """Lance reports a full disk, a lost network and a corrupt file as OSError, ValueError or RuntimeError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise Unavailable(f"cannot {verb} {what}: {error}", hint="is there space on the disk?") from error
