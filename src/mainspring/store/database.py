@@ -168,7 +168,7 @@ class Database:
         self.home: Path = settings.home_path
         self.workspace = settings.workspace
         self._open_transaction = threading.local()
-        url = _url(settings.database)
+        url = _url(settings)
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             if url.get_backend_name() == "sqlite":
@@ -218,11 +218,12 @@ class Database:
         """The only writer until the block ends: everything in it is committed together or not at all.
 
         Blocks nest within a thread: an inner one joins the outer, so that callers may group several of the store's
-        verbs into one commit.
+        verbs into one commit. An inner block that fails undoes its own part only.
         """
         joined: Connection | None = getattr(self._open_transaction, "connection", None)
         if joined is not None:
-            yield joined
+            with joined.begin_nested():
+                yield joined
             return
         with _translated(self._engine.url), self._engine.connect() as plain:
             connection = plain.execution_options(writer=True)
@@ -278,7 +279,10 @@ def insert_or_update(connection: Connection, table: Table, *, key: tuple[str, ..
     )
 
 
-def _url(given: str) -> URL:
+def _url(settings: Settings) -> URL:
+    given = settings.database
+    if not settings.database_url:  # a path, whatever characters it holds
+        return URL.create("sqlite", database=given.removeprefix("sqlite:///"))
     try:
         url = make_url(given)
         if url.get_backend_name() == "postgresql" and url.drivername == "postgresql":

@@ -10,6 +10,7 @@ import datetime as dt
 import difflib
 import functools
 import json
+import math
 import tomllib
 import types
 import typing
@@ -88,6 +89,8 @@ def to_dict(value: object) -> Any:
 
 
 def _plain(value: Any, path: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{path.lstrip('.') or 'value'} is {value}, which is not a number JSON can hold")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -177,8 +180,9 @@ def _visible(loc: Sequence[Key], kind: Any) -> Iterator[Key]:
 
 
 def _is_branch(kinds: Sequence[Any], part: Key) -> bool:
-    branches = [branch for kind in kinds for branch in _alternatives(kind)]
-    return len(branches) > len(kinds) and part not in {n for b in branches for n in _fields(b)}
+    """Whether `part` names a branch of a union rather than a key; `X | None` has only one and is not named."""
+    branches = [b for kind in kinds for b in _alternatives(kind) if b is not types.NoneType]
+    return len(branches) > len(kinds) and part not in {name for branch in branches for name in _fields(branch)}
 
 
 def _nearest(kind: Any, loc: Sequence[Key]) -> str:

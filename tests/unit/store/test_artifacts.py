@@ -1,0 +1,200 @@
+"""Publishing, finding and fetching artifacts, on a local folder and behind an fsspec URL."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from mainspring.spec import Artifact, Failed, NotFound, Settings, SpecError
+from mainspring.store import Store
+
+
+@pytest.fixture(params=["folder", "memory"])
+def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """A store whose contents lie in a folder or on a (simulated) object store."""
+    url = "" if request.param == "folder" else f"memory://{uuid.uuid4().hex}/bucket"
+    with Store.open(Settings(home=str(tmp_path / "home"), artifacts_url=url)) as store:
+        yield store
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _contents(store: Store) -> list[str]:
+    return sorted(store._blobs.digests())
+
+
+def test_what_was_published_comes_back_byte_for_byte(shelf: Store, folder: Path) -> None:
+    artifact = shelf.publish("model", "handbook", folder, meta={"steps": 3})
+    assert (artifact.ref, artifact.size_bytes) == ("model:handbook@1", 261)
+    fetched = shelf.fetch("model:handbook@1")
+    assert _files(fetched) == _files(folder)
+    assert shelf.fetch(artifact) == fetched
+    assert all(path.stat().st_mode & 0o222 == 0 for path in fetched.rglob("*") if path.is_file())
+
+
+def test_a_single_file_is_an_artifact_of_one_file(shelf: Store, folder: Path) -> None:
+    assert [f.path for f in shelf.publish("report", "r", folder / "a.txt").files] == ["a.txt"]
+    assert (shelf.fetch("report:r") / "a.txt").read_text() == "alpha"
+
+
+def test_links_to_files_are_followed(shelf: Store, folder: Path) -> None:
+    (folder / "link.txt").symlink_to(folder / "a.txt")
+    shelf.publish("model", "x", folder)
+    assert (shelf.fetch("model:x") / "link.txt").read_text() == "alpha"
+
+
+def test_the_same_content_again_is_the_same_version_and_other_metadata_is_another(store: Store, folder: Path) -> None:
+    first = store.publish("model", "x", folder, meta={"a": 1})
+    assert store.publish("model", "x", folder, meta={"a": 1}) == first
+    assert store.publish("model", "x", folder, meta={"a": 2}).version == 2
+    assert store.publish("model", "x", folder, meta={"a": 1}) == first
+    assert store.publish("model", "other", folder, meta={"a": 1}).version == 1
+    assert [a.version for a in store.artifacts("model", "x")] == [2, 1]
+    assert len(_contents(store)) == 2
+
+
+def test_references_find_versions_tags_and_the_newest(store: Store, folder: Path) -> None:
+    one = store.publish("model", "x", folder, meta={"n": 1}, tags=["good"])
+    two = store.publish("model", "x", folder, meta={"n": 2})
+    assert one.tags == ("good",)
+    assert store.resolve("model:x").ref == two.ref
+    assert store.resolve("model:x@1") == one
+    assert store.resolve("model:x@good") == one
+    assert store.tag("model:x@2", "good").tags == ("good",)
+    assert store.resolve("model:x@good").ref == two.ref
+
+
+@pytest.mark.parametrize(
+    ("ref", "hint"),
+    [
+        ("model:handbok", "did you mean model:handbook?"),
+        ("dataset:handbook", "did you mean model:handbook?"),
+        ("model:handbook@9", "model:handbook has 1, best"),
+        ("model:handbook@bset", "model:handbook has 1, best"),
+        ("model:handbook@99999999999999999999", "model:handbook has 1, best"),
+        ("tokens:zzz", "known: model:handbook"),
+    ],
+)
+def test_a_wrong_reference_is_answered_with_the_nearest(store: Store, folder: Path, ref: str, hint: str) -> None:
+    store.publish("model", "handbook", folder, tags=["best"])
+    with pytest.raises(NotFound) as caught:
+        store.resolve(ref)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("ref", ["handbook", "", "a:b:c", "model:x@", "model:x y"])
+def test_a_malformed_reference_is_refused(store: Store, ref: str) -> None:
+    with pytest.raises(SpecError, match="not a reference"):
+        store.resolve(ref)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "tag"),
+    [("Model", "x", "t"), ("model", "../x", "t"), ("model", "a b", "t"), ("model", "", "t"), ("model", "x", "3")],
+)
+def test_names_that_could_not_be_referred_to_are_refused(
+    store: Store, folder: Path, kind: str, name: str, tag: str
+) -> None:
+    with pytest.raises(SpecError):
+        store.publish(kind, name, folder, tags=[tag])
+    assert store.artifacts() == ()
+    assert _contents(store) == []
+
+
+def test_nothing_to_publish_is_an_error_that_leaves_nothing(store: Store, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (folder / "loop").symlink_to(folder)
+    (tmp_path / "file").write_text("x")
+    for source, kind in ((tmp_path / "missing", NotFound), (tmp_path / "empty", SpecError), (folder, SpecError)):
+        with pytest.raises(kind):
+            store.publish("model", "x", source)
+    for arguments in ({"run": "train-0"}, {"inputs": ["model:none"]}, {"meta": {"a": object()}}):
+        with pytest.raises(SpecError):
+            store.publish("model", "x", tmp_path / "file", **arguments)
+    assert (store.artifacts(), store.events(), _contents(store)) == ((), (), [])
+    assert not any((tmp_path / "home" / "artifacts").rglob("partial/*"))
+
+
+def test_damage_on_disk_is_noticed_told_by_the_doctor_and_mended_by_publishing_again(
+    settings: Settings, folder: Path
+) -> None:
+    with Store.open(settings) as store:
+        artifact = store.publish("model", "x", folder)
+        blob = next(settings.home_path.glob(f"artifacts/*/blobs/*/{artifact.files[0].digest}"))
+        fetched = store.fetch("model:x") / "a.txt"
+        blob.chmod(0o644)
+        blob.write_text("alphq")
+        assert fetched.read_text() == "alphq"  # a hard link, so the damage reaches it, and is noticed there
+        with pytest.raises(Failed, match=r"a\.txt has changed on disk"):
+            store.fetch("model:x")
+        assert [line for line in store.doctor() if "has changed" in line]
+        blob.unlink()
+        with pytest.raises(Failed, match=r"a\.txt is missing"):
+            store.fetch("model:x")
+        assert store.publish("model", "x", folder) == artifact
+        assert store.doctor() == ()
+        assert (store.fetch("model:x") / "a.txt").read_text() == "alpha"
+
+
+def test_a_fetched_folder_somebody_changed_is_made_anew(shelf: Store, folder: Path) -> None:
+    shelf.publish("model", "x", folder)
+    fetched = shelf.fetch("model:x")
+    (fetched / "a.txt").unlink()
+    (fetched / "extra").write_text("?")
+    assert _files(shelf.fetch("model:x")) == _files(folder)
+
+
+def test_the_doctor_removes_contents_without_an_artifact_and_nothing_else(shelf: Store, folder: Path) -> None:
+    artifact = shelf.publish("model", "x", folder)
+    (folder / "a.txt").write_text("never published")
+    digest, _, _ = shelf._blobs.put(folder / "a.txt")
+    assert shelf.doctor() == (f"content {digest[:12]} belongs to no artifact",)
+    assert shelf.doctor(repair=True) == (f"content {digest[:12]} belongs to no artifact, removed",)
+    assert shelf.doctor() == ()
+    assert _contents(shelf) == sorted(f.digest for f in artifact.files)
+
+
+def test_two_databases_may_share_a_bucket(tmp_path: Path, folder: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    mine, theirs = (Settings(home=str(tmp_path / name), artifacts_url=url) for name in ("mine", "theirs"))
+    with Store.open(mine) as one, Store.open(theirs) as two:
+        one.publish("model", "x", folder)
+        assert two.doctor(repair=True) == ()
+        assert _files(one.fetch("model:x")) == _files(folder)
+
+
+def test_an_unknown_kind_of_artifact_url_is_a_spec_error(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="carrier-pigeon"):
+        Store.open(Settings(home=str(tmp_path), artifacts_url="carrier-pigeon://coop"))
+
+
+@pytest.fixture(scope="module")
+def long_lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with Store.open(Settings(home=str(tmp_path_factory.mktemp("home")))) as store:
+        yield store
+
+
+names = st.text(st.characters(categories=("L", "N")), min_size=1, max_size=8)
+
+
+@hypothesis_settings(max_examples=40, deadline=None)
+@given(tree=st.dictionaries(names, st.binary(max_size=64), min_size=1, max_size=4), number=st.integers(0, 2))
+def test_any_folder_comes_back_whole_and_content_alone_decides_the_version(
+    long_lived: Store, tmp_path_factory: pytest.TempPathFactory, tree: dict[str, bytes], number: int
+) -> None:
+    source = tmp_path_factory.mktemp("tree")
+    for name, data in tree.items():
+        (source / name).write_bytes(data)
+    versions: dict[str, Artifact] = {a.digest: a for a in long_lived.artifacts("dataset", "any")}
+    artifact = long_lived.publish("dataset", "any", source, meta={"n": number})
+    assert _files(long_lived.fetch(artifact)) == tree
+    if artifact.digest in versions:
+        assert artifact == versions[artifact.digest]
+    else:
+        assert artifact.version == len(versions) + 1
