@@ -1,0 +1,1 @@
+"""How to run it, before spending: FLOPs, bytes, seconds, watts, price, and the search over them. Pure."""

@@ -44,8 +44,8 @@ class BlockSpec:
     """`count` repetitions of one block: sizes per repetition, activations per token of one sequence.
 
     `flops_per_token` is one forward pass without attention's quadratic term, which is
-    `attention_flops_per_token2` times the context length. `activation_bytes_per_token` is what backward keeps,
-    at the training precision; `output_bytes_per_token` is what crosses a cut after the block.
+    `attention_flops_per_token2` times the context length. `activation_bytes_per_token` is what backward keeps;
+    `output_bytes_per_token` is what crosses a cut after the block, and after the last one it is the logits.
     """
 
     name: str
@@ -59,12 +59,17 @@ class BlockSpec:
 
 @spec
 class ModelSpec:
-    """A model as the planner sees it: blocks in order, and what is shared."""
+    """A model as the planner sees it: blocks in order, and what is shared.
+
+    `element_bytes` is the width of an activation element that the blocks' byte figures were counted with; the planner
+    scales them to the training precision.
+    """
 
     name: str
     blocks: tuple[BlockSpec, ...]
     seq_len: int
     tied_params: int = 0
+    element_bytes: int = 4
 
     @property
     def params(self) -> int:

@@ -111,7 +111,7 @@ class Plan:
     """One way to train `model` on `cluster`.
 
     `global_batch` and `microbatch` count sequences of `seq_len` tokens; `reshard_after_forward` is ZeRO-3 (False is
-    ZeRO-2); `nodes` and `devices` are the names of the machines counted on.
+    ZeRO-2); `nodes` names the machine each rank is counted on.
     """
 
     model: str
@@ -133,6 +133,7 @@ class Plan:
     mfu: float
     objective: Objective
     rejected: tuple[Rejected, ...] = ()
+    nodes: tuple[str, ...] = ()
     format: int = FORMAT
 
     @property
@@ -155,30 +156,74 @@ class Plan:
         """Expected price of all steps."""
         return self.seconds / 3600 * self.price_usd_per_hour
 
+    @property
+    def sharding(self) -> str:
+        """How the state is spread, in the field's words."""
+        if self.mesh.fsdp == 1:
+            return "replicated" if self.mesh.dp > 1 else "whole"
+        return "ZeRO-3" if self.reshard_after_forward else "ZeRO-2"
+
     def __str__(self) -> str:
         memory, time = self.memory, self.time
+        used = memory.total_bytes / self.device_memory_bytes
+        machines = len(set(self.nodes))
+        world = self.mesh.world
+        where = f"{_count(world, 'rank')} on {_count(machines, 'node')} of {self.stages[0].device}"
+        price = f", {self.price_usd:.2f} USD" if self.price_usd_per_hour else ""
         lines = [
-            f"plan      {self.model} on {self.cluster}: {self.mesh.label}, {self.precision}, "
+            f"plan      {self.model} on {self.cluster}: {self.mesh.label} ({self.sharding}), {self.precision}, "
             f"recompute {self.recompute}, chosen for {self.objective}",
-            f"batch     {self.global_batch} x {self.seq_len} tokens = micro-batches of {self.microbatch} "
-            f"x {'/'.join(str(n) for n in self.stages[0].microbatches)} per replica",
-            f"memory    {_bytes(memory.total_bytes)} of {_bytes(self.device_memory_bytes)} per rank: "
-            f"parameters {_bytes(memory.params_bytes)}, gradients {_bytes(memory.grads_bytes)}, "
-            f"optimiser {_bytes(memory.optimizer_bytes)}, activations {_bytes(memory.activations_bytes)}, "
-            f"logits {_bytes(memory.logits_bytes)}, gathered {_bytes(memory.gathered_bytes)}",
+            f"where     {where}",
+            f"batch     {self.global_batch} x {self.seq_len} tokens: micro-batches of {self.microbatch}, "
+            f"{_shares(self.stages[0].microbatches)}",
+            f"memory    {readable_bytes(memory.total_bytes)} of {readable_bytes(self.device_memory_bytes)} a rank "
+            f"({used:.0%}): "
+            + _parts(
+                parameters=memory.params_bytes,
+                gradients=memory.grads_bytes,
+                optimiser=memory.optimizer_bytes,
+                activations=memory.activations_bytes,
+                logits=memory.logits_bytes,
+                gathered=memory.gathered_bytes,
+            ),
             f"time      {time.step_s:.3g} s a step: compute {time.compute_s:.3g}, communication "
-            f"{time.communication_s:.3g}, bubble {time.bubble_s:.3g}, optimiser {time.optimizer_s:.3g}",
-            f"in all    {self.steps} steps, {self.seconds:.4g} s, {self.tokens_per_s:.4g} tokens/s, "
-            f"MFU {self.mfu:.1%}, {self.watts:.0f} W, {self.energy_joules / 3.6e6:.3g} kWh, "
-            f"{self.price_usd:.2f} USD",
+            f"{time.communication_s:.3g}, waiting {time.bubble_s:.3g}, optimiser {time.optimizer_s:.3g}",
+            f"in all    {self.steps} steps in {_duration(self.seconds)}, {self.tokens_per_s:,.0f} tokens/s, "
+            f"MFU {self.mfu:.1%}, {self.watts:,.0f} W, {self.energy_joules / 3.6e6:.3g} kWh{price}",
         ]
         lines += [f"not       {other.mesh.label}: {other.reason}" for other in self.rejected]
         return "\n".join(lines)
 
 
-def _bytes(count: float) -> str:
+def readable_bytes(count: float) -> str:
+    """`count` in the binary unit that leaves it below 1024, with three digits."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.3g} {unit}"
+        if abs(count) < 1024:
+            return f"{count:.3g} {unit}" if abs(count) < 999.5 else f"{count:.0f} {unit}"
         count /= 1024
-    raise AssertionError("unreachable")
+    return f"{count:.3g} TiB" if abs(count) < 999.5 else f"{count:.0f} TiB"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _parts(**parts: int) -> str:
+    """The parts that are not nothing."""
+    return ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items() if size)
+
+
+def _shares(counts: tuple[int, ...]) -> str:
+    """`4 a step on each of 8 replicas`, or the groups when devices differ."""
+    sizes = sorted(set(counts), reverse=True)
+    if len(sizes) == 1:
+        return f"{sizes[0]} a step" + (f" on each of {len(counts)} replicas" if len(counts) > 1 else "")
+    return " and ".join(f"{size} a step on {counts.count(size)}" for size in sizes) + " replicas"
+
+
+def _duration(seconds: float) -> str:
+    """The largest unit that leaves at least two of it."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -5,11 +5,14 @@ absent on purpose: their drivers could not be exercised here, and a backend nobo
 for from the catalogue.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mainspring.hardware.health import Reading
 from mainspring.spec import Device, Link, SpecError
 from mainspring.spec.plugin import load
+
+if TYPE_CHECKING:
+    import torch
 
 BUILTIN = {
     "cpu": "mainspring.hardware.devices.cpu:CpuBackend",
@@ -87,6 +90,11 @@ def torch_device(local_rank: int) -> str:
     if local_rank >= count:
         raise SpecError(f"local rank {local_rank} has no device: this machine shows {count}")
     return f"{kind}:{local_rank}"
+
+
+def process_group_backend(device: "torch.device") -> str:
+    """The `torch.distributed` backend for tensors on `device`."""
+    return backend("cpu" if device.type == "cpu" else local_vendor()).collective()
 
 
 def _accelerator() -> str | None:
