@@ -61,7 +61,7 @@ from mainspring.spec.plan import (
 from mainspring.spec.progress import Progress, silent
 from mainspring.spec.report import Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
-from mainspring.spec.serve import SLO, Deployment, EngineConfig, SamplingParams
+from mainspring.spec.serve import SLO, Deployment, EngineConfig, SamplingParams, ServePayload
 from mainspring.spec.settings import Settings, load_settings
 from mainspring.spec.train import TrainConfig, TrainPayload
 
@@ -125,6 +125,7 @@ __all__ = [
     "RunRecord",
     "SamplingParams",
     "Score",
+    "ServePayload",
     "Settings",
     "Skipped",
     "Snapshot",

@@ -13,9 +13,9 @@ class SLO:
 
 @spec
 class SamplingParams:
-    """How to choose tokens. `max_tokens` None is up to the end of the context; `temperature` 0 is greedy; `seed` fixes the draw whatever the batch.
+    """How to choose tokens. `temperature` 0 is greedy; `seed` fixes the draw whatever the batch.
 
-    `stop` are strings that end the text and are not part of it; `logprobs` is how many alternatives to report for
+    `max_tokens` None generates up to the end of the context. `stop` are strings that end the text and are not part of it; `logprobs` is how many alternatives to report for
     each token (None reports nothing).
     """
 
@@ -56,3 +56,13 @@ class Deployment:
     url: str
     models: tuple[str, ...]
     run: str
+
+
+@spec
+class ServePayload:
+    """What a serving rank is started with: (name, folder) of each model, and where to listen."""
+
+    models: tuple[tuple[str, str], ...]
+    host: str = "127.0.0.1"
+    port: int = 0
+    engine: EngineConfig = EngineConfig()
