@@ -9,7 +9,6 @@ A local Ray counts `LOCAL_CPUS_PER_CORE` cpus per core and at least `LOCAL_CPUS_
 shares of time and not places: a two-rank gang must run on one core, and beside a server that waits for requests.
 """
 
-import contextlib
 import logging
 import os
 import shutil
@@ -58,10 +57,12 @@ class Engine:
         self._closing = threading.Event()
         self._ready = threading.Event()
         self._problem: BaseException | None = None
+        self._connected = False
         self._folder: Path | None = None
         self._thread = threading.Thread(target=self._hold, name="ray", daemon=True)
         self._thread.start()
         if not self._ready.wait(_START_S):
+            self._closing.set()  # should it come up after all, it is let go at once
             raise Unavailable(f"Ray at {address!r} did not answer within {_START_S:g} s", hint=_hint(address))
         if self._problem is not None:
             problem = self._problem
@@ -108,7 +109,7 @@ class Engine:
         self._ready.set()
         if self._problem is None:
             self._closing.wait()
-        with contextlib.suppress(ImportError):
+        if self._connected:
             import ray
 
             ray.shutdown()
@@ -120,6 +121,7 @@ class Engine:
         remove_leftovers()
         # A socket path is limited to 107 characters, so the folder is in /tmp wherever TMPDIR points.
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir="/tmp"))
+        self._connected = True  # from here on there is something to shut down
         ray.init(
             address="local",
             num_cpus=max(LOCAL_CPUS_MIN, LOCAL_CPUS_PER_CORE * limits.cores()),
@@ -137,6 +139,7 @@ class Engine:
         _check_reachable(self.address)
         ray = _import_ray()
         package = str(mainspring.__path__[0])  # the nodes run the driver's own source
+        self._connected = True  # from here on there is something to shut down
         ray.init(
             address=self.address,
             configure_logging=False,
@@ -185,7 +188,7 @@ def _import_ray() -> Any:
         raise Unavailable(f"Ray is not installed: {error}") from error
     logging.getLogger("ray").setLevel(logging.ERROR)  # importing Ray sets it to INFO
     if ray.is_initialized():
-        raise Unavailable("this process has already called ray.init itself")
+        raise Unavailable("this process has called ray.init itself, and Ray allows one connection per process")
     return ray
 
 

@@ -18,6 +18,7 @@ from mainspring.cluster.verdict import RankEnd
 from mainspring.spec import Job, Placement, RankExit, Task, Unavailable, WorkerLost
 
 ANSWER_S = 30.0
+START_S = 120.0  # a cold worker on a busy node, which may have to fetch the driver's source first
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Gang:
             )
         try:
             answers = [post.agent.prepare.remote(str(marker), scratch) for post in self.posts]
-            for post, folder in zip(self.posts, self._get(answers, "start"), strict=True):
+            for post, folder in zip(self.posts, self._get(answers, "start", within_s=START_S), strict=True):
                 post.run_dir = folder
                 post.mirror = None if folder == str(self.run_dir) else Mirror(self.run_dir)
         finally:
@@ -208,14 +209,14 @@ class Gang:
                     self.ends[rank] = RankEnd(exit=end, at_s=0.0)
             return None
 
-    def _get(self, refs: list[Any], what: str) -> list[Any]:
+    def _get(self, refs: list[Any], what: str, *, within_s: float = ANSWER_S) -> list[Any]:
         import ray
         from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
         try:
-            return ray.get(refs, timeout=ANSWER_S)
+            return ray.get(refs, timeout=within_s)
         except GetTimeoutError as error:
-            raise Unavailable(f"a node agent of job {self.job.id} did not {what} in {ANSWER_S:g} s") from error
+            raise Unavailable(f"a node agent of job {self.job.id} did not {what} in {within_s:g} s") from error
         except ActorDiedError as error:
             raise WorkerLost(f"a node agent of job {self.job.id} died: {error}") from error
         except RayError as error:

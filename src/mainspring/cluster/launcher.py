@@ -155,13 +155,12 @@ class Launcher:
             total = tuple(member.capacity for member in self._engine.members())
             if reason := refusal(job, total):
                 raise DoesNotFit(reason, hint="ask for fewer ranks or less per rank, or join a larger cluster")
-            run_dir = self.run_root / job.id
-            run_dir.mkdir(parents=True, exist_ok=True)
-            handle = Handle(job, run_dir, on_state)
-            self._handles[job.id] = handle
-            handle.move("PENDING")
+            handle = self._handles[job.id] = Handle(job, self.run_root / job.id, on_state)
+        handle.run_dir.mkdir(parents=True, exist_ok=True)
+        handle.move("PENDING")  # outside the lock, as it calls the caller's code
+        with self._lock:
             self._pending.append(handle)
-            self._wake.set()
+        self._wake.set()
         return handle
 
     def close(self) -> None:
@@ -170,10 +169,13 @@ class Launcher:
             self._closed = True
             for handle in self._handles.values():
                 handle.cancel("the launcher was closed")
-            self._wake.set()
-            threads = list(self._threads)
-        for thread in threads:
-            thread.join(GRACE_S + 10.0)
+        self._wake.set()
+        deadline_s = time.monotonic() + GRACE_S + 10.0
+        while alive := [thread for thread in self._threads if thread.is_alive()]:
+            if time.monotonic() > deadline_s:
+                log.warning("jobs did not stop in time", extra={"threads": [thread.name for thread in alive]})
+                break
+            alive[0].join(TICK_S)
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -193,9 +195,9 @@ class Launcher:
             except Exception as error:
                 log.exception("admission failed")
                 with self._lock:
-                    for handle in self._pending:
-                        handle.finish("FAILED", f"admission failed: {type(error).__name__}: {error}")
-                    self._pending.clear()
+                    given_up, self._pending = self._pending, []
+                for handle in given_up:
+                    handle.finish("FAILED", f"admission failed: {type(error).__name__}: {error}")
 
     def _admit(self) -> None:
         """One pass: drop the cancelled, decide about the rest, start what was placed."""
@@ -288,22 +290,20 @@ class Launcher:
 
 def _follow(handle: Handle, gang: Gang) -> tuple[JobState, str]:
     """Watch a running gang until every rank has ended. The first failure, or a cancellation, ends the others."""
-    cancelled = ""
-    stopping = False
+    asked = ""
     tick = threading.Event()
-    while True:
-        ends = gang.poll()
-        if len(ends) == handle.job.ranks:
-            break
-        if handle.cancelled and not cancelled:
-            cancelled = handle.cancelled
-            gang.stop(cancelled, grace_s=GRACE_S)
-        if not stopping and not cancelled and (first := culprit(ends)) is not None:
-            stopping = True
-            gang.stop(f"rank {first.exit.rank} on {first.exit.node} failed first", grace_s=GRACE_S)
+    while len(ends := gang.poll()) < handle.job.ranks:
+        first = culprit(ends)
+        if not asked and handle.cancelled:
+            asked = handle.cancelled
+            gang.stop(asked, grace_s=GRACE_S)
+        elif not asked and first is not None:
+            asked = f"rank {first.exit.rank} on {first.exit.node} failed first"
+            gang.stop(asked, grace_s=GRACE_S)
         tick.wait(TICK_S)
-    limits = [end.stopped for end in ends if end.stopped and not stopping]
-    return judge(ends, stopped=limits[0] if limits else "", cancelled=cancelled)
+    # A reason that is not ours is the agent's: a time limit, or a driver that fell silent.
+    imposed = next((end.stopped for end in ends if end.stopped not in ("", asked)), "")
+    return judge(ends, stopped=imposed, cancelled=handle.cancelled if asked == handle.cancelled else "")
 
 
 def _least(one: Capacity, other: Capacity) -> Capacity:

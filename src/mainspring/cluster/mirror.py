@@ -13,14 +13,20 @@ from mainspring.spec import spec
 
 FOLLOWED = frozenset({".log", ".jsonl", ".txt", ".csv"})
 PIECE_BYTES = 4 << 20
+TAIL_BYTES = 64
 
 
 @spec
 class Cursor:
-    """How far one file has been copied; `inode` tells a replaced file from a grown one."""
+    """How far one file has been copied, and the last bytes before `offset`.
+
+    A grown file still has them there and a replaced one has another inode; numbers of inodes are used again, so
+    neither test is enough alone.
+    """
 
     inode: int
     offset: int
+    tail: bytes = b""
 
 
 @spec
@@ -41,10 +47,9 @@ def grown(folder: Path, cursors: Mapping[str, Cursor]) -> tuple[Chunk, ...]:
         name = path.relative_to(folder).as_posix()
         if path.suffix not in FOLLOWED or budget <= 0:
             continue
-        state = path.stat()
         cursor = cursors.get(name)
-        seen = cursor.offset if cursor and cursor.inode == state.st_ino and cursor.offset <= state.st_size else 0
-        if cursor and seen == state.st_size == cursor.offset:
+        seen = cursor.offset if cursor and _continues(path, cursor) else 0
+        if cursor and seen == cursor.offset == path.stat().st_size:
             continue
         chunk = read_piece(folder, name, offset=seen, size=budget)
         budget -= len(chunk.data)
@@ -83,7 +88,9 @@ class Mirror:
                 file.write(chunk.data)
                 file.truncate()
             end = chunk.offset + len(chunk.data)
-            self.cursors[chunk.path] = Cursor(inode=chunk.inode, offset=end)
+            before = self.cursors[chunk.path].tail if chunk.offset else b""
+            tail = (before + chunk.data)[-TAIL_BYTES:]
+            self.cursors[chunk.path] = Cursor(inode=chunk.inode, offset=end, tail=tail)
 
     def copy(self, names: Sequence[str], read: Callable[[str, int], Chunk]) -> None:
         """Copy whole files piece by piece; a file appears under its name only when it is complete."""
@@ -95,6 +102,14 @@ class Mirror:
                 while data := read(name, file.tell()).data:
                     file.write(data)
             part.replace(target)
+
+
+def _continues(path: Path, cursor: Cursor) -> bool:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_ino != cursor.inode:
+            return False
+        file.seek(cursor.offset - len(cursor.tail))
+        return file.read(len(cursor.tail)) == cursor.tail
 
 
 def _files(folder: Path) -> Iterator[Path]:

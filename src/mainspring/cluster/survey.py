@@ -82,8 +82,7 @@ def _survey(engine: Engine) -> Cluster:
         link = nodes[0].link
         if len(members) > 1:
             port: Any = ray.get(surveyors[1].listen.remote(), timeout=PROBE_S)
-            measured = surveyors[0].measure.remote(members[1].address, port)
-            link = ray.get(measured, timeout=PROBE_S)
+            (link,) = ray.get([surveyors[0].measure.remote(members[1].address, port)], timeout=PROBE_S)
         return Cluster(name=engine.address, nodes=nodes, link=link)
     except RayError as error:
         raise Unavailable(f"cannot survey the nodes of {engine.address!r}: {error}") from error

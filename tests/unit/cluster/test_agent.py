@@ -1,0 +1,240 @@
+"""A node agent with real processes and without Ray: exact exits, no survivors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from mainspring.cluster.agent import NodeAgent, Order, rank_environment
+from mainspring.cluster.guard import survivors
+from mainspring.spec import Job, Resources, Task
+from mainspring.testing.processes import eventually, marked
+
+ENTRIES = """
+import os, signal, subprocess, sys, threading, time
+from pathlib import Path
+from mainspring.spec import Unavailable
+
+def good(task, payload):
+    print("rank", task.rank, "of", task.world, "has", payload["word"], os.environ["MASTER_ADDR"])
+    (Path(task.run_dir) / f"result-{task.rank}.txt").write_text(payload["word"])
+
+def raises(task, payload):
+    raise ValueError("two\\nlines")
+
+def unavailable(task, payload):
+    raise Unavailable("disk full: 3 GiB needed, 1 GiB free", hint="make room")
+
+def leaves(task, payload):
+    sys.exit(7)
+
+def dies(task, payload):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def sleeps(task, payload):
+    print("asleep", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+
+def stubborn(task, payload):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("asleep", flush=True)
+    time.sleep(60)
+
+def parent(task, payload):
+    subprocess.Popen(["sleep", "60"])
+    print("asleep", flush=True)
+    time.sleep(payload.get("seconds", 60))
+
+def stuck_thread(task, payload):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    raise KeyError("main thread is done for")
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a gang on an agent of this process; whatever is left at the end is killed."""
+    (tmp_path / "agent_entries.py").write_text(ENTRIES)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    marker = run_dir / ".shared"
+    marker.touch()
+    agents: list[NodeAgent] = []
+
+    def begin(entry: str, *, ranks: int = 1, payload: object = None, **fields: object) -> NodeAgent:
+        agent = NodeAgent()
+        agents.append(agent)
+        agent.prepare(str(marker), "")
+        agent.start(order(tmp_path, entry, ranks=ranks, payload=payload or {}, **fields))
+        return agent
+
+    yield begin
+    for agent in agents:
+        agent.stop("test over", 0.0)
+        finish(agent, 0)
+
+
+def order(folder: Path, entry: str, *, ranks: int = 1, payload: object, **fields: object) -> Order:
+    job = Job(
+        id="j",
+        name="j",
+        entry=f"agent_entries:{entry}",
+        payload_json=json.dumps(payload),
+        ranks=ranks,
+        env=(("CLUSTER_TEST", str(folder)),),
+        **fields,  # pyright: ignore[reportArgumentType]
+    )
+    tasks = tuple(
+        Task(job_id="j", rank=rank, world=ranks, local_rank=rank, local_world=ranks, run_dir=str(folder / "run"),
+             master="127.0.0.1:1")
+        for rank in range(ranks)
+    )  # fmt: skip
+    return Order(job=job, node="here", tasks=tasks, imports=(str(folder),), folder=str(folder))
+
+
+def finish(agent, ranks, within_s=10.0):
+    assert eventually(lambda: len(agent.poll(None).ends) >= ranks, within_s=within_s)
+    return sorted(agent.poll(None).ends, key=lambda end: end.exit.rank)
+
+
+def says(folder, text, rank=0):
+    log = folder / "run" / f"rank-{rank}.log"
+    return lambda: log.exists() and text in log.read_text()
+
+
+def test_every_rank_gets_its_task_and_payload_and_leaves_its_words_in_its_log(start, tmp_path):
+    ends = finish(start("good", ranks=2, payload={"word": "spring"}), 2)
+    assert [(end.exit.rank, end.exit.code, end.exit.reason) for end in ends] == [(0, 0, ""), (1, 0, "")]
+    assert (tmp_path / "run/rank-1.log").read_text() == "rank 1 of 2 has spring 127.0.0.1\n"
+    assert (tmp_path / "run/result-0.txt").read_text() == "spring"
+
+
+@pytest.mark.parametrize(
+    ("entry", "code", "by", "reason"),
+    [
+        ("raises", 1, "", "ValueError: two\nlines"),
+        ("unavailable", 75, "", "Unavailable: disk full: 3 GiB needed, 1 GiB free (hint: make room)"),
+        ("leaves", 7, "", "SystemExit: 7"),
+        ("dies", None, "SIGSEGV", "killed by SIGSEGV"),
+        ("missing", 2, "", "SpecError: module 'agent_entries' has no 'missing'"),
+    ],
+)
+def test_an_exit_says_exactly_how_and_why(start, entry, code, by, reason):
+    (end,) = finish(start(entry), 1)
+    assert (end.exit.code, end.exit.signal, end.exit.reason) == (code, by, reason)
+    assert end.failed
+
+
+def test_the_log_tail_carries_the_traceback(start):
+    (end,) = finish(start("raises"), 1)
+    assert "Traceback" in end.exit.log_tail
+    assert "agent_entries.py" in end.exit.log_tail
+
+
+def test_stopping_runs_finally_blocks_and_the_exit_says_who_asked(start, tmp_path):
+    agent = start("sleeps")
+    assert eventually(says(tmp_path, "asleep"), within_s=10)
+    agent.stop("cancelled", 5.0)
+    (end,) = finish(agent, 1)
+    assert end.stopped == "cancelled"
+    assert end.exit.reason == "stopped (cancelled): exited with code 143"
+    assert says(tmp_path, "cleaned up")()
+
+
+def test_a_rank_that_ignores_sigterm_is_killed_after_the_grace(start, tmp_path):
+    agent = start("stubborn")
+    assert eventually(says(tmp_path, "asleep"), within_s=10)
+    asked_s = time.monotonic()
+    agent.stop("cancelled", 0.5)
+    (end,) = finish(agent, 1)
+    assert end.exit.signal == "SIGKILL"
+    assert not end.failed
+    assert 0.4 < time.monotonic() - asked_s < 3.0
+
+
+def test_the_time_limit_ends_the_rank_and_is_the_reason(start):
+    (end,) = finish(start("sleeps", time_limit_s=0.5), 1)
+    assert end.stopped == "time limit of 0.5 s reached"
+
+
+def test_a_failed_rank_does_not_linger_in_a_thread_it_left_behind(start):
+    (end,) = finish(start("stuck_thread"), 1, within_s=5)
+    assert end.exit.reason == "KeyError: 'main thread is done for'"
+
+
+def test_what_a_rank_started_dies_when_it_ends(start, tmp_path):
+    (end,) = finish(start("parent", payload={"seconds": 0.2}), 1)
+    assert end.exit.code == 0
+    assert eventually(lambda: not marked("CLUSTER_TEST", str(tmp_path)), within_s=2)
+
+
+def test_killing_the_agent_kills_its_ranks_and_what_they_started(tmp_path):
+    (tmp_path / "agent_entries.py").write_text(ENTRIES)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.shared").touch()
+    program = f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from test_agent import NodeAgent, order
+        agent = NodeAgent()
+        agent.prepare({str(tmp_path / "run/.shared")!r}, "")
+        agent.start(order(Path({str(tmp_path)!r}), "parent", ranks=2, payload={{}}))
+        time.sleep(60)
+    """
+    holder = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    try:
+        both = [says(tmp_path, "asleep", rank) for rank in (0, 1)]
+        assert eventually(lambda: all(said() for said in both), within_s=20)
+        assert len(marked("CLUSTER_TEST", str(tmp_path))) == 4
+    finally:
+        holder.kill()
+        holder.wait()
+    assert eventually(lambda: not marked("CLUSTER_TEST", str(tmp_path)), within_s=2)
+
+
+def test_files_of_a_node_that_does_not_see_the_run_folder_stay_local_until_closed(tmp_path):
+    agent = NodeAgent()
+    folder = Path(agent.prepare("/not/on/this/node/.shared", str(tmp_path / "scratch")))
+    assert folder.parent == tmp_path / "scratch"
+    agent.close()
+    assert not folder.exists()
+
+
+def test_a_rank_has_torchs_launcher_variables_its_threads_and_none_of_rays(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    ordered = order(tmp_path, "good", ranks=2, payload={}, resources=Resources(cpus=1.0))
+    found = rank_environment(ordered, ordered.tasks[1])
+    assert (found["RANK"], found["WORLD_SIZE"], found["MASTER_PORT"]) == ("1", "2", "1")
+    assert found["OMP_NUM_THREADS"] == "1"
+    assert found["CLUSTER_TEST"] == str(tmp_path)
+    assert str(tmp_path) in found["PYTHONPATH"].split(os.pathsep)
+    assert "RAY_ADDRESS" not in found
+
+
+def test_the_guard_remembers_who_was_not_taken_back():
+    assert survivors(["+10\n", "+11\n", "-10\n", "+12\n"]) == {11, 12}
+
+
+def test_importing_the_room_imports_no_ray():
+    program = "import sys, mainspring.cluster.launcher; print('ray' in sys.modules, 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
+
+
+def test_a_rank_killed_from_outside_is_a_lost_worker(start, tmp_path):
+    agent = start("sleeps", ranks=2)
+    assert eventually(says(tmp_path, "asleep", 1), within_s=10)
+    pids = [pid for pid, line in marked("RANK", "1").items() if pid in marked("CLUSTER_TEST", str(tmp_path))]
+    os.kill(pids[0], signal.SIGKILL)
+    (end,) = finish(agent, 1)
+    assert (end.exit.rank, end.exit.signal, end.exit.code) == (1, "SIGKILL", None)
