@@ -15,8 +15,8 @@ class SLO:
 class SamplingParams:
     """How to choose tokens. `temperature` 0 is greedy; `seed` fixes the draw whatever the batch.
 
-    `max_tokens` None generates up to the end of the context. `stop` are strings that end the text and are not part of it; `logprobs` is how many alternatives to report for
-    each token (None reports nothing).
+    `max_tokens` None generates up to the end of the context. `stop` are strings that end the text and are not part
+    of it; `logprobs` is how many alternatives to report for each token (None reports nothing).
     """
 
     max_tokens: int | None = 16
