@@ -1,4 +1,4 @@
-"""`config.json` of the Hugging Face layout to and from `DecoderConfig`.
+"""Finding a model folder in the Hugging Face layout, and its `config.json` to and from `DecoderConfig`.
 
 Only what the decoder computes exactly is accepted. A checkpoint that needs more (scaled rotary positions, sliding
 windows, experts, other activations) is refused by name: loading it anyway would give fluent wrong answers.
@@ -13,7 +13,31 @@ from mainspring.spec import DecoderConfig, NotFound, SpecError
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "onnx/*.onnx", "1_Pooling/*")
 QWEN3_HEAD_DIM = 128  # what transformers assumes when a Qwen3 file does not say
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """The folder `name_or_path` is, or the local snapshot of that model on the Hugging Face hub.
+
+    Raises `NotFound` when there is neither, with what to do when the machine is offline.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(name_or_path)
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise NotFound(f"there is no folder {name}", hint="give a folder, or a hub name such as Qwen/Qwen3-0.6B")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise NotFound(
+            f"{name} is neither a folder nor a model this machine can get from the hub",
+            hint="check the name; on a machine without network, bring the model's folder and name that",
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

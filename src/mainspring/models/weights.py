@@ -15,42 +15,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mainspring.models.config import describe_config, parse_config, read_config, read_json
+from mainspring.models.config import describe_config, locate, parse_config, read_config, read_json
 from mainspring.models.linear import W8A8Linear, check_w8a8, describe_w8a8, replace_linears
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
 from mainspring.spec import NotFound, SpecError, Unavailable
 
-__all__ = ["load_pretrained", "locate", "read_config", "save_pretrained"]
+__all__ = ["load_pretrained", "locate", "read_config", "save_pretrained", "save_tensors"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 1024**3
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "onnx/*.onnx", "1_Pooling/*")
 Files = Mapping[str, Any]  # tensor name -> the open safetensors file that holds it
-
-
-def locate(name_or_path: str | Path) -> Path:
-    """The folder `name_or_path` is, or the local snapshot of that model on the Hugging Face hub.
-
-    Raises `NotFound` when there is neither, with what to do when the machine is offline.
-    """
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(name_or_path)
-    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise NotFound(f"there is no folder {name}", hint="give a folder, or a hub name such as Qwen/Qwen3-0.6B")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise NotFound(
-            f"{name} is neither a folder nor a model this machine can get from the hub",
-            hint="check the name; on a machine without network, bring the model's folder and name that",
-        ) from error
 
 
 def save_pretrained(
@@ -79,6 +55,16 @@ def save_pretrained(
         raise Unavailable(f"cannot write the model to {folder}: {error}", hint="check the disk") from error
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], folder: Path | str) -> None:
+    """Write the weights of a model of any architecture as safetensors; its code has to say what they mean."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_shards({name: _stored(name, tensor, None) for name, tensor in tensors.items()}, folder, SHARD_BYTES)
+    except (OSError, SafetensorError) as error:
+        raise Unavailable(f"cannot write the model to {folder}: {error}", hint="check the disk") from error
 
 
 def load_pretrained(
