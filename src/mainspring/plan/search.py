@@ -11,7 +11,7 @@ from typing import get_args
 from mainspring.plan import price
 from mainspring.plan.estimate import Choice, Estimate, Estimator
 from mainspring.plan.flops import model_flops, peak_flops_per_s
-from mainspring.plan.layout import capacity, divisors, offers
+from mainspring.plan.layout import HOST, capacity, divisors, offers
 from mainspring.plan.memory import USABLE, rank_memory
 from mainspring.spec import (
     Cluster,
@@ -263,6 +263,7 @@ def _plan(
         objective=objective,
         rejected=rejected,
         nodes=tuple(cluster.nodes[rank.node].name for rank in offer),
+        accelerators=0 if any(rank.device.vendor == HOST for rank in offer) else 1,
     )
 
 

@@ -111,7 +111,8 @@ class Plan:
     """One way to train `model` on `cluster`.
 
     `global_batch` and `microbatch` count sequences of `seq_len` tokens; `reshard_after_forward` is ZeRO-3 (False is
-    ZeRO-2); `nodes` names the machine each rank is counted on.
+    ZeRO-2); `nodes` names the machine each rank is counted on; `accelerators`
+    is how many each rank holds, 0 on host CPUs.
     """
 
     model: str
@@ -134,6 +135,7 @@ class Plan:
     objective: Objective
     rejected: tuple[Rejected, ...] = ()
     nodes: tuple[str, ...] = ()
+    accelerators: int = 0
     format: int = FORMAT
 
     @property
