@@ -133,9 +133,14 @@ def texts(store: Store, ref: str) -> Iterator[Document]:
         yield from to_documents(scanner.to_batches())
 
 
+def sources(store: Store, ref: str) -> frozenset[str]:
+    """Every source that has a document in the snapshot."""
+    return frozenset(_by_id(store, ref).values())
+
+
 def diff(store: Store, before: str, after: str) -> SnapshotDiff:
     """What changed between two snapshots; `changed` holds the new ids of sources whose text is another one."""
-    old, new = _sources(store, before), _sources(store, after)
+    old, new = _by_id(store, before), _by_id(store, after)
     added = {id_: source for id_, source in new.items() if id_ not in old}
     removed = {id_: source for id_, source in old.items() if id_ not in new}
     edited = set(added.values()) & set(removed.values())
@@ -189,7 +194,8 @@ def _open(snapshot: Snapshot) -> lance.LanceDataset:
         ) from error
 
 
-def _sources(store: Store, ref: str) -> dict[str, str]:
+def _by_id(store: Store, ref: str) -> dict[str, str]:
+    """The source of every document id."""
     with _storage("read", ref):
         table = _open(load_snapshot(store, ref)).to_table(columns=["id", "source"])
     return dict(zip(table["id"].to_pylist(), table["source"].to_pylist(), strict=True))
