@@ -1,0 +1,126 @@
+"""The served names: what a name stands for, loaded when it is first asked for.
+
+Two kinds of model folder are servable as they are: a decoder (`EngineServable`) and an embedder
+(`EmbedderServable`). Applications bring their own `Servable` and are added by name.
+"""
+
+import asyncio
+import difflib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from mainspring.serve.engine.loop import Engine
+from mainspring.serve.servable import Piece, Prompt, Servable
+from mainspring.spec import EngineConfig, NotFound, SamplingParams, SpecError
+
+
+class Registry(Protocol):
+    """Where the HTTP server looks names up; `get` may take as long as loading a model takes."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every name that can be asked for."""
+        ...
+
+    def get(self, name: str) -> Servable:
+        """What `name` stands for; `NotFound` otherwise."""
+        ...
+
+
+class Models(Registry):
+    """A registry of loaders. Each is called once, on first use, and closed with the registry."""
+
+    def __init__(self, loaders: Mapping[str, Callable[[], Servable]]) -> None:
+        self._loaders = dict(loaders)
+        self._loaded: dict[str, Servable] = {}
+        self._locks = {name: threading.Lock() for name in self._loaders}
+
+    def names(self) -> tuple[str, ...]:
+        """Every name, loaded or not, in the order given."""
+        return tuple(self._loaders)
+
+    def get(self, name: str) -> Servable:
+        """What `name` stands for, loading it now if need be; two callers never load it twice."""
+        if name not in self._loaders:
+            near = difflib.get_close_matches(name, self._loaders, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"served: {', '.join(self._loaders) or 'nothing'}"
+            raise NotFound(f"the model {name!r} does not exist", hint=hint)
+        with self._locks[name]:
+            if name not in self._loaded:
+                self._loaded[name] = self._loaders[name]()
+            return self._loaded[name]
+
+    def close(self) -> None:
+        """Close whatever was loaded."""
+        for servable in self._loaded.values():
+            servable.close()
+        self._loaded.clear()
+
+
+class EngineServable:
+    """A decoder's folder behind an engine of its own."""
+
+    def __init__(self, name: str, folder: Path | str, config: EngineConfig | None = None) -> None:
+        self.name = name
+        self.created_s = time.time()
+        self.engine = Engine.load(folder, config, name=name)
+        self.context = self.engine.context
+
+    async def stream(self, prompt: Prompt, sampling: SamplingParams) -> AsyncIterator[Piece]:
+        """Continue the prompt; see `Engine.generate` for what it raises."""
+        tokens = await asyncio.to_thread(self._encode, prompt)
+        score = prompt.echo and sampling.logprobs is not None
+        async with aclosing(self.engine.generate(tokens, sampling, score=score)) as pieces:
+            if prompt.echo:
+                text = self.engine.tokenizer.decode(tokens, keep_special=True)
+                yield replace(await anext(pieces), prompt_text=prompt.text or text)
+            async for piece in pieces:
+                yield piece
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Refuse: a decoder makes no sentence vectors."""
+        raise SpecError(
+            f"{self.name} generates text and makes no embeddings, asked for {len(texts)}",
+            hint="ask an embedding model",
+        )
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self.engine.close()
+
+    def _encode(self, prompt: Prompt) -> Sequence[int]:
+        tokenizer = self.engine.tokenizer
+        if prompt.messages is not None:
+            return tokenizer.chat_ids(prompt.messages)
+        if prompt.token_ids is not None:
+            return prompt.token_ids
+        return tokenizer.encode_prompt(prompt.text or "")
+
+
+class EmbedderServable:
+    """An embedder, by folder or hub name."""
+
+    def __init__(self, name: str, folder: Path | str) -> None:
+        self.name = name
+        self.created_s = time.time()
+        self.context = 0
+        from mainspring.models.embedder import load_embedder
+
+        self._embedder = load_embedder(folder)
+
+    async def stream(self, prompt: Prompt, sampling: SamplingParams) -> AsyncIterator[Piece]:  # noqa: ARG002
+        """Refuse: an embedder writes nothing."""
+        raise SpecError(f"{self.name} makes embeddings and generates no text", hint="ask a generating model")
+        yield  # makes this an async generator, as the protocol wants
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """One unit-length vector per text."""
+        found = await asyncio.to_thread(self._embedder.encode, list(texts))
+        return found.tolist()
+
+    def close(self) -> None:
+        """Nothing runs between calls."""
