@@ -1,0 +1,1 @@
+"""Turning a plan into weights: a single-device recipe, run on any number of ranks, surviving failure."""

@@ -1,0 +1,185 @@
+"""From a recipe to a published model: plan it, start its gang, follow it, hand back what the ranks published.
+
+A run that failed is continued by calling `train` again with the same run (or with `resume` naming it): the ranks go
+on from the newest undamaged checkpoint, on the same number of ranks or another.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mainspring.cluster import Handle, Launcher, require_success
+from mainspring.data.loader import read_token_set
+from mainspring.plan.search import plan_training
+from mainspring.spec import (
+    Artifact,
+    Cluster,
+    Job,
+    ModelSpec,
+    Objective,
+    Plan,
+    Progress,
+    Resources,
+    SpecError,
+    TrainConfig,
+    TrainPayload,
+    silent,
+)
+from mainspring.store import Store, parse
+from mainspring.train.recipe import Facts, load_recipe
+
+ENTRY = "mainspring.train.worker:main"
+METRICS, RESULT = "metrics.jsonl", "result.json"  # written by the worker
+POLL_S = 0.25
+CANCEL_S = 30.0
+# Stands in for a vocabulary when a recipe is planned without data.
+DEFAULT_VOCAB = 32_000
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSource:
+    """A packed dataset on this machine, its tokenizer's folder, and both references."""
+
+    tokens: Path
+    tokenizer: Path
+    inputs: tuple[str, ...]
+
+
+def open_tokens(store: Store, ref: str) -> TokenSource:
+    """Fetch the tokens `ref` and the tokenizer they were made with."""
+    artifact = store.resolve(ref)
+    if artifact.kind != "tokens":
+        raise SpecError(f"{artifact.ref} is no packed dataset", hint="pack it first; training reads tokens:<name>")
+    folder = store.fetch(artifact)
+    tokenizer = store.resolve(read_token_set(folder).tokenizer)
+    return TokenSource(tokens=folder, tokenizer=store.fetch(tokenizer), inputs=(artifact.ref, tokenizer.ref))
+
+
+def facts_of(store: Store, ref: str) -> Facts:
+    """What a recipe's model may ask about the tokens `ref`; the length of a row comes from its configuration."""
+    from mainspring.models.tokenizer import Tokenizer
+
+    source = open_tokens(store, ref)
+    words = Tokenizer.load(source.tokenizer)
+    return {"vocab": read_token_set(source.tokens).vocab, "eos_id": words.eos_id, "bos_id": words.bos_id}
+
+
+def profile(recipe: str | Path, *, facts: Facts | None = None, overrides: Sequence[str] = ()) -> ModelSpec:
+    """The recipe's model as the planner sees it."""
+    from mainspring.train.profile import profile_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    known = facts or {"vocab": DEFAULT_VOCAB, "eos_id": None, "bos_id": None}
+    return profile_recipe(loaded.recipe, known, name=loaded.path.stem)
+
+
+def plan_for(
+    recipe: str | Path,
+    *,
+    cluster: Cluster,
+    facts: Facts | None = None,
+    ranks: int | None = None,
+    objective: Objective = "time",
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """The best way to train `recipe` on `cluster`. Without `facts` its vocabulary is taken as `DEFAULT_VOCAB`."""
+    model = profile(recipe, facts=facts, overrides=overrides)
+    config = load_recipe(recipe, overrides).recipe.config
+    return plan_training(model, cluster, config, ranks=ranks, objective=objective)
+
+
+def train(
+    store: Store,
+    launcher: Launcher,
+    recipe_path: str | Path,
+    *,
+    plan: Plan,
+    tokens_ref: str,
+    name: str,
+    run: str = "",
+    resume: str = "",
+    overrides: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Artifact:
+    """Train on `plan.mesh.world` ranks and return the published `model:<name>`.
+
+    Checkpoints belong to `resume`, else to `run`; whichever has some is continued. Raises `WorkerLost` or `Failed` with
+    the reason of the rank that ended it and the end of its log; the checkpoints stay for the next call.
+    """
+    loaded = load_recipe(recipe_path, overrides)
+    source = open_tokens(store, tokens_ref)
+    run_id = run or f"train-{name}"
+    payload = TrainPayload(
+        run_id=run,
+        recipe=str(loaded.path),
+        plan_json=parse.to_json(plan),
+        config_json=parse.to_json(_agreed(loaded.recipe.config, plan)),
+        tokens=str(source.tokens),
+        tokenizer=str(source.tokenizer),
+        checkpoints=str(store.run_dir(resume or run_id) / "checkpoints"),
+        output=name,
+        inputs=source.inputs,
+        settings_json=parse.to_json(store.settings),
+    )
+    job = Job(
+        id=run_id,
+        name=f"train {name}",
+        entry=ENTRY,
+        payload_json=parse.to_json(payload),
+        ranks=plan.mesh.world,
+        resources=_resources(plan),
+    )
+    result = launcher.run_root / job.id / RESULT
+    result.unlink(missing_ok=True)
+    _follow(launcher.submit(job), steps=plan.steps, progress=progress)
+    return store.resolve(json.loads(result.read_text("utf-8"))["ref"])
+
+
+def _agreed(config: TrainConfig, plan: Plan) -> TrainConfig:
+    """`config`, if `plan` was made for it; a plan read from a file may be older than the recipe."""
+    for field in ("global_batch", "seq_len", "steps", "precision"):
+        asked, planned = getattr(config, field), getattr(plan, field)
+        if asked != planned:
+            raise SpecError(f"the recipe has {field} = {asked}, the plan {planned}", hint="plan the recipe again")
+    return config
+
+
+def _resources(plan: Plan) -> Resources:
+    """What each rank reserves: its accelerators. Cores are shared out among the ranks of a machine by the worker."""
+    return Resources(devices=float(plan.accelerators))
+
+
+def _follow(handle: Handle, *, steps: int, progress: Progress) -> None:
+    """Report each logged step until the job ends; raise as it failed. Ctrl-C cancels it and waits until it is gone."""
+    metrics = handle.run_dir / METRICS
+    shown, ended = 0, threading.Event()
+    watcher = threading.Thread(target=lambda: (handle.wait(), ended.set()), daemon=True)
+    watcher.start()
+    try:
+        while not ended.wait(POLL_S):
+            shown = _show(metrics, shown, steps=steps, progress=progress)
+    except BaseException:
+        handle.cancel("interrupted")
+        ended.wait(CANCEL_S)
+        raise
+    require_success(handle.wait())
+    _show(metrics, shown, steps=steps, progress=progress)
+
+
+def _show(metrics: Path, shown: int, *, steps: int, progress: Progress) -> int:
+    """Tell `progress` the newest row beyond byte `shown`, if any; returns how far the file was read."""
+    if not metrics.exists():
+        return shown
+    with metrics.open("rb") as file:
+        file.seek(shown)
+        text = file.read()
+    complete = text[: text.rfind(b"\n") + 1]
+    if complete:
+        row = json.loads(complete.splitlines()[-1])
+        message = f"step {row['step']}/{steps}, loss {row['loss']:.3f}, {row['tokens_per_s']:,.0f} tokens/s"
+        progress(min(1.0, row["step"] / steps), f"{message}, MFU {row['mfu']:.1%}")
+    return shown + len(complete)

@@ -1,0 +1,321 @@
+"""The training loop: one `Plan`, one recipe, N ranks, the same numbers whatever N.
+
+Every step sums losses and gradients over what the recipe counts and divides once by the global count, so uneven
+micro-batches and padded rows weigh what they should. Randomness is a function of (seed, step, micro-batch of the
+global batch): a resumed run repeats the uninterrupted one bit for bit on the same world size, and dropout falls
+alike on any. Hence the state of a run is parameters, buffers, optimiser slots and the step.
+
+A `Trainer` owns everything it needs and nothing global, so its process groups can be torn down and made again around
+the same weights (`rebuild`), and its weights handed to a running engine between two steps (`full_state`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from mainspring.hardware import devices
+from mainspring.spec import Failed, Plan, SpecError, Task, TrainConfig
+from mainspring.train.checkpoint import Checkpoints
+from mainspring.train.parallel import Group, Parallel, local, share_of, whole
+from mainspring.train.recipe import Facts, LoadedRecipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+log = logging.getLogger(__name__)
+
+# Fields of `TrainConfig` that a resumed run may change: they say when to write, not what to compute.
+CADENCE = frozenset({"checkpoint_every", "keep_checkpoints", "log_every", "eval_every"})
+EVAL_BATCHES = 4
+
+
+class Batches(Protocol):
+    """Rows of the global batch of any step, the same for every world size. `position` is the next step."""
+
+    position: int
+
+    def batch(self, step: int, first: int, count: int) -> np.ndarray:
+        """Rows `[first, first + count)` of the global batch of `step`, as int64 `(count, seq_len + 1)`."""
+        ...
+
+    def state(self) -> Mapping[str, int | str]:
+        """The position and what gives it its meaning, for a checkpoint."""
+        ...
+
+    def load_state(self, state: Mapping[str, int | str]) -> None:
+        """Continue at a saved position; `SpecError` when it would mean other samples here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a trainer learns from: batches, batches it is only tested on, and facts for the recipe's model."""
+
+    train: Batches
+    facts: Facts
+    held_out: Batches | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One finished step: the mean loss before the update, and the gradient's norm before clipping."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    held_out_loss: float | None = None
+
+
+def lr_factor(step: int, config: TrainConfig) -> float:
+    """The learning rate of step `step` (from 0) as a part of its peak.
+
+    Linear warm-up reaches 1 at the last warm-up step; half a cosine (Loshchilov & Hutter 2017, SGDR) reaches
+    `min_lr_ratio` at the last step.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = min(1.0, (step + 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * done)) / 2
+
+
+def numerics(config: TrainConfig) -> dict[str, Any]:
+    """The part of a configuration that decides the numbers a run computes."""
+    return {name: value for name, value in asdict(config).items() if name not in CADENCE}
+
+
+class Trainer:
+    """One rank's part of a training run. `step` counts finished steps."""
+
+    def __init__(self, loaded: LoadedRecipe, plan: Plan, task: Task, *, data: TrainingData, folder: Path) -> None:
+        self.step = 0
+        self.recipe = loaded.recipe
+        self.config = loaded.recipe.config
+        self._plan = plan
+        self._task = task
+        self._data = data
+        self._folder = folder
+        self._digest = loaded.digest
+        self._share = share_of(plan, task.rank)
+        self._device = torch.device(devices.torch_device(task.local_rank))
+        self._group = Group(task, self._device)
+        self._form(0)
+
+    @property
+    def model(self) -> nn.Module:
+        """The recipe's model; its parameters may be sharded."""
+        return self._parallel.model
+
+    @property
+    def save_errors(self) -> tuple[str, ...]:
+        """Checkpoints that could not be written, and why."""
+        return tuple(self._checkpoints.errors)
+
+    def steps(self) -> Iterator[StepResult]:
+        """Train to the configured number of steps, yielding each; checkpoints are begun after the caller saw the step.
+
+        Raises `Failed` naming the step when the loss or the gradient is no longer finite; nothing was updated then.
+        """
+        while self.step < self.config.steps:
+            yield self._run_step()
+            every = self.config.checkpoint_every
+            if self.step == self.config.steps or (every and self.step % every == 0):
+                self.save()
+        self.wait()
+
+    def save(self) -> None:
+        """Begin a checkpoint of this step; it is on disk after the next `save`, or after `close`."""
+        # Buffers may change in the next forward, parameters and slots only in the next optimizer.step.
+        buffers = {f"model.{name}" for name, _ in self.model.named_buffers()}
+        tensors = {n: t.clone() if n in buffers else t for n, t in self._tensors().items()}
+        notes = {
+            "config": numerics(self.config),
+            "recipe": self._digest,
+            "data": dict(self._data.train.state()),
+        }
+        self._checkpoints.save(self.step, tensors, notes)
+
+    def restore(self) -> bool:
+        """Continue from the newest undamaged checkpoint, of any world size; False when there is none."""
+        saved = self._checkpoints.newest()
+        if saved is None:
+            return False
+        then, now = saved.notes["config"], numerics(self.config)
+        changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+        if changed:
+            raise SpecError(
+                f"cannot resume {saved.folder}: the configuration changed ({', '.join(changed)})",
+                hint="undo the change, or train under a new run",
+            )
+        if saved.notes["recipe"] != self._digest:
+            log.warning("the recipe file changed since the checkpoint", extra={"step": saved.step})
+        self._data.train.load_state(saved.notes["data"])
+        self._allocate(saved.shapes())
+        self._checkpoints.load(saved, self._tensors())
+        self.step = saved.step
+        return True
+
+    def rebuild(self, group_epoch: int) -> None:
+        """Tear the process groups down and meet again in `group_epoch`, keeping this rank's state.
+
+        Every rank calls this, with an epoch none has used; training goes on from the same step.
+        """
+        kept = self._tensors()
+        self._dissolve()
+        self._form(group_epoch)
+        self._allocate({name: (tensor.shape, tensor.dtype) for name, tensor in kept.items()})
+        for name, tensor in self._tensors().items():
+            local(tensor).copy_(local(kept[name]))
+
+    def full_state(self) -> dict[str, Tensor]:
+        """All weights, unsharded on rank 0's host under the model's own names; empty on other ranks.
+
+        Every rank must call it, between two steps. For a model of the Hugging Face layout the names are that layout's.
+        """
+        return whole(_named_tensors(self.model), keep=self._task.rank == 0)
+
+    def wait(self) -> None:
+        """Return once the checkpoint in flight is on disk, or has failed."""
+        self._checkpoints.wait()
+
+    def close(self) -> None:
+        """Finish writing and leave the group."""
+        self._dissolve()
+
+    def _form(self, group_epoch: int) -> None:
+        self._group.join(group_epoch)
+        torch.manual_seed(self.config.seed)
+        model = self.recipe.build({**self._data.facts, "seed": self.config.seed})
+        self._parallel = Parallel(model, self.recipe.loss, self._plan, self._device)
+        self._optimizer = self.recipe.optimizer(model, self.config)
+        self._peak_lrs = [group["lr"] for group in self._optimizer.param_groups]
+        self._checkpoints = Checkpoints(
+            self._folder,
+            rank=self._task.rank,
+            world=self._task.world,
+            keep=self.config.keep_checkpoints,
+        )
+
+    def _dissolve(self) -> None:
+        self._checkpoints.close()
+        self._group.leave()
+
+    def _run_step(self) -> StepResult:
+        self._optimizer.zero_grad(set_to_none=True)
+        totals = self._accumulate()
+        gradients = self._parallel.gradients()
+        # Every shard is held by `replicas` ranks, so the sum over all ranks counts each square that often.
+        totals[2] = get_total_norm(gradients).double().square() / self._parallel.replicas
+        loss_sum, count, square = self._group.sum(totals).tolist()
+        to_mean = self._task.world / count if count else math.nan
+        loss, norm = loss_sum / max(count, 1.0), math.sqrt(square) * to_mean
+        self._check_finite(loss, norm)
+        clip = min(1.0, self.config.clip_norm / (norm + 1e-6)) if self.config.clip_norm else 1.0
+        for gradient in gradients:
+            gradient.mul_(to_mean * clip)
+        factor = lr_factor(self.step, self.config)
+        for group, peak in zip(self._optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        self._checkpoints.wait_staged()
+        self._optimizer.step()
+        self.step += 1
+        self._data.train.position = self.step
+        every = self.config.eval_every
+        held_out = self._evaluate() if every and self.step % every == 0 and self._data.held_out else None
+        return StepResult(self.step, loss, norm, self.config.lr * factor, held_out)
+
+    def _accumulate(self) -> Tensor:
+        """Run this rank's micro-batches; returns float64 (sum of losses, count, 0), gradients are on the parameters."""
+        totals = torch.zeros(3, dtype=torch.float64, device=self._device)
+        for index, batch in enumerate(self._microbatches(self._data.train, self.step)):
+            self._seed(self._share.first // self._share.rows + index)
+            with self._parallel.microbatch(last=index == self._share.count - 1):
+                with self._autocast():
+                    total, count = self._parallel.module(batch)
+                total.backward()
+            totals[0] += total.detach()
+            totals[1] += count
+        return totals
+
+    @torch.no_grad()
+    def _evaluate(self) -> float:
+        assert self._data.held_out is not None
+        totals = torch.zeros(2, dtype=torch.float64, device=self._device)
+        self.model.eval()
+        for index in range(EVAL_BATCHES):
+            for batch in self._microbatches(self._data.held_out, index):
+                with self._autocast():
+                    total, count = self._parallel.inner(batch)
+                totals += torch.stack([total, count]).double()
+        self.model.train()
+        self._parallel.reshard()
+        loss_sum, count = self._group.sum(totals).tolist()
+        return loss_sum / count
+
+    def _microbatches(self, batches: Batches, step: int) -> tuple[Tensor, ...]:
+        rows = torch.from_numpy(batches.batch(step, self._share.first, self._share.all_rows)).to(self._device)
+        return rows.split(self._share.rows)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self._plan.precision == "bf16"
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _seed(self, microbatch: int) -> None:
+        seed = hash((self.config.seed, self.step, microbatch)) & (2**63 - 1)  # integers hash alike in every process
+        torch.manual_seed(seed)
+        random.seed(seed)
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Failed(
+                f"step {self.step + 1}: the loss is {loss:.4g} and the gradient norm {norm:.4g}, which is not finite",
+                hint=f"lower lr (now {self.config.lr:g}) or lengthen warmup_steps (now {self.config.warmup_steps})",
+            )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that makes up the state of the run, by name; changing a tensor changes the run."""
+        found = {f"model.{name}": tensor.detach() for name, tensor in _named_tensors(self.model).items()}
+        for name, parameter in self.model.named_parameters():
+            for slot, value in self._optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, Tensor):
+                    raise SpecError(
+                        f"the optimiser keeps {slot} = {value!r}, which is no tensor and cannot be checkpointed",
+                        hint="keep it in a 0-dimensional tensor, as torch.optim's own optimisers do",
+                    )
+                found[f"optimizer.{name}.{slot}"] = value
+        return found
+
+    def _allocate(self, shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
+        """Make the optimiser slots named in `shapes`, laid out like their parameters, to be filled."""
+        parameters = dict(self.model.named_parameters())
+        # torch.optim keeps counters on the host, unless one kernel does the whole step on the device.
+        on_device = any(group.get("fused") or group.get("capturable") for group in self._optimizer.param_groups)
+        counter = torch.empty((), device=self._device if on_device else "cpu")
+        for full_name, (shape, dtype) in shapes.items():
+            kind, _, name = full_name.partition(".")
+            name, _, slot = name.rpartition(".")
+            if kind == "optimizer" and name in parameters:
+                parameter = parameters[name]
+                like = parameter.detach() if shape == parameter.shape else counter.expand(shape)
+                self._optimizer.state[parameter][slot] = torch.zeros_like(like, dtype=dtype)
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, a shared one under its first name only."""
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found

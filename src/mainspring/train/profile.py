@@ -1,0 +1,40 @@
+"""What a recipe costs per token, for planning it and for its utilisation: built on the meta device, so it is free."""
+
+from __future__ import annotations
+
+import torch
+
+from mainspring.models.profile import profile_decoder, profile_module
+from mainspring.models.transformer import Decoder
+from mainspring.spec import ModelSpec, Precision, SpecError, TrainConfig
+from mainspring.train.parallel import LossModule
+from mainspring.train.recipe import Facts, Recipe
+
+
+def profile_recipe(recipe: Recipe, facts: Facts, *, name: str) -> ModelSpec:
+    """The recipe's model as the planner sees it: by formula for a `Decoder`, else measured on one row of tokens.
+
+    Raises `SpecError` for a model or loss that cannot run on the meta device.
+    """
+    config = recipe.config
+    try:
+        with torch.device("meta"):
+            model = recipe.build({**facts, "seq_len": config.seq_len, "seed": config.seed})
+            if isinstance(model, Decoder):
+                return _profile_decoder(model, config, name=name, precision=config.precision)
+            row = torch.zeros((1, config.seq_len + 1), dtype=torch.int64)
+            return profile_module(LossModule(model, recipe.loss), (row,), name=name)
+    except (NotImplementedError, RuntimeError) as error:
+        raise SpecError(
+            f"the recipe's model cannot be profiled without computing: {error}",
+            hint="a model must not look at tensor values (.item(), if tensor > 0) in __init__ or forward",
+        ) from error
+
+
+def _profile_decoder(model: Decoder, config: TrainConfig, *, name: str, precision: Precision) -> ModelSpec:
+    if config.seq_len > model.config.context:
+        raise SpecError(
+            f"seq_len is {config.seq_len}, the model's context {model.config.context}",
+            hint="raise context in the recipe or lower seq_len",
+        )
+    return profile_decoder(model.config, seq_len=config.seq_len, name=name, precision=precision)
