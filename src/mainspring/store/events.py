@@ -6,6 +6,7 @@ Sequence numbers grow in commit order, so `events(after=last)` in a loop sees ev
 import json
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import Row, insert, select
 
@@ -13,22 +14,18 @@ from mainspring.spec import Event
 from mainspring.store.database import Database, events
 from mainspring.store.parse import to_json
 
+APPEND = insert(events).returning(events.c.seq)
+
 
 class EventLog(Database):
     """Append and read events of this workspace."""
 
     def emit(self, kind: str, subject: str, data: Mapping[str, object]) -> Event:
         """Append one event and return it; inside `transaction()` it becomes visible with the rest."""
-        values = {
-            "workspace": self.workspace,
-            "time_s": time.time(),
-            "kind": kind,
-            "subject": subject,
-            "data_json": to_json(data),
-        }
+        values: dict[str, Any] = {"time_s": time.time(), "kind": kind, "subject": subject, "data_json": to_json(data)}
         with self.transaction() as connection:
-            row = connection.execute(insert(events).values(**values).returning(*events.c)).one()
-        return _event(row)
+            seq = connection.execute(APPEND, {"workspace": self.workspace, **values}).scalar_one()
+        return Event(seq=seq, **values)
 
     def events(
         self, after: int = 0, kind: str | None = None, subject: str | None = None, limit: int = 1000

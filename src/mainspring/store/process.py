@@ -5,6 +5,7 @@ boot id, the process-id namespace and the start time in clock ticks (`/proc/<pid
 process for good. Where `/proc` is missing the extra fields are empty and only the process id is compared.
 """
 
+import functools
 import os
 import socket
 from pathlib import Path
@@ -24,8 +25,12 @@ class Owner:
 
 
 def this_process() -> Owner:
-    """The calling process. Not cached: a fork is another process."""
-    pid = os.getpid()
+    """The calling process."""
+    return _owner(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _owner(pid: int) -> Owner:  # cached by its own number, because a fork is another process
     return Owner(host=socket.gethostname(), boot=_boot(), namespace=_namespace(), pid=pid, born=_born(pid) or "")
 
 

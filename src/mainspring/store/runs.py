@@ -12,12 +12,12 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, bindparam, insert, select, update
 
 from mainspring.spec import TERMINAL, JobState, NotFound, RunRecord, SpecError, Unavailable
 from mainspring.store.catalogue import Catalogue
@@ -37,6 +37,7 @@ NEXT: Mapping[JobState, frozenset[JobState]] = {
 }
 LIBRARIES = ("torch", "ray", "transformers", "daft", "pylance", "lancedb", "onnxruntime", "numpy", "sqlalchemy")
 COLUMNS = tuple(field.name for field in fields(RunRecord))
+BY_ID = select(runs).where(runs.c.workspace == bindparam("of"), runs.c.id == bindparam("wanted"))
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -68,7 +69,7 @@ class RunLog(Catalogue):
             created_s=now,
         )
         with self.transaction() as connection:
-            connection.execute(insert(runs).values(**_columns(record), owner_json=to_json(this_process())))
+            connection.execute(insert(runs), {**_columns(record), "owner_json": to_json(this_process())})
             for ref in inputs:
                 self._connect(record.id, ref, "input")
             self.emit("run.state", record.id, {"state": "PENDING", "kind": kind, "name": name})
@@ -105,15 +106,15 @@ class RunLog(Catalogue):
                 values["ended_s"] = time.time()
             connection.execute(update(runs).where(runs.c.id == run_id).values(**values))
             self.emit("run.state", run_id, {"state": state, "kind": before.kind, "name": before.name, "reason": reason})
-            return self.run(run_id)
+            return replace(before, **{name: values[name] for name in values if name in COLUMNS})
 
     def run(self, run_id: str) -> RunRecord:
         """The run called `run_id`; an unambiguous beginning or end of the id is enough."""
         with self.read() as connection:
-            mine = select(runs).where(runs.c.workspace == self.workspace)
-            row = connection.execute(mine.where(runs.c.id == run_id)).one_or_none()
+            row = connection.execute(BY_ID, {"of": self.workspace, "wanted": run_id}).one_or_none()
             if row is not None:
                 return _record(row)
+            mine = select(runs).where(runs.c.workspace == self.workspace)
             near = runs.c.id.startswith(run_id, autoescape=True) | runs.c.id.endswith(run_id, autoescape=True)
             rows = connection.execute(mine.where(near).limit(3)).all() if run_id else []
         if len(rows) == 1:

@@ -88,7 +88,7 @@ def _unprivileged() -> pwd.struct_passwd | None:
     raise NoPostgres("PostgreSQL refuses to run as root and there is no user postgres or nobody")
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], probe: list[str], log: Path) -> None:
+def _wait_until_ready(server: subprocess.Popen[Any], probe: list[str], log: Path) -> None:
     deadline, pause = time.monotonic() + START_S, threading.Event()
     while subprocess.run(probe, check=False).returncode:
         if server.poll() is not None or time.monotonic() > deadline:

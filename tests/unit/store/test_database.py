@@ -1,5 +1,6 @@
 """Opening, migrating and sharing the database."""
 
+import contextlib
 import multiprocessing.pool
 import threading
 from pathlib import Path
@@ -51,15 +52,25 @@ def _emit_and_fail(store: Store) -> None:
         raise ZeroDivisionError
 
 
-def test_a_transaction_groups_verbs_and_a_failed_part_undoes_only_itself(store: Store) -> None:
+def _swallow(store: Store) -> None:
+    with store.transaction():
+        store.emit("undone", "a", {})
+        with contextlib.suppress(ZeroDivisionError):
+            _emit_and_fail(store)
+
+
+def test_a_transaction_is_kept_or_undone_as_a_whole(store: Store) -> None:
     with store.transaction():
         store.emit("kept", "a", {})
-        with pytest.raises(ZeroDivisionError):
-            _emit_and_fail(store)
-        store.emit("kept", "c", {})
+        assert store.events()[0].subject == "a"
+        with store.transaction():
+            store.emit("kept", "b", {})
     with pytest.raises(ZeroDivisionError):
         _emit_and_fail(store)
-    assert [(event.kind, event.subject) for event in store.events()] == [("kept", "a"), ("kept", "c")]
+    with pytest.raises(RuntimeError, match="swallowed"):
+        _swallow(store)
+    store.emit("kept", "c", {})
+    assert [(event.kind, event.subject) for event in store.events()] == [("kept", s) for s in "abc"]
 
 
 def test_workspaces_on_one_database_do_not_see_each_other(settings: Settings, folder: Path) -> None:
