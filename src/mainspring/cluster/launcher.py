@@ -147,8 +147,9 @@ class Launcher:
         with self._lock:
             if self._closed:
                 raise SpecError("the launcher is closed")
-            if job.id in self._handles:
-                raise SpecError(f"a job with the id {job.id!r} was already submitted")
+            earlier = self._handles.get(job.id)
+            if earlier is not None and earlier.state not in TERMINAL:
+                raise SpecError(f"a job with the id {job.id!r} is {earlier.state}")
             if self._engine is None:
                 self._engine = connect(self.address)
                 self._spawn(self._admit_forever, name="admission")
