@@ -137,14 +137,16 @@ def replace_linears(model: nn.Module, *, ignore: Sequence[str] = ()) -> list[str
 
 
 def describe_w8a8(ignore: Sequence[str] = ()) -> dict[str, Any]:
-    """The `quantization_config` that vLLM and transformers read for these layers."""
+    """The `quantization_config` that vLLM reads for these layers; its head is no `Linear`, so it is named."""
     weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
     activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
     return {
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": activations}},
+        "config_groups": {
+            "group_0": {"targets": ["Linear", "lm_head"], "weights": weights, "input_activations": activations}
+        },
         "ignore": list(ignore),
     }
 

@@ -72,6 +72,7 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         blocks=(embedding, layer, head),
         seq_len=seq_len,
         tied_params=vocab * hidden if config.tied else 0,
+        element_bytes=value_bytes,
     )
 
 
