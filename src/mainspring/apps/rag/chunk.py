@@ -43,10 +43,7 @@ class _Line:
     start: int
     end: int
     text: str
-
-    @property
-    def blank(self) -> bool:
-        return not self.text.strip()
+    blank: bool
 
 
 def chunk_document(document: Document, *, target: int = TARGET) -> tuple[Chunk, ...]:
@@ -59,7 +56,8 @@ def chunk_document(document: Document, *, target: int = TARGET) -> tuple[Chunk, 
     text = document.text
     markdown = document.format.lower() not in PLAIN_FORMATS
     blocks = list(_blocks(_lines(text), markdown=markdown))
-    pieces = [piece for block in blocks for piece in _pieces(text, block, target)]
+    cuts = (piece for block in blocks for piece in _pieces(text, block, target))
+    pieces = [piece for piece in cuts if not text[piece.start : piece.end].isspace()]
     chunks = []
     for group in _pack(text, pieces, target):
         start, end = group[0].start, group[-1].end
@@ -90,7 +88,8 @@ def _lines(text: str) -> list[_Line]:
     while start < len(text):
         newline = text.find("\n", start)
         end = len(text) if newline < 0 else newline + 1
-        lines.append(_Line(start, end, text[start : min(end, start + _WIDEST_LINE)].rstrip("\r\n")))
+        head = text[start : min(end, start + _WIDEST_LINE)].rstrip("\r\n")
+        lines.append(_Line(start, end, head, text[start:end].isspace()))
         start = end
     return lines
 
@@ -216,7 +215,10 @@ def _pack(text: str, pieces: list[_Block], target: int) -> Iterator[list[_Block]
         elif current and piece.end - current[0].start > target:
             headings = _trailing_headings(current)
             kept = current[: len(current) - len(headings)]
-            if kept:
+            if not kept and piece.end - current[0].start > (HARD_LIMIT + 1) * target:
+                yield current  # headings too far from what follows them
+                current = []
+            elif kept:
                 yield kept
                 current = headings or _overlap(text, kept, piece, target)
         current.append(piece)
@@ -235,7 +237,8 @@ def _overlap(text: str, kept: list[_Block], piece: _Block, target: int) -> list[
     if last.kind != "prose" or piece.kind != "prose" or last.path != piece.path:
         return []
     start, end = list(sentence_spans(text, last.start, last.end))[-1]
-    fits = end - start <= target // 4 and start > kept[0].start
+    leads = not text[kept[0].start : start].strip()  # the whole of what was kept
+    fits = end - start <= target // 4 and piece.end - start <= 2 * target and not leads
     return [_Block(start, end, "prose", last.path)] if fits else []
 
 

@@ -64,6 +64,7 @@ LINES = st.sampled_from(
         "x" * 300,
         "word " * 80,
         "\t",
+        " " * 600 + "far",
         "\u00a0",
         "\r",
         "e.g. this one. Dr. Who came.",
