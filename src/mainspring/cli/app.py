@@ -9,7 +9,6 @@ import json
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from mainspring import __version__
@@ -90,21 +89,9 @@ for module in (
 def main() -> None:
     """Run the command line; the process exits with the error's own code."""
     try:
-        code = cli(standalone_mode=False)
+        cli()
     except MainspringError as error:
-        code = report(error)
-    except click.exceptions.Abort:
-        code = 130
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left; nobody is there to tell
-        code = 0
-    sys.exit(code)
+        sys.exit(report(error))
 
 
 def report(error: MainspringError) -> int:

@@ -182,3 +182,21 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def tokens_of(store: Store, ref: str, *, vocab: int, run: str = "", progress: Progress = silent) -> Artifact:
+    """`ref` itself when it is packed already; else the dataset `ref` packed with a tokenizer of `vocab` ids.
+
+    Work done before for the same snapshot and vocabulary is found again in the store, not repeated.
+    """
+    artifact = store.resolve(ref)
+    if artifact.kind == "tokens":
+        return artifact
+    key = f"tokens_of/{artifact.digest}/{artifact.ref}/{vocab}"
+    known = store.recall(key)
+    if known:
+        return store.resolve(known["ref"])
+    tokenizer = train_tokenizer(store, artifact.ref, vocab=vocab, name=artifact.name, run=run, progress=progress)
+    packed = pack(store, artifact.ref, tokenizer.ref, name=artifact.name, run=run, progress=progress)
+    store.remember(key, {"ref": packed.ref})
+    return packed

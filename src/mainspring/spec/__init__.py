@@ -59,7 +59,7 @@ from mainspring.spec.plan import (
     TimeEstimate,
 )
 from mainspring.spec.progress import Progress, silent
-from mainspring.spec.report import Criterion, GateDecision, Report, Score
+from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
 from mainspring.spec.serve import SLO, Deployment, EngineConfig, SamplingParams, ServePayload
 from mainspring.spec.settings import Settings, load_settings
@@ -75,6 +75,7 @@ __all__ = [
     "Artifact",
     "BlockSpec",
     "Cancelled",
+    "Check",
     "Chunk",
     "Citation",
     "Cluster",

@@ -54,3 +54,12 @@ class GateDecision:
     def passed(self) -> bool:
         """Whether every criterion was met."""
         return self.verdict == "pass"
+
+
+@spec
+class Check:
+    """One thing `mainspring doctor` looked at; `detail` says what to do when it is bad."""
+
+    name: str
+    state: Literal["ok", "bad"]
+    detail: str

@@ -1,0 +1,451 @@
+"""The user's handle: one object per workspace, one method per verb, no logic of its own.
+
+CLI, API, console, notebook and script all come through here, so that whatever one can do the others can. A verb
+that takes longer than a glance returns a `Run` at once; `Run.result()` waits for it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mainspring.flow import execution
+from mainspring.flow.execution import Execution
+from mainspring.spec import (
+    TERMINAL,
+    Answer,
+    Artifact,
+    Cancelled,
+    Check,
+    Cluster,
+    ClusterFile,
+    CurationReport,
+    Deployment,
+    Document,
+    Failed,
+    Feedback,
+    Identity,
+    Lineage,
+    Objective,
+    Plan,
+    Report,
+    Role,
+    RunRecord,
+    Settings,
+    SnapshotDiff,
+    SpecError,
+    Thumb,
+    load_settings,
+)
+from mainspring.store import Store, parse
+
+if TYPE_CHECKING:
+    from mainspring.apps.market import Published
+    from mainspring.apps.rag.assistant import Rag
+    from mainspring.cluster import Launcher
+    from mainspring.data.dataset import Dataset
+    from mainspring.remote import RemoteWorkspace
+
+VOCAB = 4096
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+Say = Callable[[str], None]
+Named = str | Artifact | Any  # anything with a `.ref`: an artifact, a snapshot, a published dataset
+
+
+class Run:
+    """One piece of recorded work, of this process or another that shares the store."""
+
+    def __init__(self, workspace: "Workspace", run_id: str, live: Execution | None = None) -> None:
+        self.workspace = workspace
+        self.id = run_id
+        self._live = live
+
+    @property
+    def record(self) -> RunRecord:
+        """What the store knows of it now."""
+        return self.workspace.store.run(self.id)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or badly."""
+        return self._live.done if self._live else self.record.state in TERMINAL
+
+    @property
+    def progress(self) -> tuple[float, str]:
+        """The latest fraction in [0, 1] and what it was doing."""
+        return execution.read_progress(self.workspace.store.run_dir(self.id))
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the end and return what the verb makes; raises the error that ended it."""
+        if self._live:
+            return self._live.result(timeout_s)
+        record = self.record
+        if record.state == "SUCCEEDED":
+            made = [edge.ref for edge in self.workspace.store.lineage(self.id).edges if edge.role == "output"]
+            return self.workspace.store.resolve(made[-1]) if made else None
+        if record.state == "CANCELLED":
+            raise Cancelled(f"run {self.id} was stopped: {record.reason}")
+        if record.state == "FAILED":
+            raise Failed(f"run {self.id} failed: {record.reason}", hint=f"mainspring logs {self.id}")
+        raise SpecError(f"run {self.id} belongs to another process and is {record.state}", hint="mainspring ps")
+
+    def logs(self, rank: int | None = None) -> str:
+        """What it said: the log of `rank`, or of the run itself and all its ranks."""
+        return execution.read_logs(self.workspace.store.run_dir(self.id), rank)
+
+    def metrics(self) -> tuple[dict[str, float], ...]:
+        """The time series it has written so far, one mapping a logged step."""
+        return execution.read_metrics(self.workspace.store.run_dir(self.id))
+
+    def stop(self) -> None:
+        """Ask it to stop, wherever it runs; returns at once."""
+        if self._live:
+            self._live.stop()
+        else:
+            execution.request_stop(self.workspace.store, self.id)
+
+    @property
+    def cost(self) -> execution.Cost:
+        """Seconds, joules and dollars so far."""
+        return execution.cost_of(self.record, self.metrics())
+
+
+class Workspace:
+    """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store.open(settings)
+        self._launcher: Launcher | None = None
+
+    def __enter__(self) -> "Workspace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the local cluster, if one was started, and close the store."""
+        if self._launcher:
+            self._launcher.close()
+        self.store.close()
+
+    @property
+    def launcher(self) -> "Launcher":
+        """The cluster, joined or started on first use."""
+        if self._launcher is None:
+            from mainspring.cluster import Launcher
+
+            self._launcher = Launcher(address=self.settings.address, run_root=self.store.home / "runs")
+        return self._launcher
+
+    # -- data and hardware
+
+    def dataset(self, name: str) -> "Dataset":
+        """A dataset by name: `.read(...).clean().dedup().publish()`."""
+        from mainspring.data.dataset import Dataset
+
+        return Dataset(self.store, name)
+
+    def hardware(self, cluster: str | Path = "") -> Cluster:
+        """The machines at hand, or those of a cluster file."""
+        from mainspring.hardware import topology
+
+        if cluster:
+            return topology.build_cluster(parse.load_toml(Path(cluster), ClusterFile))
+        if self.settings.address == "local":
+            return topology.local_cluster()
+        return self.launcher.survey()
+
+    def publish_data(self, name: str, *, source: str, dedup: str = "balanced") -> Run:
+        """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""
+
+        def body(work: Execution) -> Artifact:
+            chain = self.dataset(name).read(source, progress=work.progress).clean()
+            chain = chain.dedup(policy=dedup) if dedup != "none" else chain
+            return chain.publish(run=work.id, progress=work.progress)
+
+        return self._start(body, kind="data", name=name, config={"source": source, "dedup": dedup})
+
+    def data_report(self, ref: Named) -> CurationReport:
+        """What was read into a dataset, what was dropped and why."""
+        from mainspring.data import snapshot
+
+        return snapshot.report(self.store, _ref(ref))
+
+    def documents(self, ref: Named, *, count: int = 5, offset: int = 0) -> tuple[Document, ...]:
+        """Documents of a snapshot, in order."""
+        from mainspring.data import snapshot
+
+        return tuple(islice(snapshot.texts(self.store, _ref(ref)), offset, offset + count))
+
+    def data_diff(self, old: Named, new: Named) -> SnapshotDiff:
+        """Which documents were added, removed or changed between two snapshots."""
+        from mainspring.data import snapshot
+
+        return snapshot.diff(self.store, _ref(old), _ref(new))
+
+    # -- the verbs
+
+    def plan(
+        self,
+        recipe: str | Path,
+        *,
+        data: Named = "",
+        optimize: Objective = "time",
+        ranks: int | None = None,
+        cluster: str | Path = "",
+        vocab: int = VOCAB,
+        overrides: Sequence[str] = (),
+    ) -> Plan:
+        """How `recipe` would run: mesh, bytes, seconds, watts and price, before spending any."""
+        from mainspring.train import launch
+
+        packed = bool(data) and self.artifact(data).kind == "tokens"
+        return launch.plan_for(
+            recipe,
+            facts=launch.facts_of(self.store, _ref(data)) if packed else {"vocab": vocab, "eos_id": 0, "bos_id": 0},
+            cluster=self.hardware(cluster),
+            ranks=ranks,
+            objective=optimize,
+            overrides=overrides,
+        )
+
+    def train(
+        self,
+        recipe: str | Path,
+        *,
+        data: Named,
+        plan: Plan | None = None,
+        name: str = "",
+        resume: str = "",
+        vocab: int = VOCAB,
+        overrides: Sequence[str] = (),
+    ) -> Run:
+        """Train `recipe` on `data` as `plan` says and publish `model:<name>`; `resume` continues an earlier run.
+
+        A dataset is tokenised first, with a tokenizer of `vocab` ids learnt from it.
+        """
+        from mainspring.data import pack
+        from mainspring.train import launch
+
+        chosen = plan or self.plan(recipe, data=data, vocab=vocab, overrides=overrides)
+
+        def body(work: Execution) -> Artifact:
+            tokens = pack.tokens_of(self.store, _ref(data), vocab=vocab, run=work.id, progress=work.progress)
+            return launch.train(
+                self.store,
+                self.launcher,
+                recipe,
+                plan=chosen,
+                tokens_ref=tokens.ref,
+                name=name or Path(recipe).stem,
+                run=work.id,
+                resume=resume,
+                overrides=overrides,
+                progress=work.progress,
+            )
+
+        config = {"recipe": str(recipe), "plan": parse.to_dict(chosen), "overrides": list(overrides), "vocab": vocab}
+        return self._start(body, kind="train", name=name or Path(recipe).stem, config=config, inputs=(data,))
+
+    def evaluate(self, model: Named, *, data: Named = "", compare_to: Named = "") -> Run:
+        """Measure a model on held-out documents, against baselines and another model; publishes a report."""
+        from mainspring.evaluate import stage
+
+        def body(work: Execution) -> Artifact:
+            return stage.evaluate_model(
+                self.store,
+                _ref(model),
+                data=_ref(data),
+                compare_to=_ref(compare_to),
+                run=work.id,
+                progress=work.progress,
+            )
+
+        return self._start(body, kind="eval", name=_ref(model), config={"compare_to": _ref(compare_to)}, inputs=[model])
+
+    def report(self, ref: Named) -> Report:
+        """The scores of a published report."""
+        return parse.read_json((self.store.fetch(_ref(ref)) / "report.json").read_text("utf-8"), Report)
+
+    def compress(self, model: Named, *, scheme: str = "w8a8", name: str = "") -> Run:
+        """Quantise a model and publish the result."""
+        from mainspring.compress import quantize
+
+        def body(work: Execution) -> Artifact:
+            return quantize.quantize(
+                self.store, _ref(model), scheme=scheme, name=name or None, run=work.id, progress=work.progress
+            )
+
+        return self._start(body, kind="compress", name=name or _ref(model), config={"scheme": scheme}, inputs=[model])
+
+    # -- serving and applications
+
+    def offers(self) -> "Published":
+        """Every published model and assistant by name, loaded when first asked for."""
+        from mainspring.apps.market import Published
+
+        return Published(self.store)
+
+    def serve(self, model: Named, *, port: int = 0, name: str = "") -> Run:
+        """Serve a model on a process of its own until the run is stopped; its progress tells the address."""
+        from mainspring.serve import deploy
+
+        def body(work: Execution) -> Deployment:
+            offered = ((name or _short(model), self._model_folder(model)),)
+            handle, deployment = deploy.deploy(self.launcher, offered, run=work.id, port=port)
+            deploy.follow(handle, work.progress, deployment)
+            return deployment
+
+        inputs = (model,) if ":" in _ref(model) else ()
+        return self._start(body, kind="serve", name=name or _short(model), config={"port": port}, inputs=inputs)
+
+    def serve_forever(self, model: Named, *, host: str, port: int, name: str = "", on_ready: Say = print) -> None:
+        """Serve one model in this process until it is interrupted."""
+        from mainspring.serve import http, models
+
+        name, folder = name or _short(model), self._model_folder(model)
+        offered = models.Models({name: lambda: models.EngineServable(name, folder)})
+        offered.get(name)  # loads now, so that a broken model is an error here and not at the first request
+        app = http.create_app(offered, check_token=self.guard(host))
+        try:
+            http.serve_forever(app, host=host, port=port, on_ready=on_ready)
+        finally:
+            offered.close()
+
+    def guard(self, host: str) -> "Callable[..., Identity] | None":
+        """What checks a caller's token when listening on `host`: nothing on loopback while there are no tokens.
+
+        Raises `SpecError` when others could reach `host` and no token exists to keep them out.
+        """
+        if self.store.identities():
+            return self.store.check_token
+        if host not in LOOPBACK:
+            raise SpecError(
+                f"{host} can be reached by others and this workspace has no token",
+                hint="mainspring token create NAME, then start it again",
+            )
+        return None
+
+    def publish_app(self, name: str, *, corpus: Named, engine: Named = "", embedder: str = "lsa") -> Run:
+        """Build the retrieval index of `corpus` and publish the assistant `app:<name>`."""
+        from mainspring.apps.rag import publish
+
+        def body(work: Execution) -> Artifact:
+            return publish.publish(
+                self.store,
+                name,
+                corpus=_ref(corpus),
+                engine=_ref(engine),
+                embedder=embedder,
+                run=work.id,
+                progress=work.progress,
+            )
+
+        config = {"corpus": _ref(corpus), "engine": _ref(engine), "embedder": embedder}
+        return self._start(body, kind="app", name=name, config=config, inputs=[corpus, engine])
+
+    def app(self, name: str) -> "Rag":
+        """A published assistant, to ask and to be told what was wrong."""
+        from mainspring.apps.rag import assistant
+
+        return assistant.open_app(self.store, name if ":" in name else f"app:{name}")
+
+    def ask(self, name: str, question: str) -> Answer:
+        """Ask the assistant `name` one question."""
+        return self.app(name).ask(question)
+
+    def feedback(self, name: str, *, trace: str, thumb: Thumb, correction: str = "", comment: str = "") -> Feedback:
+        """Record what somebody thinks of an answer."""
+        return self.app(name).feedback(trace, thumb=thumb, correction=correction, comment=comment)
+
+    # -- flows
+
+    def flow(self, path: str | Path, *, overrides: Sequence[str] = (), watch: bool = False) -> Run:
+        """Run a flow file; with `watch`, keep running and rerun what a changed document makes stale."""
+    # -- what is remembered
+
+    def run(self, run_id: str) -> Run:
+        """A run by id."""
+        return Run(self, self.store.run(run_id).id)
+
+    def runs(self, *, kind: str = "", active: bool = False, limit: int = 100) -> tuple[RunRecord, ...]:
+        """Runs, newest first; runs whose process died are closed first, so that none looks alive."""
+        self.store.reap_dead_runs()
+        found = self.store.runs(kind=kind or None, limit=limit)
+        return tuple(record for record in found if not active or record.state not in TERMINAL)
+
+    def artifacts(self, *, kind: str = "", name: str = "") -> tuple[Artifact, ...]:
+        """Artifacts, newest first."""
+        return self.store.artifacts(kind or None, name or None)
+
+    def artifact(self, ref: Named) -> Artifact:
+        """One artifact by reference."""
+        return self.store.resolve(_ref(ref))
+
+    def lineage(self, ref: Named, *, direction: str = "both") -> Lineage:
+        """What an artifact or run was made from, and what was made from it."""
+        return self.store.lineage(_ref(ref), direction)
+
+    def create_token(self, name: str, *, role: Role = "editor", days: float | None = None) -> str:
+        """A new token for `name`; only its hash is kept."""
+        return self.store.create_token(name, role, ttl_s=days * 86400 if days else None)
+
+    def revoke_token(self, name: str) -> None:
+        """Make every token of `name` worthless."""
+        self.store.revoke_token(name)
+
+    def doctor(self, *, repair: bool = False) -> tuple[Check, ...]:
+        """Whether settings, store, disk, devices and libraries are in order, and what to do where they are not."""
+        from mainspring.hardware import checkup
+
+        ills = self.store.doctor(repair=repair)
+        kept = Check(name="store", state="bad" if ills and not repair else "ok", detail="; ".join(ills) or "whole")
+        return (kept, *checkup.checks(self.store.home))
+
+    def _start(
+        self,
+        body: Callable[[Execution], Any],
+        *,
+        kind: str,
+        name: str,
+        config: dict[str, Any],
+        inputs: Sequence[Named] = (),
+    ) -> Run:
+        refs = [self.store.resolve(_ref(given)).ref for given in inputs if given]
+        work = execution.start(self.store, body, kind=kind, name=name, config=config, inputs=refs)
+        return Run(self, work.id, work)
+
+    def _model_folder(self, model: Named) -> Path:
+        from mainspring.models import weights
+
+        ref = _ref(model)
+        known = ref.partition(":")[0] == "model"
+        return self.store.fetch(ref) if known else weights.locate(ref)
+
+
+def connect(address: str = "", *, token: str = "", settings: Settings | None = None) -> "Workspace | RemoteWorkspace":
+    """Open the workspace at `address`: `local`, `auto` or `ray://host:port` for the cluster, or a console's URL.
+
+    Without an address, `MAINSPRING_ADDRESS` or this machine. Close it, or use it in `with`.
+    """
+    given = settings or load_settings()
+    given = replace(given, address=address or given.address, token=token or given.token)
+    if given.address.startswith(("http://", "https://")):
+        from mainspring.remote import RemoteWorkspace
+
+        return RemoteWorkspace(given.address, token=given.token)
+    return Workspace(given)
+
+
+def _ref(named: Named) -> str:
+    """The reference of whatever has one."""
+    return named if isinstance(named, str) else named.ref
+
+
+def _short(named: Named) -> str:
+    """A name to serve something under: `model:chat@3` and `/models/chat` are both `chat`."""
+    ref = _ref(named)
+    return Path(ref).name if ref.partition(":")[0] != "model" else ref.partition(":")[2].partition("@")[0]

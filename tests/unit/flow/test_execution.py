@@ -1,0 +1,101 @@
+"""A recorded piece of work: its states, its progress, and stopping it from this process or another."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mainspring.flow import execution
+from mainspring.spec import Cancelled, Failed, Settings, SpecError, Unavailable
+from mainspring.store import Store
+
+
+def wait_for_ever(work: execution.Execution) -> None:
+    while True:
+        work.progress(0.5, "waiting")
+        threading.Event().wait(0.02)
+
+
+def test_work_is_recorded_from_start_to_end_and_hands_out_its_value(store: Store) -> None:
+    def body(work: execution.Execution) -> int:
+        work.progress(0.5, "half way")
+        return 42
+
+    work = execution.start(store, body, kind="demo", name="x", config={"seed": 7})
+    assert work.result(10) == 42
+    record = store.run(work.id)
+    assert (record.state, record.seed) == ("SUCCEEDED", 7)
+    assert execution.read_progress(store.run_dir(work.id)) == (0.5, "half way")
+
+
+def test_a_failure_is_recorded_logged_and_raised_with_its_cause(store: Store) -> None:
+    def body(work: execution.Execution) -> None:
+        raise ZeroDivisionError("one by zero")
+
+    work = execution.start(store, body, kind="demo", name="x", config={})
+    with pytest.raises(Failed, match="ZeroDivisionError: one by zero"):
+        work.result(10)
+    assert store.run(work.id).state == "FAILED"
+    assert "ZeroDivisionError" in execution.read_logs(store.run_dir(work.id), None)
+
+
+def test_an_error_of_our_tree_keeps_its_type(store: Store) -> None:
+    def body(work: execution.Execution) -> None:
+        raise SpecError("too small", hint="make it larger")
+
+    work = execution.start(store, body, kind="demo", name="x", config={})
+    with pytest.raises(SpecError, match="too small"):
+        work.result(10)
+
+
+def test_a_run_can_be_stopped_by_its_owner(store: Store) -> None:
+    work = execution.start(store, wait_for_ever, kind="demo", name="x", config={})
+    with pytest.raises(Unavailable, match="still running"):
+        work.result(0.05)
+    work.stop()
+    with pytest.raises(Cancelled):
+        work.result(10)
+    assert store.run(work.id).state == "CANCELLED"
+
+
+def test_a_run_can_be_stopped_from_another_process(store: Store, settings: Settings) -> None:
+    work = execution.start(store, wait_for_ever, kind="demo", name="x", config={})
+    script = (
+        "from mainspring.flow.execution import request_stop\nfrom mainspring.store import Store\n"
+        f"from mainspring.spec import load_settings\nrequest_stop(Store.open(load_settings()), {work.id!r})"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(Cancelled):
+        work.result(10)
+
+
+def test_what_a_body_waits_for_is_cancelled_too(store: Store) -> None:
+    released = threading.Event()
+
+    def body(work: execution.Execution) -> None:
+        work.on_stop(released.set)
+        released.wait()
+        raise Failed("the gang was cancelled")
+
+    work = execution.start(store, body, kind="demo", name="x", config={})
+    work.stop()
+    with pytest.raises(Failed):
+        work.result(10)
+    assert store.run(work.id).state == "CANCELLED"
+
+
+def test_a_half_written_metrics_line_waits_for_the_next_look(store: Store) -> None:
+    record = store.start_run("demo", "x", config={})
+    folder = store.run_dir(record.id)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "joules": 2.5}\n{"step": 2, "jo')
+    assert execution.read_metrics(folder) == ({"step": 1, "joules": 2.5},)
+
+
+def test_the_log_of_a_rank_that_does_not_exist_names_those_that_do(store: Store) -> None:
+    folder = store.run_dir(store.start_run("demo", "x", config={}).id)
+    (folder / "rank-0.log").write_text("hello")
+    assert execution.read_logs(folder, 0) == "hello"
+    with pytest.raises(SpecError) as caught:
+        execution.read_logs(folder, 3)
+    assert "0" in caught.value.hint
