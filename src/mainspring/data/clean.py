@@ -66,14 +66,14 @@ def _boilerplate(text: str) -> str:
     kept, fenced = [], False
     for line in text.split("\n"):
         fenced ^= line.lstrip().startswith("```")
-        if fenced or len(line) > 120 or line.startswith(("    ", "\t", "#")) or not _BOILERPLATE.match(line):
+        if fenced or len(line.rstrip()) > 120 or line.startswith(("    ", "\t", "#")) or not _BOILERPLATE.match(line):
             kept.append(line)
     return "\n".join(kept)
 
 
 REPAIRS = (
+    Repair("control_characters", lambda text: _CONTROL.sub("", text)),  # first: it may part a letter and its accent
     Repair("unicode_nfc", lambda text: unicodedata.normalize("NFC", text)),
-    Repair("control_characters", lambda text: _CONTROL.sub("", text)),
     Repair("boilerplate_lines", _boilerplate),
     Repair("whitespace", _whitespace),
 )
@@ -84,8 +84,9 @@ def _over(share: float, limit: float, what: str) -> str:
 
 
 def _few_letters(document: Document, limit: float) -> str:
-    letters = sum(map(str.isalpha, document.text[:10_000]))
-    return f"{letters} letters, limit {limit:.0f}" if letters < limit else ""
+    """Counted in UTF-8 bytes: a Han character says as much as three Latin letters, and has three bytes."""
+    letters = len("".join(filter(str.isalpha, document.text[:10_000])).encode())
+    return f"{letters} bytes of letters, limit {limit:.0f}" if letters < limit else ""
 
 
 def _damaged(document: Document, limit: float) -> str:

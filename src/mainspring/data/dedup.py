@@ -73,13 +73,15 @@ def near_keepers(texts: pa.ChunkedArray, *, threshold: float, progress: Progress
     `threshold` with every text it stands for.
     """
     keepers = np.arange(len(texts))
-    if len(texts) < 2:
+    if not len(texts):
         return keepers
     normal, sketches, long_enough = _sketch(texts)
     stars = _Stars(normal, threshold)
     candidates = np.flatnonzero(long_enough)
     progress(0.7, f"looking for near copies among {len(candidates)} documents")
     for _ in range(ROUNDS):  # later rounds find what full buckets hid; nearly always there is nothing left
+        if len(candidates) < 2:
+            break
         pairs = _similar_pairs(sketches, candidates, threshold - MARGIN)
         if not stars.absorb(pairs, keepers):
             break

@@ -146,7 +146,7 @@ def _read_file(path: Path, name: str, extractor: Extractor) -> Document:
         raise Undecodable("holds no text" if kind in _DECODED else "holds no text (scanned pages need OCR)")
     if len(text.encode()) > MAX_TEXT_BYTES:
         raise Undecodable(f"too large: its text is over {MAX_TEXT_BYTES / 1e6:.1f} MB")
-    return make_document(name, text, title=_heading(text) or title or path.stem, kind=kind)
+    return make_document(name, text, title=_heading(text) or title or _printable(path.stem), kind=kind)
 
 
 def _text_and_title(data: bytes, kind: str, extractor: Extractor) -> tuple[str, str]:
