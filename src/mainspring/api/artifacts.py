@@ -1,0 +1,32 @@
+"""Artifacts: what was made, where it came from, what a report says."""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends
+
+from mainspring.api.access import Access
+from mainspring.store import parse
+from mainspring.workspace import Workspace
+
+
+def router(workspace: Workspace, access: Access) -> APIRouter:
+    """The routes of `/artifacts`, `/lineage` and `/reports`."""
+    routes = APIRouter(tags=["artifacts"], dependencies=[Depends(access.needs("viewer"))])
+
+    @routes.get("/artifacts")
+    def list_artifacts(kind: str = "", name: str = "") -> Any:
+        return parse.to_dict(workspace.artifacts(kind=kind, name=name))
+
+    @routes.get("/artifacts/{ref}")
+    def show(ref: str) -> Any:
+        return parse.to_dict(workspace.artifact(ref))
+
+    @routes.get("/lineage/{ref}")
+    def lineage(ref: str, direction: str = "both") -> Any:
+        return parse.to_dict(workspace.lineage(ref, direction=direction))
+
+    @routes.get("/reports/{ref}")
+    def report(ref: str) -> Any:
+        return parse.to_dict(workspace.report(ref))
+
+    return routes

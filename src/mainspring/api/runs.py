@@ -1,0 +1,199 @@
+"""Runs: start one by its verb, follow it, read what it says, stop it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict
+
+from mainspring.api.access import Access
+from mainspring.spec import TERMINAL, Objective, Plan, Unavailable
+from mainspring.store import parse
+from mainspring.workspace import VOCAB, Run, Workspace
+
+LONGEST_WAIT_S = 30.0
+
+
+class Body(BaseModel):
+    """A request body: an unknown field is an error that names it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class DataBody(Body):
+    """Publish a dataset from a source this machine can read."""
+
+    name: str
+    source: str
+    dedup: str = "balanced"
+
+
+class PlanBody(Body):
+    """Plan a recipe, sent as text."""
+
+    recipe: str
+    recipe_name: str = "recipe.py"
+    data: str = ""
+    optimize: Objective = "time"
+    ranks: int | None = None
+    vocab: int = VOCAB
+    overrides: list[str] = []
+
+
+class TrainBody(Body):
+    """Train a recipe, sent as text; `plan` is one that `/plan` gave."""
+
+    recipe: str
+    recipe_name: str = "recipe.py"
+    data: str
+    plan: dict[str, Any] | None = None
+    name: str = ""
+    resume: str = ""
+    vocab: int = VOCAB
+    overrides: list[str] = []
+
+
+class EvaluateBody(Body):
+    """Evaluate a model."""
+
+    model: str
+    data: str = ""
+    compare_to: str = ""
+
+
+class CompressBody(Body):
+    """Quantise a model."""
+
+    model: str
+    scheme: str = "w8a8"
+    name: str = ""
+
+
+class ServeBody(Body):
+    """Serve a model on a process of its own."""
+
+    model: str
+    port: int = 0
+    name: str = ""
+
+
+class AppBody(Body):
+    """Publish an assistant."""
+
+    name: str
+    corpus: str
+    engine: str = ""
+    embedder: str = "lsa"
+
+
+def router(workspace: Workspace, access: Access) -> APIRouter:
+    """The routes of `/runs`, `/plan` and the verbs."""
+    routes = APIRouter(tags=["runs"])
+    read, write = [Depends(access.needs("viewer"))], [Depends(access.needs("editor"))]
+
+    @routes.get("/runs", dependencies=read)
+    def list_runs(kind: str = "", active: bool = False, limit: int = 100) -> Any:  # noqa: FBT001, FBT002 a query
+        return parse.to_dict(workspace.runs(kind=kind, active=active, limit=limit))
+
+    @routes.get("/runs/{run_id}", dependencies=read)
+    def show_run(run_id: str) -> Any:
+        return _told(workspace.run(run_id))
+
+    @routes.get("/runs/{run_id}/logs", dependencies=read, response_class=PlainTextResponse)
+    def logs(run_id: str, rank: int | None = None) -> str:
+        return workspace.run(run_id).logs(rank)
+
+    @routes.get("/runs/{run_id}/metrics", dependencies=read)
+    def metrics(run_id: str) -> Any:
+        return workspace.run(run_id).metrics()
+
+    @routes.get("/runs/{run_id}/result", dependencies=read)
+    def result(run_id: str) -> Any:
+        run = workspace.run(run_id)
+        if run.record.state not in TERMINAL:
+            raise Unavailable(f"run {run_id} is {run.record.state}", hint="ask again later")
+        return parse.to_dict(run.result())
+
+    @routes.post("/runs/{run_id}/stop", dependencies=write)
+    def stop(run_id: str) -> Any:
+        run = workspace.run(run_id)
+        run.stop()
+        return _told(run)
+
+    @routes.post("/plan", dependencies=write)
+    def plan(body: PlanBody) -> Any:
+        recipe = _keep(workspace, body.recipe, body.recipe_name)
+        return parse.to_dict(
+            workspace.plan(
+                recipe,
+                data=body.data,
+                optimize=body.optimize,
+                ranks=body.ranks,
+                vocab=body.vocab,
+                overrides=body.overrides,
+            )
+        )
+
+    _add_verbs(routes, workspace, write)
+    return routes
+
+
+def _add_verbs(routes: APIRouter, workspace: Workspace, write: list[Any]) -> None:
+    """One POST per verb; each answers with the run it started."""
+
+    @routes.post("/data", dependencies=write, status_code=202)
+    def publish_data(body: DataBody) -> Any:
+        return _told(workspace.publish_data(body.name, source=body.source, dedup=body.dedup))
+
+    @routes.post("/train", dependencies=write, status_code=202)
+    def train(body: TrainBody) -> Any:
+        recipe = _keep(workspace, body.recipe, body.recipe_name)
+        plan = parse.read_dict(body.plan, Plan, where="plan") if body.plan else None
+        run = workspace.train(
+            recipe,
+            data=body.data,
+            plan=plan,
+            name=body.name or Path(body.recipe_name).stem,
+            resume=body.resume,
+            vocab=body.vocab,
+            overrides=body.overrides,
+        )
+        return _told(run)
+
+    @routes.post("/evaluate", dependencies=write, status_code=202)
+    def evaluate(body: EvaluateBody) -> Any:
+        return _told(workspace.evaluate(body.model, data=body.data, compare_to=body.compare_to))
+
+    @routes.post("/compress", dependencies=write, status_code=202)
+    def compress(body: CompressBody) -> Any:
+        return _told(workspace.compress(body.model, scheme=body.scheme, name=body.name))
+
+    @routes.post("/serve", dependencies=write, status_code=202)
+    def serve(body: ServeBody) -> Any:
+        return _told(workspace.serve(body.model, port=body.port, name=body.name))
+
+    @routes.post("/apps", dependencies=write, status_code=202)
+    def publish_app(body: AppBody) -> Any:
+        run = workspace.publish_app(body.name, corpus=body.corpus, engine=body.engine, embedder=body.embedder)
+        return _told(run)
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """A run as its record, how far it is, and what it has cost."""
+    fraction, message = run.progress
+    return {
+        **parse.to_dict(run.record),
+        "progress": {"fraction": fraction, "message": message},
+        "cost": parse.to_dict(run.cost),
+    }
+
+
+def _keep(workspace: Workspace, text: str, name: str) -> Path:
+    """The recipe as a file of its own, found again by its digest."""
+    folder = workspace.store.home / "recipes" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (Path(name).name or "recipe.py")
+    path.write_text(text, encoding="utf-8")
+    return path
