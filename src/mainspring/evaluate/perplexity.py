@@ -97,7 +97,7 @@ def fidelity(
     and the paired difference in bits per byte. Both must share one vocabulary.
     """
     tokenizer = Tokenizer.load(original)
-    if Tokenizer.load(changed).encode_batch(list(texts)) != tokenizer.encode_batch(list(texts)):
+    if not share_tokenizer(original, changed, texts):
         raise SpecError(f"{original} and {changed} do not share a tokenizer", hint="compare bits per byte instead")
     before, after = load_pretrained(original).eval(), load_pretrained(changed).eval()
     sizes = _sizes(texts)
@@ -126,6 +126,12 @@ def fidelity(
         score_of("top1_agreement", interval(agreed, count), unit="share", samples=total, higher_is_better=True),
         score_of("bits_per_byte_minus_original", difference, unit="bits/byte", samples=len(texts)),
     )
+
+
+def share_tokenizer(first: Path | str, second: Path | str, texts: Sequence[str]) -> bool:
+    """Whether two model folders cut `texts` into the same tokens."""
+    left, right = Tokenizer.load(first), Tokenizer.load(second)
+    return left.vocab == right.vocab and left.encode_batch(list(texts)) == right.encode_batch(list(texts))
 
 
 def margin(name: str, ours: DocumentBits, their_bits: Sequence[float] | NDArray) -> Score:

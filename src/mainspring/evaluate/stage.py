@@ -1,0 +1,147 @@
+"""The evaluation of a language model as a stage: one published report per model and held-out set.
+
+Wall time is bounded by reading at most `HELD_OUT_BYTES` of held-out text (the report says how much was read) and
+`baselines.TRAIN_BYTES` of training text for the baselines.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mainspring.data.pack import held_out_documents, held_out_sources
+from mainspring.data.snapshot import sources, texts
+from mainspring.evaluate.baselines import NGram, training_bytes, xz_bits_per_byte
+from mainspring.evaluate.perplexity import DocumentBits, document_bits, fidelity, margin, score_of, share_tokenizer
+from mainspring.evaluate.report import Plot, publish_report, with_baseline
+from mainspring.spec import Artifact, NotFound, Progress, Report, Score, SpecError, TokenSet, silent
+from mainspring.store import Store
+from mainspring.store.parse import read_json
+
+HELD_OUT_BYTES = 128 << 10
+
+
+def evaluate_model(
+    store: Store,
+    model_ref: str,
+    *,
+    data: str = "",
+    compare_to: str = "",
+    run: str = "",
+    progress: Progress = silent,
+) -> Artifact:
+    """Measure `model_ref` on held-out documents and publish the report.
+
+    `data` is a dataset or a packed token set; empty takes what the model was trained on, from its lineage.
+    `compare_to` names another model, usually the original of a compressed one.
+    """
+    model = store.resolve(model_ref)
+    snapshot = snapshot_of(store, data or _training_data(store, model.ref))
+    documents, of = _held_out(store, snapshot)
+    folder = store.fetch(model)
+    bits = document_bits(folder, documents, progress=_part(progress, 0.0, 0.4))
+    progress(0.4, "xz and n-gram on the same documents")
+    raw = [text.encode("utf-8", "replace") for text in documents]
+    kept_back = held_out_sources(sources(store, snapshot))
+    given = training_bytes(found.text for found in texts(store, snapshot) if found.source not in kept_back)
+    counted = NGram(given)
+    ngram = np.array([counted.bits(document) for document in raw])
+    mean = float(ngram.sum() / bits.bytes.sum())
+    scores = [
+        with_baseline(
+            score_of("bits_per_byte", bits.per_byte, unit="bits/byte", samples=len(documents)),
+            mean,
+            f"{counted.order}-gram",
+        ),
+        margin("bits_per_byte_minus_ngram", bits, ngram),
+        _plain("ngram_bits_per_byte", mean, len(documents)),
+        _plain("xz_bits_per_byte", xz_bits_per_byte(raw, given), len(documents)),
+        _plain("xz_alone_bits_per_byte", xz_bits_per_byte(raw), len(documents)),
+    ]
+    notes = [
+        f"{len(documents)} of {of} held-out documents, {int(bits.bytes.sum())} bytes, {bits.tokens} tokens, each "
+        "document scored alone.",
+        f"Baselines saw {sum(map(len, given))} bytes of the training documents; xz is charged for the held-out text "
+        "alone.",
+    ]
+    if compare_to:
+        other = store.resolve(compare_to)
+        scores += _against(store.fetch(other), folder, documents, bits, _part(progress, 0.6, 1.0))
+        notes.append(f"The original is {other.ref}.")
+    report = Report(subject=model.ref, snapshot=snapshot, scores=tuple(scores), notes=tuple(notes))
+    artifact = publish_report(store, report, plots=(_plot(bits, ngram),), run=run)
+    progress(1.0, f"{scores[0].value:.3f} bits per byte, n-gram {mean:.3f}")
+    return artifact
+
+
+def report_of(store: Store, model_ref: str) -> Report | None:
+    """The latest published report about exactly this model, or None."""
+    model = store.resolve(model_ref)
+    for artifact in store.artifacts("report", f"model-{model.name}"):
+        report = read_json((store.fetch(artifact) / "report.json").read_text(encoding="utf-8"), Report)
+        if report.subject == model.ref:
+            return report
+    return None
+
+
+def snapshot_of(store: Store, ref: str) -> str:
+    """The dataset snapshot behind `ref`, which is one or a token set packed from one."""
+    artifact = store.resolve(ref)
+    if artifact.kind == "dataset":
+        return artifact.ref
+    if artifact.kind == "tokens":
+        text = (store.fetch(artifact) / "tokens.json").read_text(encoding="utf-8")
+        return read_json(text, TokenSet).snapshot
+    raise SpecError(f"{artifact.ref} holds no documents to evaluate on", hint="give a dataset or a token set")
+
+
+def _training_data(store: Store, model_ref: str) -> str:
+    above = [found for found in store.lineage(model_ref, direction="up").artifacts if found.kind == "tokens"]
+    if not above:
+        raise NotFound(f"no token set is recorded for {model_ref}", hint="name the data to evaluate on")
+    return max(above, key=lambda found: found.created_s).ref
+
+
+def _held_out(store: Store, snapshot: str) -> tuple[list[str], int]:
+    """Held-out texts up to the cap, the last one cut, and how many documents there are."""
+    taken: list[str] = []
+    room, count = HELD_OUT_BYTES, 0
+    for document in held_out_documents(store, snapshot):
+        count += 1
+        cut = document.text.encode("utf-8", "replace")[: max(0, room)].decode("utf-8", "ignore")
+        if cut:
+            taken.append(cut)
+            room -= len(cut.encode())
+    if not taken:
+        raise SpecError(f"{snapshot} has no held-out document with text", hint="it needs at least two documents")
+    return taken, count
+
+
+def _against(
+    original: Path, changed: Path, documents: Sequence[str], bits: DocumentBits, progress: Progress
+) -> tuple[Score, ...]:
+    """Drift token by token where both share a tokenizer, else the difference in bits per byte."""
+    if share_tokenizer(original, changed, documents):
+        return fidelity(original, changed, documents, progress=progress)
+    return (margin("bits_per_byte_minus_original", bits, document_bits(original, documents, progress=progress).bits),)
+
+
+def _plain(name: str, value: float, samples: int) -> Score:
+    return Score(name=name, value=value, unit="bits/byte", higher_is_better=False, samples=samples)
+
+
+def _plot(bits: DocumentBits, ngram: NDArray[np.float64]) -> Plot:
+    ours = tuple(("model", float(value), 0.0) for value in bits.bits / bits.bytes)
+    theirs = tuple(("n-gram", float(value), 0.0) for value in ngram / bits.bytes)
+    return Plot(
+        title="Bits per byte of each held-out document",
+        kind="histogram",
+        x="bits per byte",
+        y="documents",
+        rows=ours + theirs,
+    )
+
+
+def _part(progress: Progress, start: float, end: float) -> Progress:
+    return lambda fraction, message: progress(start + (end - start) * fraction, message)
