@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 import mainspring
-from mainspring.cluster import guard
+from mainspring.cluster.guard import open_guard
 from mainspring.cluster.mirror import Chunk, Cursor, grown, listing, read_piece
 from mainspring.cluster.verdict import RankEnd
 from mainspring.hardware import limits
@@ -161,13 +161,7 @@ class NodeAgent:
                     self._record(RankExit(rank=task.rank, node=order.node, code=126, reason=reason))
 
     def _watch(self, order: Order) -> None:
-        with subprocess.Popen(
-            [sys.executable, "-I", "-S", str(guard.__file__)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-            text=True,
-        ) as watch:
+        with open_guard() as watch:
             assert watch.stdin is not None
             for task in order.tasks:
                 self._running.append(self._spawn(order, task))

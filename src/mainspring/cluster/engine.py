@@ -2,26 +2,23 @@
 
 Ray allows one connection per process, so engines are shared: the last user disconnects. The connection is made and
 held by a thread of its own, because the processes of a local Ray carry PR_SET_PDEATHSIG and would die with a
-shorter-lived thread that happened to submit the first job. The same signal is what ends a local Ray when the driver
-is killed: nothing survives it, and the next start removes the folder it left.
+shorter-lived thread that happened to submit the first job. A guard process removes what a local Ray leaves behind,
+its folder included, however the driver ends.
 
 A local Ray counts `LOCAL_CPUS_PER_CORE` cpus per core and at least `LOCAL_CPUS_MIN`. On a single machine cpus are
 shares of time and not places: a two-rank gang must run on one core, and beside a server that waits for requests.
 """
 
 import logging
-import os
-import shutil
 import socket
+import subprocess
 import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import psutil
-
 import mainspring
+from mainspring.cluster.guard import open_guard
 from mainspring.cluster.placement import Capacity
 from mainspring.hardware import limits
 from mainspring.spec import SpecError, Unavailable, spec
@@ -33,7 +30,6 @@ ACCELERATORS = ("GPU", "NPU", "HPU", "TPU")
 _START_S = 90.0
 _REACH_S = 5.0
 _OBJECT_STORE_BYTES = 80 << 20
-_FOLDER = "mainspring-ray-"
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +54,7 @@ class Engine:
         self._ready = threading.Event()
         self._problem: BaseException | None = None
         self._connected = False
-        self._folder: Path | None = None
+        self._guard: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._hold, name="ray", daemon=True)
         self._thread.start()
         if not self._ready.wait(_START_S):
@@ -113,14 +109,17 @@ class Engine:
             import ray
 
             ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._guard is not None:
+            self._guard.communicate()  # ends its input, and returns when nothing is left
 
     def _start(self) -> None:
         ray = _import_ray()
-        remove_leftovers()
         # A socket path is limited to 107 characters, so the folder is in /tmp wherever TMPDIR points.
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir="/tmp"))
+        folder = tempfile.mkdtemp(prefix="mainspring-ray-", dir="/tmp")
+        self._guard = open_guard()
+        assert self._guard.stdin is not None
+        self._guard.stdin.write(f"{folder}\n")
+        self._guard.stdin.flush()
         self._connected = True  # from here on there is something to shut down
         ray.init(
             address="local",
@@ -129,7 +128,7 @@ class Engine:
             include_dashboard=False,
             configure_logging=False,
             log_to_driver=False,
-            _temp_dir=str(self._folder),
+            _temp_dir=folder,
             # Ray's memory monitor would kill the agent, which is small, and with it the whole gang. The kernel's
             # kills the rank that is too large, and the agent lives to say so.
             _system_config={"memory_monitor_refresh_ms": 0},
@@ -170,14 +169,6 @@ def connect(address: str) -> Engine:
                 hint="close the other workspace first, or use another process",
             )
         return _current
-
-
-def remove_leftovers() -> None:
-    """Remove the folders of local Rays whose driver no longer lives."""
-    for folder in Path("/tmp").glob(f"{_FOLDER}*"):
-        pid = folder.name.removeprefix(_FOLDER).split("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)) and folder.stat().st_uid == os.getuid():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _import_ray() -> Any:

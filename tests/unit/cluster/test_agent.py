@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from mainspring.cluster.agent import NodeAgent, Order, rank_environment
-from mainspring.cluster.guard import survivors
 from mainspring.spec import Job, Resources, Task
 from mainspring.testing.processes import eventually, marked
 
@@ -219,10 +218,6 @@ def test_a_rank_has_torchs_launcher_variables_its_threads_and_none_of_rays(tmp_p
     assert found["CLUSTER_TEST"] == str(tmp_path)
     assert str(tmp_path) in found["PYTHONPATH"].split(os.pathsep)
     assert "RAY_ADDRESS" not in found
-
-
-def test_the_guard_remembers_who_was_not_taken_back():
-    assert survivors(["+10\n", "+11\n", "-10\n", "+12\n"]) == {11, 12}
 
 
 def test_importing_the_room_imports_no_ray():
