@@ -1,0 +1,75 @@
+"""Round-figure decoders, devices and clusters, so that planning is tested without a probe or a framework."""
+
+from typing import Any
+
+from mainspring.spec import BlockSpec, Cluster, Device, Link, ModelSpec, Node
+
+GIB = 1024**3
+
+
+def build_model(*, layers: int = 4, hidden: int = 256, vocab: int = 1000, gated: bool = True) -> ModelSpec:
+    """A Llama-like decoder with an untied head, in closed form."""
+    ffn = 4 * hidden
+    weights = 4 * hidden * hidden + (3 if gated else 2) * hidden * ffn
+    blocks = (
+        _block("embedding", 1, params=vocab * hidden, flops=0, attention=0, saved=0, output=hidden),
+        _block(
+            "layer",
+            layers,
+            params=weights + 2 * hidden,
+            flops=2 * weights,
+            attention=2 * hidden,
+            saved=10 * hidden + 4 * ffn,
+            output=hidden,
+        ),
+        _block(
+            "head",
+            1,
+            params=vocab * hidden,
+            flops=2 * vocab * hidden,
+            attention=0,
+            saved=3 * hidden,
+            output=vocab,
+        ),
+    )
+    return ModelSpec(name="toy", blocks=blocks, seq_len=128)
+
+
+def _block(name: str, count: int, *, params: int, flops: float, attention: float, saved: int, output: int) -> BlockSpec:
+    return BlockSpec(
+        name=name,
+        count=count,
+        params=params,
+        flops_per_token=flops,
+        attention_flops_per_token2=attention,
+        activation_bytes_per_token=4.0 * saved,
+        output_bytes_per_token=4.0 * output,
+    )
+
+
+def build_device(name: str = "X1", **figures: float) -> Device:
+    """An accelerator of 100 TFLOP/s, 1 TB/s and 16 GiB unless told otherwise."""
+    values: dict[str, Any] = {
+        "vendor": "nvidia",
+        "name": name,
+        "memory_bytes": 16 * GIB,
+        "memory_bytes_per_s": 1e12,
+        "fp32_flops_per_s": 2e13,
+        "bf16_flops_per_s": 1e14,
+        "int8_ops_per_s": 2e14,
+        "power_watts": 300.0,
+        **figures,
+    }
+    return Device(**values)
+
+
+def build_cluster(*devices: tuple[Device, int, int], link_gbps: float = 100.0, network_gbps: float = 10.0) -> Cluster:
+    """`(device, per node, nodes)` for each kind; speeds in GB/s."""
+    link = Link(name="link", bytes_per_s=link_gbps * 1e9, latency_s=5e-6)
+    nodes = [
+        Node(name=f"{device.name}-{index}", devices=(device,) * each, link=link, cpu_cores=8, memory_bytes=64 * GIB)
+        for device, each, count in devices
+        for index in range(count)
+    ]
+    network = Link(name="network", bytes_per_s=network_gbps * 1e9, latency_s=2e-5)
+    return Cluster(name="c", nodes=tuple(nodes), link=network)

@@ -1,0 +1,256 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mainspring.plan.estimate import Choice, Estimator
+from mainspring.plan.layout import Rank
+from mainspring.plan.search import estimates, menu, plan_training
+from mainspring.spec import Cluster, DoesNotFit, Link, Mesh, ModelSpec, SpecError, TrainConfig
+from mainspring.testing.machines import GIB, build_cluster, build_device, build_model
+
+SMALL = build_model(layers=4, hidden=256)
+MEDIUM = build_model(layers=12, hidden=1024)  # 0.2 billion parameters
+LARGE = build_model(layers=24, hidden=2048, vocab=32000)  # 1.7 billion parameters
+CONFIG = TrainConfig(steps=10, global_batch=16, seq_len=128)
+DEVICE = build_device()
+
+
+def batch(size: int, **changes: object) -> TrainConfig:
+    return replace(CONFIG, global_batch=size, **changes)
+
+
+def fastest_by_brute_force(model: ModelSpec, cluster: Cluster, config: TrainConfig) -> float:
+    """The least step time over every legal combination on a cluster of one kind, written without `search`."""
+    estimator = Estimator(model, cluster, config)
+    places = [
+        Rank(node=index, device=device, share=1.0, memory_bytes=device.memory_bytes)
+        for index, node in enumerate(cluster.nodes)
+        for device in node.devices
+    ]
+    best = float("inf")
+    for world in range(1, len(places) + 1):
+        for fsdp in range(1, world + 1):
+            for rows in range(1, config.global_batch + 1):
+                for recompute in ("none", "full"):
+                    for regather in (False, True):
+                        if world % fsdp or config.global_batch % (world * rows) or (regather and fsdp == 1):
+                            continue
+                        mesh = Mesh(dp=world // fsdp, fsdp=fsdp)
+                        found = estimator(Choice(tuple(places[:world]), mesh, rows, recompute, regather))
+                        if found is not None and found.fits:
+                            best = min(best, found.time.step_s)
+    return best
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=st.integers(1, 30),
+    hidden=st.sampled_from([128, 512, 2048]),
+    size=st.sampled_from([1, 6, 16, 24]),
+    per_node=st.integers(1, 4),
+    nodes=st.integers(1, 3),
+    memory_gib=st.floats(2, 40),
+    network=st.floats(0.1, 50),
+    precision=st.sampled_from(["fp32", "bf16"]),
+)
+def test_the_search_finds_what_brute_force_finds(
+    layers: int,
+    hidden: int,
+    size: int,
+    per_node: int,
+    nodes: int,
+    memory_gib: float,
+    network: float,
+    precision: str,
+) -> None:
+    model = build_model(layers=layers, hidden=hidden)
+    device = build_device(memory_bytes=int(memory_gib * GIB))
+    cluster = build_cluster((device, per_node, nodes), network_gbps=network)
+    config = batch(size, precision=precision)
+    best = fastest_by_brute_force(model, cluster, config)
+    try:
+        plan = plan_training(model, cluster, config)
+    except DoesNotFit:
+        assert best == float("inf")
+    else:
+        assert plan.time.step_s == best
+        assert plan.memory.total_bytes <= 0.9 * device.memory_bytes
+        assert sum(plan.stages[0].microbatches) * plan.microbatch == size
+        assert plan.mesh.world == len(plan.stages[0].ranks) == len(plan.nodes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    better=st.sampled_from(["memory", "link", "network", "memory speed", "peak", "devices", "nodes"]),
+    factor=st.floats(1, 8),
+    per_node=st.integers(1, 4),
+    nodes=st.integers(1, 3),
+    size=st.sampled_from([8, 12, 30]),
+    hidden=st.sampled_from([256, 1024]),
+)
+def test_better_hardware_never_gets_a_slower_plan(
+    better: str, factor: float, per_node: int, nodes: int, size: int, hidden: int
+) -> None:
+    model = build_model(layers=12, hidden=hidden)
+
+    def step_s(scale: dict[str, float], extra_devices: int, extra_nodes: int) -> float:
+        device = build_device(
+            memory_bytes=int(8 * GIB * scale.get("memory", 1)),
+            memory_bytes_per_s=1e12 * scale.get("memory speed", 1),
+            fp32_flops_per_s=2e13 * scale.get("peak", 1),
+        )
+        cluster = build_cluster(
+            (device, per_node + extra_devices, nodes + extra_nodes),
+            link_gbps=50 * scale.get("link", 1),
+            network_gbps=2 * scale.get("network", 1),
+        )
+        return plan_training(model, cluster, batch(size)).time.step_s
+
+    more = step_s({better: factor}, int(factor) * (better == "devices"), int(factor) * (better == "nodes"))
+    assert more <= step_s({}, 0, 0) * (1 + 1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(fast=st.integers(1, 4), slow=st.integers(1, 4), added=st.integers(1, 3), size=st.sampled_from([12, 32]))
+def test_adding_slow_devices_to_fast_ones_is_never_slower(fast: int, slow: int, added: int, size: int) -> None:
+    old = build_device("old", fp32_flops_per_s=5e12, bf16_flops_per_s=2e13)
+    few = plan_training(SMALL, build_cluster((DEVICE, 1, fast), (old, 1, slow)), batch(size))
+    many = plan_training(SMALL, build_cluster((DEVICE, 1, fast), (old, 1, slow + added)), batch(size))
+    assert many.time.step_s <= few.time.step_s * (1 + 1e-12)
+
+
+def test_the_same_question_gets_the_same_answer() -> None:
+    cluster = build_cluster((DEVICE, 4, 2))
+    assert plan_training(LARGE, cluster, CONFIG) == plan_training(LARGE, cluster, CONFIG)
+
+
+def test_mixed_devices_share_the_batch_by_speed() -> None:
+    slow = build_device("old", fp32_flops_per_s=5e12, bf16_flops_per_s=2e13, memory_bytes_per_s=2.5e11)
+    plan = plan_training(MEDIUM, build_cluster((DEVICE, 1, 1), (slow, 1, 1)), batch(64, microbatch=1), ranks=2)
+    first, second = plan.stages[0].microbatches
+    assert first + second == 64
+    assert 3.5 < first / second < 4.5
+    assert plan.stages[0].device == "X1 + old"
+    assert not plan.reshard_after_forward  # uneven micro-batches that re-gather never end
+    assert plan.time.bubble_s < 0.1 * plan.time.compute_s
+
+
+def test_uneven_microbatches_never_re_gather() -> None:
+    slow = build_device("old", fp32_flops_per_s=5e12)
+    for found in estimates(SMALL, build_cluster((DEVICE, 2, 1), (slow, 2, 1)), batch(12)):
+        if len(set(found.counts)) > 1:
+            assert not found.choice.reshard_after_forward
+
+
+def test_a_model_too_large_to_replicate_is_sharded() -> None:
+    plan = plan_training(LARGE, build_cluster((DEVICE, 8, 1)), batch(8))
+    assert plan.mesh.fsdp > 1
+    assert any("usable" in other.reason for other in plan.rejected)
+    assert plan.mesh not in {other.mesh for other in plan.rejected}
+
+
+def test_sharding_stays_within_nodes_when_the_network_is_slow() -> None:
+    cluster = build_cluster((build_device(memory_bytes=7 * GIB), 8, 4), link_gbps=300, network_gbps=0.5)
+    plan = plan_training(LARGE, cluster, batch(256), ranks=32)
+    assert plan.mesh == Mesh(dp=4, fsdp=8)
+
+
+def test_two_ranks_on_one_host_are_planned_when_asked_for() -> None:
+    host = build_device("host", vendor="cpu", fp32_flops_per_s=3e11, bf16_flops_per_s=3e11, memory_bytes_per_s=2e10)
+    cluster = build_cluster((host, 1, 1), link_gbps=2)
+    assert plan_training(SMALL, cluster, CONFIG).mesh.world == 1  # two ranks add traffic and no cores
+    plan = plan_training(SMALL, cluster, CONFIG, ranks=2)
+    assert plan.mesh.world == 2
+    assert plan.watts == host.power_watts
+    assert plan.device_memory_bytes == host.memory_bytes // 2
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
+    cluster = build_cluster((build_device(memory_bytes=6 * GIB), 2, 1))
+    with pytest.raises(DoesNotFit, match=r"needs .* GiB a rank .* X1 has 6 GiB, 90% of it usable: .* short") as caught:
+        plan_training(LARGE, cluster, batch(8))
+    words = caught.value.hint.split()
+    enough = int(words[words.index("such") - 1])
+    plan_training(LARGE, build_cluster((build_device(memory_bytes=6 * GIB), enough, 1)), batch(max(8, enough)))
+
+
+def test_a_sequence_that_no_sharding_helps_says_so() -> None:
+    cluster = build_cluster((build_device(memory_bytes=GIB // 2), 2, 1))
+    with pytest.raises(DoesNotFit) as caught:
+        plan_training(SMALL, cluster, replace(CONFIG, seq_len=1_000_000))
+    assert "sharding further does not help" in caught.value.hint
+    assert "seq_len below 1000000" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "words", "hint"),
+    [
+        (batch(10), 4, "10 sequences is not a multiple of 4 ranks = 4", "8 or 12"),
+        (batch(16, microbatch=4), 8, "16 sequences is not a multiple of 8 ranks x micro-batches of 4 = 32", "32"),
+        (batch(2), 4, "a global batch of 2 sequences is smaller than 4 ranks", "2 ranks"),
+        (batch(64), 64, "64 ranks were asked for, cluster 'c' has room for 8", "one accelerator"),
+        (batch(8), 0, "ranks must be at least 1, got 0", ""),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused_with_its_numbers(
+    config: TrainConfig, ranks: int, words: str, hint: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_training(SMALL, build_cluster((DEVICE, 4, 2)), config, ranks=ranks)
+    assert words in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_cost_needs_prices_and_names_the_devices_without() -> None:
+    with pytest.raises(SpecError, match="no price is known for X1"):
+        plan_training(SMALL, build_cluster((DEVICE, 1, 1)), CONFIG, objective="cost")
+
+
+def test_the_cheapest_plan_leaves_out_what_costs_more_than_it_brings() -> None:
+    dear = build_device("dear", price_usd_per_hour=50.0)
+    cheap = build_device("cheap", price_usd_per_hour=1.0, bf16_flops_per_s=9e13, fp32_flops_per_s=1.8e13)
+    cluster = build_cluster((dear, 1, 1), (cheap, 1, 1))
+    spent = plan_training(MEDIUM, cluster, batch(64), objective="cost")
+    hurried = plan_training(MEDIUM, cluster, batch(64), objective="time")
+    assert spent.stages[0].device == "cheap"
+    assert hurried.stages[0].device == "dear + cheap"
+    assert spent.price_usd < hurried.price_usd
+    assert spent.seconds > hurried.seconds
+
+
+def test_a_menu_has_one_plan_for_each_power_of_two_and_for_all() -> None:
+    plans = menu(SMALL, build_cluster((DEVICE, 3, 2)), batch(24))
+    assert [plan.mesh.world for plan in plans] == [1, 2, 4, 6]
+
+
+def test_a_menu_leaves_out_offers_that_nothing_fits_on() -> None:
+    plans = menu(LARGE, build_cluster((DEVICE, 8, 1)), batch(8))
+    assert min(plan.mesh.world for plan in plans) > 1
+    with pytest.raises(DoesNotFit):
+        menu(LARGE, build_cluster((build_device(memory_bytes=GIB), 1, 1)), batch(8))
+
+
+def test_mfu_counts_no_recomputed_work() -> None:
+    device = build_device(memory_bytes=5 * GIB, memory_bytes_per_s=1e15)
+    cluster = build_cluster((device, 1, 1))
+    tokens = TrainConfig(steps=1, global_batch=1, seq_len=16384)
+    plan = plan_training(build_model(layers=24, hidden=512), cluster, tokens)
+    assert plan.recompute == "full"
+    assert plan.mfu < 0.8 * 3 / 4 + 0.01
+
+
+def test_a_printed_plan_tells_where_bytes_and_seconds_go() -> None:
+    cluster = build_cluster((build_device(price_usd_per_hour=2.0), 4, 2), network_gbps=1)
+    text = str(plan_training(LARGE, cluster, batch(8)))
+    for word in ("ranks on", "X1", "micro-batches of", "gradients", "communication", "tokens/s", "MFU", "USD"):
+        assert word in text
+    parts = text.splitlines()
+    assert parts[0].startswith("plan      toy on c: ")
+    assert all(len(line) < 240 for line in parts)
+
+
+def test_links_slow_enough_leave_one_rank_alone() -> None:
+    cluster = replace(build_cluster((DEVICE, 1, 2)), link=Link(name="string", bytes_per_s=1e4, latency_s=1.0))
+    assert plan_training(SMALL, cluster, CONFIG).mesh.world == 1
