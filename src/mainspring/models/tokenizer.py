@@ -28,6 +28,9 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Longer texts are encoded in parts: splitting patterns such as the one above backtrack over runs of spaces, and past
+# ten million steps the regular-expression engine panics with something that is not even an `Exception`.
+PART_CHARACTERS = 200_000
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -104,15 +107,20 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` taken as plain data; nothing is added before or after."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return _encode(self._plain, text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, on all cores."""
-        return [found.ids for found in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        parts = [list(_parts(text)) for text in texts]
+        flat = [part for each in parts for part in each]
+        found = iter(self._plain.encode_batch_fast(flat, add_special_tokens=False))
+        return [[token for _ in each for token in next(found).ids] for each in parts]
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of `text` as its model expects a prompt: control tokens count, and an opening one is added."""
-        return self._inner.encode(text, add_special_tokens=True).ids
+        first, *rest = _parts(text)
+        ids = list(self._inner.encode(first, add_special_tokens=True).ids)
+        return ids + [token for part in rest for token in _encode(self._inner, part)]
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
         """The text of `ids`; control tokens are left out unless kept."""
@@ -140,7 +148,7 @@ class Tokenizer:
     def chat_ids(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """The ids of `chat(messages)`. Control tokens written by the template count, those in a message do not."""
         if not any(token in content for token in self._control for _, content in messages):
-            return self._inner.encode(self.chat(messages), add_special_tokens=False).ids
+            return _encode(self._inner, self.chat(messages))
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
         text = self.chat([(role, mark) for (role, _), mark in zip(messages, marks, strict=True)])
         ids: list[int] = []
@@ -148,8 +156,8 @@ class Tokenizer:
             before, found, text = text.partition(mark)
             if not found:  # the template drops or rewrites this message, so its place is not known
                 return self.chat_ids([(role, self._without_control(content)) for role, content in messages])
-            ids += self._inner.encode(before, add_special_tokens=False).ids + self.encode(content)
-        return ids + self._inner.encode(text, add_special_tokens=False).ids
+            ids += _encode(self._inner, before) + self.encode(content)
+        return ids + _encode(self._inner, text)
 
     @cached_property
     def _control(self) -> tuple[str, ...]:
@@ -242,7 +250,7 @@ def train_bpe(texts: Iterable[str], *, vocab: int, progress: Progress = silent) 
         for text in texts:
             seen += len(text)
             progress(0.0, f"reading text: {seen / 1e6:.1f} M characters")
-            yield text
+            yield from _parts(text)
 
     inner.train_from_iterator(counted(), trainer)
     if not seen:
@@ -250,6 +258,28 @@ def train_bpe(texts: Iterable[str], *, vocab: int, progress: Progress = silent) 
     progress(1.0, f"{inner.get_vocab_size()} tokens from {seen / 1e6:.1f} M characters")
     settings = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
     return Tokenizer(inner, settings | {"chat_template": CHAT_TEMPLATE})
+
+
+def _encode(inner: tokenizers.Tokenizer, text: str) -> list[int]:
+    return [token for part in _parts(text) for token in inner.encode(part, add_special_tokens=False).ids]
+
+
+def _parts(text: str) -> Iterator[str]:
+    """`text` in pieces of at most `PART_CHARACTERS`, cut after a line where there is one.
+
+    Half surrogate pairs, which JSON can smuggle into a string but UTF-8 cannot hold, become U+FFFD.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    start = 0
+    while len(text) - start > PART_CHARACTERS:
+        end = start + PART_CHARACTERS
+        end = text.rfind("\n", start + PART_CHARACTERS // 2, end) + 1 or end
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _sandbox() -> ImmutableSandboxedEnvironment:

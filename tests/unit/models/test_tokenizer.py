@@ -8,6 +8,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mainspring.models import tokenizer as tokenizer_module
 from mainspring.models.tokenizer import TURN_END, TURN_START, Tokenizer, train_bpe
 from mainspring.spec import NotFound, SpecError
 
@@ -125,6 +126,32 @@ def test_too_small_a_vocabulary_and_no_text_are_refused() -> None:
         train_bpe(CORPUS, vocab=258)
     with pytest.raises(SpecError, match="no text"):
         train_bpe([], vocab=300)
+
+
+@pytest.mark.slow
+def test_ten_million_spaces_do_not_panic_the_splitting_pattern() -> None:
+    assert len(TRAINED.encode(" " * 10_100_000)) > 1
+
+
+@pytest.mark.parametrize("filling", [" ", "a", "\n", "é", "line of text\n  "])
+def test_a_text_longer_than_one_part_comes_back_whole(filling: str) -> None:
+    text = filling * (450_000 // len(filling))
+    ids = TRAINED.encode(text)
+    assert TRAINED.decode(ids) == text
+    assert TRAINED.encode_batch(["a", text, ""]) == [TRAINED.encode("a"), ids, []]
+    assert TRAINED.encode_prompt(text) == ids
+
+
+def test_parts_cut_at_lines_give_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [TRAINED.encode(text) for text in CORPUS]
+    monkeypatch.setattr(tokenizer_module, "PART_CHARACTERS", 400)
+    assert [TRAINED.encode(text) for text in CORPUS] == whole
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character() -> None:
+    assert TRAINED.decode(TRAINED.encode("a\ud800b")) == "a\ufffdb"
+    assert TRAINED.decode(TRAINED.encode_prompt("\ud83d\ude42")) == "\U0001f642"
+    assert train_bpe(["\ud800 text"], vocab=300).vocab > 259
 
 
 def test_progress_tells_how_much_was_read() -> None:
