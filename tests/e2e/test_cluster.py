@@ -136,11 +136,20 @@ def test_bad_requests_are_refused_before_anything_starts(launcher):
         launcher.submit(job("huge", "greet", ranks=1000))
     with pytest.raises(SpecError, match="not JSON"):
         launcher.submit(Job(id="json", name="json", entry="m:f", payload_json="{"))
-    launcher.submit(job("twice", "greet")).wait(30)
-    with pytest.raises(SpecError, match="already submitted"):
-        launcher.submit(job("twice", "greet"))
+    running = launcher.submit(job("twice", "linger"))
+    with pytest.raises(SpecError, match="a job with the id 'twice' is"):
+        launcher.submit(job("twice", "linger"))
+    running.cancel()
+    running.wait(30)
     with pytest.raises(SpecError, match="cannot also use"), Launcher(address="auto", run_root=Path("/tmp")) as other:
         other.submit(job("elsewhere", "greet"))
+
+
+def test_a_finished_job_can_be_run_again_and_its_log_goes_on(launcher):
+    for _ in range(2):
+        handle = launcher.submit(job("again", "greet"))
+        require_success(handle.wait(30))
+    assert handle.logs() == "rank 0 of 1, 0 of 1 here\n" * 2
 
 
 def test_a_listener_that_raises_does_not_lose_the_job(launcher):
@@ -162,6 +171,7 @@ DRIVER = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_nothing_survives_the_driver(tmp_path, how):
     mark = f"{os.getpid()}-{how.name}"
@@ -213,7 +223,7 @@ TWO_NODES = """
     node = dict(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False)
     cluster = Cluster(initialize_head=True, head_node_args=node)
     cluster.add_node(**node)
-    payload = json.dumps({"steps": 30, "pace_s": 0.1})
+    payload = json.dumps({"steps": 15, "pace_s": 0.1})
     with Launcher(address=cluster.address, run_root=root / "runs", scratch=str(root / "scratch")) as launcher:
         job = Job(id="wide", name="wide", entry="cluster_entries:greet", ranks=4, payload_json=payload)
         handle = launcher.submit(job)
@@ -235,6 +245,7 @@ TWO_NODES = """
 """
 
 
+@pytest.mark.slow
 def test_a_gang_spreads_over_two_nodes_and_its_files_come_back_while_it_runs(tmp_path):
     told = json.loads(isolated(TWO_NODES, str(tmp_path)))
     assert told["state"] == "SUCCEEDED", told["reason"]

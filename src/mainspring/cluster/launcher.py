@@ -137,8 +137,8 @@ class Launcher:
     def submit(self, job: Job, on_state: OnState | None = None) -> Handle:
         """Queue `job` and return its handle.
 
-        Raises `DoesNotFit` for a gang larger than the whole cluster, `SpecError` for a payload that is not JSON or an
-        id in use, `Unavailable` when Ray cannot be started or reached. `on_state` is called from other threads.
+        Raises `DoesNotFit` for a gang larger than the whole cluster, `SpecError` for a payload that is not JSON or the
+        id of a live job, `Unavailable` when Ray cannot be started or reached. `on_state` is called from other threads.
         """
         try:
             json.loads(job.payload_json)
