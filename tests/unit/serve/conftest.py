@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mainspring.models.linear import W8A8Linear
 from mainspring.models.tokenizer import Tokenizer, train_bpe
 from mainspring.models.transformer import Decoder
-from mainspring.models.weights import save_pretrained
+from mainspring.models.weights import load_pretrained, save_pretrained
 from mainspring.spec import DecoderConfig
 
 TEXTS = [
@@ -18,9 +19,14 @@ TEXTS = [
 ] * 8
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Kernels of microseconds; a second thread only waits for a core on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    torch.set_num_threads(2)
     return train_bpe(TEXTS, vocab=400)
 
 
@@ -49,5 +55,17 @@ def model_folder(tokenizer: Tokenizer, tiny_config: DecoderConfig, tmp_path_fact
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.mul_(5 if "layers" in name else 2)
+    save_pretrained(model, folder, tokenizer=tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def int8_folder(model_folder: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with 8-bit layers."""
+    folder = tmp_path_factory.mktemp("tiny-int8")
+    model = load_pretrained(model_folder)
+    for name, module in list(model.blocks.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            model.blocks.set_submodule(name, W8A8Linear.from_linear(module))
     save_pretrained(model, folder, tokenizer=tokenizer)
     return folder

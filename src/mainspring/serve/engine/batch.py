@@ -4,7 +4,6 @@ No thread, no clock beyond timestamps, no I/O: `step()` is called until `idle`, 
 Sequences fill slots 0..n-1 of the KV cache without a gap (see `kv`).
 """
 
-import math
 import time
 from bisect import insort
 from collections.abc import Sequence as Items
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
-from mainspring.serve.engine import metrics
 from mainspring.serve.engine.attention import Span
 from mainspring.serve.engine.blocks import BlockPool, block_count, chain_hashes
 from mainspring.serve.engine.kv import CacheSize, KVCache
+from mainspring.serve.engine.metrics import Meters
 from mainspring.serve.engine.request import Sequence, named
 from mainspring.serve.engine.runner import compute
 from mainspring.serve.engine.sample import describe, sample
@@ -35,13 +34,12 @@ class Batch:
     def __init__(
         self, model: Decoder, tokenizer: Tokenizer, config: EngineConfig, *, size: CacheSize, name: str = ""
     ) -> None:
-        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.model, self.tokenizer, self.meters = model, tokenizer, Meters(name)
         self.limits = Limits(config.step_tokens, size.slots, config.block_tokens)
         self.pool = BlockPool(size.blocks)
         self.cache = KVCache(model.config, size, block_tokens=config.block_tokens, like=model.model.norm.weight)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
-        self.preemptions = 0
 
     @property
     def idle(self) -> bool:
@@ -69,7 +67,7 @@ class Batch:
         ids = [token for (s, count) in rows for token in s.tokens[s.computed : s.computed + count]]
         wanted, readers = _wanted(rows)
         logits = compute(self.model, self.cache, spans, ids=ids, wanted=wanted)
-        metrics.STEP_TOKENS.labels(self.name).observe(len(ids))
+        self.meters.step_tokens.observe(len(ids))
         self._score(logits, readers)
         for sequence, count in rows:
             sequence.computed += count
@@ -101,8 +99,7 @@ class Batch:
             self._vacate(known[key])
             known[key].preempt()
             self.add(known[key])
-            metrics.PREEMPTIONS.labels(self.name).inc()
-            self.preemptions += 1
+            self.meters.preemptions.inc()
         # The copies survive `hold` even where it takes their blocks back: nothing is saved before they are read.
         for key in plan.admit:
             self._admit(known[key], places[key])
@@ -129,11 +126,11 @@ class Batch:
             self.cache.restore(places, slot=sequence.slot)
         sequence.saved = len(places)
         sequence.computed = len(places) * self.limits.block_tokens
-        metrics.PREFIX_QUERIES.labels(self.name).inc(len(sequence.tokens))
-        metrics.PREFIX_HITS.labels(self.name).inc(sequence.computed)
+        self.meters.prefix_queries.inc(len(sequence.tokens))
+        self.meters.prefix_hits.inc(sequence.computed)
         if not sequence.generated:
-            metrics.PROMPT_TOKENS.labels(self.name).inc(sequence.prompt_tokens)
-            metrics.QUEUE_S.labels(self.name).observe(time.monotonic() - sequence.arrived_s)
+            self.meters.prompt_tokens.inc(sequence.prompt_tokens)
+            self.meters.queue_s.observe(time.monotonic() - sequence.arrived_s)
 
     def _score(self, logits: Tensor, readers: Items[tuple[Sequence, int]]) -> None:
         """Note the log-probabilities of prompt tokens for the sequences that asked."""
@@ -160,11 +157,11 @@ class Batch:
         events: list[Event] = []
         if not sequences:
             return events
-        peaks = logits.amax(-1).tolist()
         chosen = sample(logits, [sequence.choice() for sequence in sequences])
         now = time.monotonic()
-        for sequence, sampled, peak in zip(sequences, chosen, peaks, strict=True):
-            if not math.isfinite(peak):
+        self.meters.generation_tokens.inc(len(sequences))
+        for sequence, sampled in zip(sequences, chosen, strict=True):
+            if sampled is None:
                 self.cache.clear(sequence.slot)
                 self._vacate(sequence)
                 events.append((sequence.key, Failed("the model's output is not a number for this prompt")))
@@ -177,14 +174,13 @@ class Batch:
 
     def _observe(self, sequence: Sequence, piece: Piece | None, now: float) -> None:
         if sequence.generated == 1:
-            metrics.TTFT_S.labels(self.name).observe(now - sequence.arrived_s)
+            self.meters.ttft_s.observe(now - sequence.arrived_s)
         else:
-            metrics.INTER_TOKEN_S.labels(self.name).observe(now - sequence.last_s)
+            self.meters.inter_token_s.observe(now - sequence.last_s)
         sequence.last_s = now
         if piece is not None and piece.finish:
-            metrics.E2E_S.labels(self.name).observe(now - sequence.arrived_s)
-            metrics.SUCCESS.labels(self.name, piece.finish).inc()
-        metrics.GENERATION_TOKENS.labels(self.name).inc()
+            self.meters.e2e_s.observe(now - sequence.arrived_s)
+            self.meters.finished(piece.finish)
 
     def _save(self, sequence: Sequence) -> None:
         """Copy newly completed blocks to the store."""
@@ -210,9 +206,9 @@ class Batch:
         sequence.held, sequence.slot = 0, -1
 
     def _report(self) -> None:
-        metrics.RUNNING.labels(self.name).set(len(self.running))
-        metrics.WAITING.labels(self.name).set(len(self.waiting))
-        metrics.KV_USAGE.labels(self.name).set(self.pool.held / self.pool.total)
+        self.meters.running.set(len(self.running))
+        self.meters.waiting.set(len(self.waiting))
+        self.meters.kv_usage.set(self.pool.held / self.pool.total)
 
 
 def _wanted(rows: Items[tuple[Sequence, int]]) -> tuple[list[int], list[tuple[Sequence, int]]]:

@@ -8,6 +8,7 @@ passes that number.
 Log-probabilities are of the model's own distribution, before temperature and top-p, as vLLM reports them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,9 +55,9 @@ def uniform(seed: int, index: int) -> float:
     return (mix(mix(seed & _MASK) ^ index) >> 11) * 2.0**-53
 
 
-def sample(logits_NV: Tensor, choices: Sequence[Choice]) -> list[Sampled]:
-    """Choose one token per row of float logits."""
-    tokens = logits_NV.argmax(-1)
+def sample(logits_NV: Tensor, choices: Sequence[Choice]) -> list[Sampled | None]:
+    """Choose one token per row of float logits; None where the row is not made of numbers."""
+    peaks, tokens = logits_NV.max(-1)
     # How a row is drawn depends on the row alone: a batch mate's top-p must not change the order of summation.
     drawn = [row for row, choice in enumerate(choices) if choice.temperature >= GREEDY_BELOW]
     for draw, rows in (
@@ -66,13 +67,17 @@ def sample(logits_NV: Tensor, choices: Sequence[Choice]) -> list[Sampled]:
         if rows:
             picked = logits_NV if len(rows) == len(choices) else logits_NV[rows]
             tokens[rows] = draw(picked, [choices[row] for row in rows])
-    result = [Sampled(token) for token in tokens.tolist()]
+    chosen: list[int] = tokens.tolist()
+    result: list[Sampled | None] = [Sampled(token) for token in chosen]
     reported = [row for row, choice in enumerate(choices) if choice.logprobs is not None]
     if reported:
         tops = [choices[row].logprobs or 0 for row in reported]
-        described = describe(logits_NV[reported], [result[row].token for row in reported], tops=tops)
+        described = describe(logits_NV[reported], [chosen[row] for row in reported], tops=tops)
         for row, sampled in zip(reported, described, strict=True):
             result[row] = sampled
+    for row, peak in enumerate(peaks.tolist()):
+        if not math.isfinite(peak):
+            result[row] = None
     return result
 
 
