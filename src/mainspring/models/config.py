@@ -5,7 +5,7 @@ windows, experts, other activations) is refused by name: loading it anyway would
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from mainspring.spec import DecoderConfig, NotFound, SpecError
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "onnx/*.onnx", "1_Pooling/*")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
 QWEN3_HEAD_DIM = 128  # what transformers assumes when a Qwen3 file does not say
 
 
-def locate(name_or_path: str | Path) -> Path:
+def locate(name_or_path: str | Path, *, files: Sequence[str] = HUB_FILES) -> Path:
     """The folder `name_or_path` is, or the local snapshot of that model on the Hugging Face hub.
 
-    Raises `NotFound` when there is neither, with what to do when the machine is offline.
+    Only the hub files that match `files` are downloaded. Raises `NotFound` when there is neither, with what to do
+    when the machine is offline.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
@@ -32,7 +33,7 @@ def locate(name_or_path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise NotFound(
             f"{name} is neither a folder nor a model this machine can get from the hub",

@@ -24,6 +24,7 @@ Vectors = npt.NDArray[np.float32]
 WORD = re.compile(r"\w+")
 TERMS_MAX = 40_000
 COMMON = 0.5  # a term in more than this share of the texts tells them apart badly
+HUB_FILES = ("*.json", "1_Pooling/config.json", "onnx/model.onnx", "onnx/model.onnx_data")
 POWER_STEPS, EXTRA_DIRECTIONS = 4, 32
 
 
@@ -122,7 +123,7 @@ def fit_lsa(texts: Iterable[str], *, dim: int = 256) -> Lsa:
 
 def load_embedder(path_or_name: Path | str) -> Embedder:
     """The embedder in a folder, or the sentence-transformers model of that name (int8, through onnxruntime)."""
-    folder = locate(path_or_name)
+    folder = locate(path_or_name, files=HUB_FILES)
     if (folder / "lsa.npz").is_file():
         return Lsa.load(folder)
     from mainspring.models.onnx_embedder import OnnxEmbedder

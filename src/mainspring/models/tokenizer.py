@@ -7,6 +7,7 @@ a conversation with the messages kept as data.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -292,5 +293,6 @@ def _sandbox() -> ImmutableSandboxedEnvironment:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
     sandbox.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     return sandbox

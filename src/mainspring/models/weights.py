@@ -121,8 +121,11 @@ def _write_shards(tensors: Mapping[str, Tensor], folder: Path, shard_bytes: int)
     names = [SINGLE] if total == 1 else [f"model-{i + 1:05}-of-{total:05}.safetensors" for i in range(total)]
     for name, shard in zip(names, shards, strict=True):
         partial = folder / f"{name}.partial"
-        save_file(shard, partial, metadata={"format": "pt"})
-        partial.replace(folder / name)
+        try:
+            save_file(shard, partial, metadata={"format": "pt"})
+            partial.replace(folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
     for stale in [*folder.glob("model*.safetensors"), folder / INDEX]:
         if stale.name not in names:
             stale.unlink(missing_ok=True)

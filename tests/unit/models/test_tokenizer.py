@@ -89,6 +89,23 @@ def test_a_template_that_drops_messages_still_renders(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.chat_ids(evil), keep_special=True) == "LOUD<|im_end|>"
 
 
+def test_every_listed_end_token_stops_a_generation(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [0, 300], "temperature": 0.6}')
+    assert Tokenizer.load(tmp_path).stop_ids == {0, 2, 300}
+
+
+def test_templates_written_for_transformers_find_what_they_call(tmp_path: Path) -> None:
+    TRAINED.save(tmp_path)
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{{ strftime_now('%Y')[:2] }}{{ m | tojson }}{{ eos_token }}{% endfor %}"
+    )
+    (tmp_path / "chat_template.jinja").write_text(template)
+    said = Tokenizer.load(tmp_path).chat([("system", "x"), ("user", "<é>")])
+    assert said == '20{"role": "user", "content": "<é>"}<|endoftext|>'
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -1,6 +1,8 @@
 """The Hugging Face layout in both directions, and every way a folder can be wrong."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,6 +172,11 @@ def test_what_the_decoder_would_compute_wrongly_is_refused(
         load_pretrained(folder)
 
 
+def test_the_first_of_several_end_tokens_is_the_models(folder: Path) -> None:
+    edit_config(folder, eos_token_id=[7, 8], bos_token_id=None)
+    assert (read_config(folder).eos_id, read_config(folder).bos_id) == (7, None)
+
+
 def test_a_torn_weights_file_and_missing_files_are_spec_errors(folder: Path) -> None:
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -193,3 +200,27 @@ def test_names_resolve_to_folders_or_say_what_to_do(folder: Path) -> None:
     with pytest.raises(NotFound, match="neither a folder nor a model") as caught:
         locate("nobody/has-this")
     assert "without network" in caught.value.hint
+
+
+def test_a_full_disk_is_unavailable_and_leaves_the_old_weights(folder: Path) -> None:
+    """A file-size limit in a child process stands for the disk: writing fails half-way through the file."""
+    before = (folder / "model.safetensors").read_bytes()
+    script = (
+        "import resource, signal, sys\n"
+        "from mainspring.models.transformer import Decoder\n"
+        "from mainspring.models.weights import save_pretrained\n"
+        "from mainspring.spec import DecoderConfig, Unavailable\n"
+        "config = DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, kv_heads=2, ffn=48, context=64)\n"
+        "model = Decoder(config, seed=9)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try:\n"
+        "    save_pretrained(model, sys.argv[1])\n"
+        "except Unavailable as error:\n"
+        "    sys.exit(error.exit_code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert not list(folder.glob("*.partial"))
+    load_pretrained(folder)
