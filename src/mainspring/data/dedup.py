@@ -27,9 +27,9 @@ SIMILARITY: dict[Policy, float] = {"strict": 0.7, "balanced": 0.6, "aggressive":
 
 HASHES, BANDS, NGRAM = 128, 32, 5
 SEED = 42
-# The estimate from 128 hashes has a standard deviation of at most 0.044; pairs this far below the threshold are not
+# Three standard deviations (at most 0.044) of the estimate from 128 hashes: pairs further below the threshold are not
 # worth an exact comparison.
-MARGIN = 0.08
+MARGIN = 0.13
 WINDOW = 8  # neighbours of a document inside a bucket, besides the bucket's first
 ROUNDS = 3
 EXAMPLES = 5

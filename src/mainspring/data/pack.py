@@ -7,6 +7,7 @@ out in every later snapshot, and the tokenizer does not learn from it either.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,7 +54,7 @@ def train_tokenizer(
     tokenizer = train_bpe(documents, vocab=vocab, progress=progress)
     with store.scratch() as folder:
         tokenizer.save(folder)
-        meta = {"vocab": tokenizer.vocab, "snapshot": snapshot.ref}
+        meta = {"vocab": tokenizer.vocab, "asked": vocab, "held_out": held_out, "snapshot": snapshot.ref}
         return store.publish("tokenizer", name, folder, meta=meta, run=run, inputs=(snapshot.ref,))
 
 
@@ -90,11 +91,34 @@ def pack(
             snapshot=snapshot.ref,
         )
         (folder / MANIFEST).write_text(to_json(token_set), encoding="utf-8")
-        meta = {split.name: split.tokens for split in splits} | {"vocab": tokenizer.vocab}
+        meta = {split.name: split.tokens for split in splits} | {
+            "vocab": tokenizer.vocab,
+            "held_out_share": held_out,
+            "snapshot": snapshot.ref,
+            "tokenizer": chosen.ref,
+        }
         inputs = (snapshot.ref, chosen.ref)
         artifact = store.publish("tokens", name, folder, meta=meta, run=run, inputs=inputs)
     progress(1.0, ", ".join(f"{split.name} {split.tokens} tokens" for split in splits))
     return artifact
+
+
+def tokens_of(store: Store, ref: str, *, vocab: int, run: str = "", progress: Progress = silent) -> Artifact:
+    """The packed tokens of `ref`: itself when it is one, else a dataset packed with a tokenizer learned from it.
+
+    A tokenizer of this size, or tokens, that were already made from this snapshot are used again.
+    """
+    artifact = store.resolve(ref)
+    if artifact.kind == "tokens":
+        return artifact
+    wanted = {"snapshot": artifact.ref, "asked": vocab, "held_out": HELD_OUT_SHARE}
+    tokenizer = _made_before(store, "tokenizer", artifact.name, wanted) or train_tokenizer(
+        store, artifact.ref, vocab=vocab, name=artifact.name, run=run, progress=_half(progress, 0)
+    )
+    wanted = {"snapshot": artifact.ref, "tokenizer": tokenizer.ref, "held_out_share": HELD_OUT_SHARE}
+    return _made_before(store, "tokens", artifact.name, wanted) or pack(
+        store, artifact.ref, tokenizer.ref, name=artifact.name, run=run, progress=_half(progress, 1)
+    )
 
 
 def held_out_sources(all_sources: Iterable[str], share: float = HELD_OUT_SHARE) -> frozenset[str]:
@@ -116,6 +140,18 @@ def held_out_documents(store: Store, snapshot_ref: str, share: float = HELD_OUT_
     """The documents of a snapshot that packing with the same share keeps out of training, ordered by id."""
     kept_back = held_out_sources(sources(store, snapshot_ref), share)
     return (document for document in texts(store, snapshot_ref) if document.source in kept_back)
+
+
+def _made_before(store: Store, kind: str, name: str, wanted: Mapping[str, object]) -> Artifact | None:
+    """The newest artifact of this name whose metadata say it was made this way."""
+    for artifact in store.artifacts(kind=kind, name=name):
+        if wanted.items() <= json.loads(artifact.meta_json).items():
+            return artifact
+    return None
+
+
+def _half(progress: Progress, number: int) -> Progress:
+    return lambda fraction, message: progress((number + fraction) / 2, message)
 
 
 def _fraction(source: str) -> float:
@@ -182,21 +218,3 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def tokens_of(store: Store, ref: str, *, vocab: int, run: str = "", progress: Progress = silent) -> Artifact:
-    """`ref` itself when it is packed already; else the dataset `ref` packed with a tokenizer of `vocab` ids.
-
-    Work done before for the same snapshot and vocabulary is found again in the store, not repeated.
-    """
-    artifact = store.resolve(ref)
-    if artifact.kind == "tokens":
-        return artifact
-    key = f"tokens_of/{artifact.digest}/{artifact.ref}/{vocab}"
-    known = store.recall(key)
-    if known:
-        return store.resolve(known["ref"])
-    tokenizer = train_tokenizer(store, artifact.ref, vocab=vocab, name=artifact.name, run=run, progress=progress)
-    packed = pack(store, artifact.ref, tokenizer.ref, name=artifact.name, run=run, progress=progress)
-    store.remember(key, {"ref": packed.ref})
-    return packed

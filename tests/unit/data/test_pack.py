@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mainspring.data import snapshot as snapshots
 from mainspring.data.documents import make_document, to_table
 from mainspring.data.loader import TokenLoader, read_token_set
-from mainspring.data.pack import held_out_documents, held_out_sources, pack, train_tokenizer
+from mainspring.data.pack import held_out_documents, held_out_sources, pack, tokens_of, train_tokenizer
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.spec import Artifact, CurationReport, SpecError
 from mainspring.store import Store
@@ -64,6 +64,17 @@ def test_packing_again_gives_the_same_artifact_and_records_where_it_came_from(st
     first = pack(store, corpus.ref, learned.ref, name="clocks", run=run.id)
     assert pack(store, corpus.ref, learned.ref, name="clocks", run=run.id).ref == first.ref
     assert {artifact.ref for artifact in store.lineage(first.ref, "up").artifacts} >= {corpus.ref, learned.ref}
+
+
+def test_tokens_of_a_dataset_are_made_once_for_each_vocabulary(store: Store, corpus: Artifact) -> None:
+    run = store.start_run("train", "first", config={})
+    first = tokens_of(store, corpus.ref, vocab=400, run=run.id)
+    assert (first.kind, first.run) == ("tokens", run.id)
+    assert tokens_of(store, "dataset:clocks", vocab=400) == first
+    assert tokens_of(store, first.ref, vocab=999) == first
+    other = tokens_of(store, corpus.ref, vocab=300)
+    assert read_token_set(store.fetch(other)).vocab == 300
+    assert tokens_of(store, corpus.ref, vocab=400) == first
 
 
 def test_the_tokenizer_does_not_learn_from_held_out_documents(store: Store) -> None:
