@@ -15,6 +15,8 @@ import cluster_entries
 import pytest
 
 from mainspring.cluster import Launcher, require_success
+from mainspring.cluster.engine import LOCAL_CPUS_MIN, LOCAL_CPUS_PER_CORE
+from mainspring.hardware import limits
 from mainspring.spec import DoesNotFit, Job, Resources, SpecError, WorkerLost
 from mainspring.testing.processes import eventually, marked
 
@@ -103,14 +105,15 @@ def test_a_time_limit_is_kept_and_is_the_reason(launcher):
 
 
 def test_jobs_wait_their_turn_and_a_waiting_one_can_be_cancelled(launcher):
-    everything = Resources(cpus=4.0)
+    cpus = max(LOCAL_CPUS_MIN, LOCAL_CPUS_PER_CORE * limits.cores())
+    everything = Resources(cpus=cpus)
     first = launcher.submit(job("first", "linger", resources=everything))
     second = launcher.submit(job("second", "greet", resources=everything))
     third = launcher.submit(job("third", "greet", resources=everything))
     assert eventually(lambda: first.state == "RUNNING", within_s=30)
     assert eventually(lambda: "behind job second" in third.reason, within_s=5)
     assert second.state == third.state == "PENDING"
-    assert "1 rank of 4 cpu at once, 0 would fit now" in second.reason
+    assert f"1 rank of {cpus} cpu at once, 0 would fit now" in second.reason
     third.cancel()
     assert third.wait(5).state == "CANCELLED"
     first.cancel()
@@ -219,19 +222,20 @@ TWO_NODES = """
     from mainspring.spec import Job, Resources
     from mainspring.testing.processes import eventually
 
-    root = Path(sys.argv[1])
+    root, port = Path(sys.argv[1]), int(sys.argv[2])
+    address = f"ray://127.0.0.1:{port}"
     node = dict(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False)
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "ray_client_server_port": port})
     cluster.add_node(**node)
     payload = json.dumps({"steps": 15, "pace_s": 0.1})
-    with Launcher(address=cluster.address, run_root=root / "runs", scratch=str(root / "scratch")) as launcher:
+    with Launcher(address=address, run_root=root / "runs", scratch=str(root / "scratch")) as launcher:
         job = Job(id="wide", name="wide", entry="cluster_entries:greet", ranks=4, payload_json=payload)
         handle = launcher.submit(job)
         followed = root / "runs/wide/metrics-3.jsonl"
         live = eventually(lambda: followed.exists() and followed.stat().st_size > 0, within_s=60)
         while_running = handle.state
         result = handle.wait(60)
-        found = survey(cluster.address)
+        found = survey(address)
         tables = ray.util.placement_group_table().values()
     cluster.shutdown()
     print(json.dumps({
@@ -246,8 +250,11 @@ TWO_NODES = """
 
 
 @pytest.mark.slow
-def test_a_gang_spreads_over_two_nodes_and_its_files_come_back_while_it_runs(tmp_path):
-    told = json.loads(isolated(TWO_NODES, str(tmp_path)))
+def test_a_gang_on_a_remote_cluster_spreads_over_its_nodes_and_its_files_come_back_while_it_runs(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told = json.loads(isolated(TWO_NODES, str(tmp_path), str(port)))
     assert told["state"] == "SUCCEEDED", told["reason"]
     assert len(set(told["nodes"])) == 2
     assert told["nodes"] == sorted(told["nodes"], key=told["nodes"].index)
@@ -265,6 +272,21 @@ def test_a_local_survey_needs_no_ray():
         "import sys; from mainspring.cluster import survey; c = survey(); print(len(c.nodes), 'ray' in sys.modules)"
     )
     assert isolated(program) == "1 False"
+
+
+def test_without_ray_the_launcher_says_what_to_install():
+    program = """
+        import sys
+        sys.modules["ray"] = None
+        from pathlib import Path
+        from mainspring.cluster import Launcher
+        from mainspring.spec import Job, Unavailable
+        try:
+            Launcher(run_root=Path("/tmp")).submit(Job(id="j", name="j", entry="m:f"))
+        except Unavailable as error:
+            print("not installed" in str(error), "pip install" in error.hint)
+    """
+    assert isolated(program) == "True True"
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:9", "ray://nowhere.invalid:10001", "127.0.0.1:9"])

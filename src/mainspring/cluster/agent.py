@@ -31,7 +31,7 @@ from mainspring.hardware import limits
 from mainspring.spec import Job, RankExit, Task, spec
 from mainspring.spec.settings import process_environment
 
-LEASE_S = 60.0
+LEASE_S = 30.0
 GRACE_S = 5.0
 TICK_S = 0.02
 TAIL_BYTES = 4096

@@ -110,7 +110,8 @@ class Engine:
 
             ray.shutdown()
         if self._guard is not None:
-            self._guard.communicate()  # ends its input, and returns when nothing is left
+            # Returns when nothing is left. The dot, because a forked child of this process may hold the pipe open.
+            self._guard.communicate(".\n")
 
     def _start(self) -> None:
         ray = _import_ray()

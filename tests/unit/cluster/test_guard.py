@@ -8,7 +8,7 @@ from mainspring.testing.processes import eventually
 
 
 def test_groups_taken_back_are_left_alone():
-    assert survivors(["+10\n", "+11\n", "-10\n", "/a b\n", "+12\n"]) == ({11, 12}, {Path("/a b")})
+    assert survivors(["+10\n", "+11\n", "-10\n", "/a b\n", "+12\n", ".\n", "+13\n"]) == ({11, 12}, {Path("/a b")})
 
 
 def test_whoever_holds_a_file_in_the_folder_is_killed_and_the_folder_removed(tmp_path):
