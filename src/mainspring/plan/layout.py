@@ -25,7 +25,19 @@ class Rank:
     memory_bytes: int
 
 
-Offer = tuple[Rank, ...]
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """Ranks in order, and the same ranks as runs of equals (in all but the node), which is what estimates need."""
+
+    ranks: tuple[Rank, ...]
+    groups: tuple[tuple[Rank, int], ...]
+
+
+def offer_of(ranks: Sequence[Rank]) -> Offer:
+    """Those ranks as an offer."""
+    runs = itertools.groupby(ranks, key=lambda rank: (rank.device, rank.share, rank.memory_bytes))
+    members = [list(run) for _, run in runs]
+    return Offer(ranks=tuple(ranks), groups=tuple((run[0], len(run)) for run in members))
 
 
 def capacity(cluster: Cluster) -> int:
@@ -36,48 +48,55 @@ def capacity(cluster: Cluster) -> int:
 def offers(cluster: Cluster, *, global_batch: int, ranks: int | None = None) -> Iterator[Offer]:
     """Every set of ranks worth planning for; with `ranks`, those of that size only.
 
-    Replicas on one kind of device share the batch evenly, so their number divides `global_batch`. Of two kinds any
-    handy numbers are mixed, of three powers of two, and of everything the whole.
+    Replicas on one kind of device share the batch evenly, so their number divides `global_batch`. Of two kinds
+    up to eight each and powers of two are mixed, of three powers of two, and of everything the whole.
     """
     kinds = _kinds(cluster)
-    seen: set[Offer] = set()
+    whole = [rank for kind in kinds for rank in _whole_kind(kind)]
+    whole_offered = len(whole) > global_batch or ranks not in (None, len(whole))
     for size in range(1, min(3, len(kinds)) + 1):
         for chosen in itertools.combinations(kinds, size):
-            for offer in _mixtures(chosen, global_batch, ranks):
-                if offer not in seen:
-                    seen.add(offer)
-                    yield offer
-    if len(kinds) > 1:
-        whole = tuple(rank for device, nodes in kinds for rank in _whole_kind(device, nodes))
-        if whole not in seen and ranks in (None, len(whole)) and len(whole) <= global_batch:
-            yield whole
+            for mixture in _mixtures(chosen, global_batch, ranks):
+                whole_offered = whole_offered or mixture == whole
+                yield offer_of(mixture)
+    if len(kinds) > 1 and not whole_offered:
+        yield offer_of(whole)
 
 
-def even_counts(replicas: int, total: int) -> tuple[int, ...] | None:
-    """`total` micro-batches shared evenly; None when they cannot be."""
+def even_count(replicas: int, total: int) -> int | None:
+    """What each of `replicas` runs of `total` micro-batches shared evenly; None when they cannot be."""
     each, rest = divmod(total, replicas)
-    return None if rest or not each else (each,) * replicas
+    return None if rest or not each else each
 
 
-def fastest_counts(seconds: Sequence[float], total: int) -> tuple[int, ...] | None:
-    """Micro-batches per replica that end soonest when replica `r` takes `seconds[r]` over one; at least one each.
+def fastest_counts(speeds: Sequence[tuple[float, int]], total: int) -> tuple[tuple[int, int], ...] | None:
+    """Micro-batches that end soonest on groups of replicas, `(seconds of one, replicas)`; None when some get none.
 
-    Giving each next micro-batch to the replica that would finish it first is optimal for equal jobs on machines of
-    different speed. It starts from the whole part of the proportional share, which no optimum goes below.
+    The answer has `(count, extra)` for each group: every replica runs `count`, its first `extra` one more. Giving
+    each next micro-batch to the replica that would finish it first is optimal for equal jobs on machines of different
+    speed; it starts from one each and the whole part of the proportional share, which no optimum goes below.
     """
-    if total < len(seconds):
+    left = total - sum(size for _, size in speeds)
+    if left < 0:
         return None
-    speed = sum(1 / s for s in seconds)
-    counts = [max(1, int(total / speed / s)) for s in seconds]
-    while sum(counts) > total:
-        counts[max((c * s, i) for i, (c, s) in enumerate(zip(counts, seconds, strict=True)) if c > 1)[1]] -= 1
-    queue = [((count + 1) * s, index) for index, (count, s) in enumerate(zip(counts, seconds, strict=True))]
+    rate = sum(size / seconds for seconds, size in speeds)
+    counts = [max(1, int(total / rate / seconds)) for seconds, _ in speeds]
+    if sum(count * size for count, (_, size) in zip(counts, speeds, strict=True)) > total:
+        counts = [1] * len(speeds)
+    left = total - sum(count * size for count, (_, size) in zip(counts, speeds, strict=True))
+    extra = [0] * len(speeds)
+    queue = [((counts[group] + 1) * seconds, group) for group, (seconds, _) in enumerate(speeds)]
     heapq.heapify(queue)
-    for _ in range(total - sum(counts)):
-        _, index = queue[0]
-        counts[index] += 1
-        heapq.heapreplace(queue, ((counts[index] + 1) * seconds[index], index))
-    return tuple(counts)
+    while left:
+        _, group = queue[0]
+        seconds, size = speeds[group]
+        if left < size:
+            extra[group] = left
+            break
+        counts[group] += 1
+        left -= size
+        heapq.heapreplace(queue, ((counts[group] + 1) * seconds, group))
+    return tuple(zip(counts, extra, strict=True))
 
 
 def divisors(number: int) -> tuple[int, ...]:
@@ -108,16 +127,16 @@ def _kinds(cluster: Cluster) -> list[_Kind]:
     return [(device, tuple(found[device])) for device in fastest]
 
 
-def _mixtures(kinds: Sequence[_Kind], global_batch: int, ranks: int | None) -> Iterator[Offer]:
+def _mixtures(kinds: Sequence[_Kind], global_batch: int, ranks: int | None) -> Iterator[list[Rank]]:
     """Combinations of a number of ranks of each of `kinds`."""
     choices = [list(_prefixes(kind, global_batch, mixed=len(kinds))) for kind in kinds]
     for parts in itertools.product(*choices):
         world = sum(len(part) for part in parts)
         if world <= global_batch and ranks in (None, world):
-            yield tuple(itertools.chain.from_iterable(parts))
+            yield list(itertools.chain.from_iterable(parts))
 
 
-def _prefixes(kind: _Kind, global_batch: int, *, mixed: int) -> Iterator[Offer]:
+def _prefixes(kind: _Kind, global_batch: int, *, mixed: int) -> Iterator[list[Rank]]:
     """The first n ranks of one kind, for each n worth trying next to `mixed - 1` other kinds."""
     device, places = kind
     most_shares = max(cores for _, cores, _ in places) if device.vendor == HOST else 1
@@ -130,16 +149,17 @@ def _prefixes(kind: _Kind, global_batch: int, *, mixed: int) -> Iterator[Offer]:
         ]
         for count in range(split, len(slots) + 1, split):
             if _worth_trying(count, global_batch, mixed):
-                yield tuple(slots[:count])
+                yield slots[:count]
 
 
 def _worth_trying(count: int, global_batch: int, mixed: int) -> bool:
     if mixed == 1:
         return global_batch % count == 0
     odd = count >> ((count & -count).bit_length() - 1)
-    return odd == 1 or (mixed == 2 and (count <= 8 or odd == 3))
+    return odd == 1 or (mixed == 2 and count <= 8)
 
 
-def _whole_kind(device: Device, places: tuple[tuple[int, int, int], ...]) -> Iterator[Rank]:
+def _whole_kind(kind: _Kind) -> Iterator[Rank]:
+    device, places = kind
     for node, _, memory in places:
         yield Rank(node=node, device=device, share=1.0, memory_bytes=memory)

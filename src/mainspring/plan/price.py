@@ -4,16 +4,14 @@ Rated power is an upper bound for the devices and leaves the host, cooling and i
 run says what it really was.
 """
 
-from collections.abc import Sequence
-
-from mainspring.plan.layout import Rank
+from mainspring.plan.layout import Offer
 
 
-def watts(ranks: Sequence[Rank]) -> float:
+def watts(offer: Offer) -> float:
     """Power of the devices in use; a rank that owns a share of a device draws that share."""
-    return sum(rank.device.power_watts * rank.share for rank in ranks)
+    return sum(rank.device.power_watts * rank.share * count for rank, count in offer.groups)
 
 
-def usd_per_hour(ranks: Sequence[Rank]) -> float:
+def usd_per_hour(offer: Offer) -> float:
     """Price of the devices in use."""
-    return sum(rank.device.price_usd_per_hour * rank.share for rank in ranks)
+    return sum(rank.device.price_usd_per_hour * rank.share * count for rank, count in offer.groups)

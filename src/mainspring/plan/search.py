@@ -85,15 +85,16 @@ def choices(cluster: Cluster, config: TrainConfig, *, ranks: int | None = None) 
     """The search space, in a fixed order."""
     all_rows = (config.microbatch,) if config.microbatch else divisors(config.global_batch)
     for offer in offers(cluster, global_batch=config.global_batch, ranks=ranks):
-        for fsdp in divisors(len(offer)):
+        world = len(offer.ranks)
+        for fsdp in divisors(world):
             for regather in (False,) if fsdp == 1 else (False, True):
                 for rows in all_rows:
-                    if rows * len(offer) > config.global_batch:
+                    if rows * world > config.global_batch:
                         continue
                     for recompute in RECOMPUTE:
                         yield Choice(
                             offer=offer,
-                            mesh=Mesh(dp=len(offer) // fsdp, fsdp=fsdp),
+                            mesh=Mesh(dp=world // fsdp, fsdp=fsdp),
                             rows=rows,
                             recompute=recompute,
                             reshard_after_forward=regather,
@@ -159,7 +160,7 @@ def _indivisible(config: TrainConfig, ranks: int | None) -> SpecError:
 def _too_large(model: ModelSpec, config: TrainConfig, found: Sequence[Estimate]) -> DoesNotFit:
     """By how much the smallest choice misses, and what would hold it."""
     least = min(found, key=lambda e: (e.memory.total_bytes - e.usable_bytes, e.choice.mesh.world))
-    rank = min(least.choice.offer, key=lambda rank: rank.memory_bytes)
+    rank = min(least.choice.offer.ranks, key=lambda rank: rank.memory_bytes)
     need, usable = least.memory.total_bytes, least.usable_bytes
     message = (
         f"{model.name} needs {readable_bytes(need)} a rank at the least ({least.choice.mesh.label}), "
@@ -233,13 +234,14 @@ def _plan(
     rejected: tuple[Rejected, ...],
 ) -> Plan:
     choice, offer = best.choice, best.choice.offer
-    peak = sum(peak_flops_per_s(rank.device, config.precision) * rank.share for rank in offer)
+    ranks = offer.ranks
+    peak = sum(peak_flops_per_s(rank.device, config.precision) * rank.share for rank in ranks)
     useful = model_flops(model, tokens=config.global_batch * config.seq_len, seq_len=config.seq_len)
     stage = Stage(
         first_block=0,
         blocks=sum(block.count for block in model.blocks),
-        device=" + ".join(dict.fromkeys(rank.device.name for rank in offer)),
-        ranks=tuple(range(len(offer))),
+        device=" + ".join(dict.fromkeys(rank.device.name for rank in ranks)),
+        ranks=tuple(range(len(ranks))),
         microbatches=best.counts,
     )
     return Plan(
@@ -254,7 +256,7 @@ def _plan(
         recompute=choice.recompute,
         reshard_after_forward=choice.reshard_after_forward,
         memory=best.memory,
-        device_memory_bytes=min(rank.memory_bytes for rank in offer),
+        device_memory_bytes=min(rank.memory_bytes for rank in ranks),
         time=best.time,
         steps=config.steps,
         watts=price.watts(offer),
@@ -262,8 +264,8 @@ def _plan(
         mfu=useful / best.time.step_s / peak,
         objective=objective,
         rejected=rejected,
-        nodes=tuple(cluster.nodes[rank.node].name for rank in offer),
-        accelerators=0 if any(rank.device.vendor == HOST for rank in offer) else 1,
+        nodes=tuple(cluster.nodes[rank.node].name for rank in ranks),
+        accelerators=0 if any(rank.device.vendor == HOST for rank in ranks) else 1,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mainspring.plan.estimate import Choice, Estimator
-from mainspring.plan.layout import Rank
+from mainspring.plan.layout import Rank, offer_of
 from mainspring.spec import BlockSpec, Cluster, Device, Link, Mesh, ModelSpec, Node, TrainConfig
 from mainspring.testing.machines import GIB, build_device
 
@@ -70,7 +70,9 @@ def error_of(row: dict[str, Any]) -> float:
     ranks, device = int(row["n_gpus"]), FIGURES[row["gpu"]]
     config = TrainConfig(steps=1, global_batch=int(row["gbs"]), seq_len=int(row["seq"]), precision="bf16")
     cluster = cluster_of(device, ranks, port_gbps=48 if "H100" in row["gpu"] else 24)
-    offer = tuple(Rank(node=r // 8, device=device, share=1.0, memory_bytes=device.memory_bytes) for r in range(ranks))
+    offer = offer_of(
+        [Rank(node=r // 8, device=device, share=1.0, memory_bytes=device.memory_bytes) for r in range(ranks)]
+    )
     recompute = "full" if row["recompute"] == "full" else "none"
     found = Estimator(model_of(row), cluster, config)(
         Choice(offer, Mesh(fsdp=ranks), int(row["mbs"]), recompute, reshard_after_forward=True)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.plan.estimate import Choice, Estimator
-from mainspring.plan.layout import Rank
+from mainspring.plan.layout import Rank, offer_of
 from mainspring.plan.search import estimates, menu, plan_training
 from mainspring.spec import Cluster, DoesNotFit, Link, Mesh, ModelSpec, SpecError, TrainConfig
 from mainspring.testing.machines import GIB, build_cluster, build_device, build_model
@@ -38,7 +38,7 @@ def fastest_by_brute_force(model: ModelSpec, cluster: Cluster, config: TrainConf
                         if world % fsdp or config.global_batch % (world * rows) or (regather and fsdp == 1):
                             continue
                         mesh = Mesh(dp=world // fsdp, fsdp=fsdp)
-                        found = estimator(Choice(tuple(places[:world]), mesh, rows, recompute, regather))
+                        found = estimator(Choice(offer_of(places[:world]), mesh, rows, recompute, regather))
                         if found is not None and found.fits:
                             best = min(best, found.time.step_s)
     return best
