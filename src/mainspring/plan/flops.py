@@ -5,8 +5,7 @@ A forward pass costs about 2 FLOP per parameter and token plus attention's quadr
 al. 2022, appendix B): recomputed work costs time and is never counted as useful.
 
 Time is an additive roofline: arithmetic at the share of peak that large matrix products reach, plus the bytes that
-weights and activations move through memory. That gives small matrices their low efficiency without a fitted curve:
-on an A100 a 4096-cubed bf16 product comes to 0.90 of the large-matrix rate.
+weights and activations move through memory, which is what makes small models slow for their FLOPs.
 """
 
 from dataclasses import dataclass

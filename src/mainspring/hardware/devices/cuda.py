@@ -1,7 +1,7 @@
 """NVIDIA devices: catalogue peaks by the driver's name, NVML for health and energy, NCCL for collectives.
 
-A device the catalogue does not list is measured instead of guessed. Not exercised by the CPU test suite beyond NVML's
-call conventions; `tests/gpu` covers the rest where there is a device.
+A device the catalogue does not list is measured instead of guessed. Without a device, tests reach NVML's call
+conventions only; what calls torch.cuda has not run in the suite.
 """
 
 from dataclasses import replace
