@@ -246,6 +246,7 @@ def _explain(error: ValidationError) -> Refusal:
     if first["type"] == "missing":
         return Refusal(f"you must provide {param}", param=param, code="missing_required_parameter")
     if shaped:
-        return Refusal(f"{param.partition(shaped)[0]}{shaped} {SHAPES[shaped]}", param=param, code="invalid_type")
+        param = f"{param.partition(shaped)[0]}{shaped}"
+        return Refusal(f"{param} {SHAPES[shaped]}", param=param, code="invalid_type")
     message = first["msg"][:1].lower() + first["msg"][1:]
     return Refusal(f"{param or 'the request body'}: {message}", param=param, code="invalid_value")
