@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mainspring.spec import Artifact, GateDecision, Report, Score, SpecError
 from mainspring.store import Store
-from mainspring.store.parse import to_json
+from mainspring.store.parse import read_json, to_json
 
 _THEMES = {"light": ("#1f2328", "#d0d7de"), "dark": ("#e6edf3", "#30363d")}
 _COLORS = ("#4c8dff", "#f2994a", "#9b8afb", "#27ae60", "#eb5757", "#8a94a6")
@@ -61,6 +61,11 @@ def publish_report(
             run=run,
             inputs=tuple(ref for ref in (report.subject, report.snapshot) if ref),
         )
+
+
+def read_report(store: Store, artifact: Artifact) -> Report:
+    """The report an artifact of kind report holds."""
+    return read_json((store.fetch(artifact) / "report.json").read_text(encoding="utf-8"), Report, artifact.ref)
 
 
 def with_baseline(score: Score, value: float, name: str) -> Score:

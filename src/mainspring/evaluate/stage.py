@@ -14,7 +14,7 @@ from mainspring.data.pack import held_out_documents, held_out_sources
 from mainspring.data.snapshot import sources, texts
 from mainspring.evaluate.baselines import NGram, training_bytes, xz_bits_per_byte
 from mainspring.evaluate.perplexity import DocumentBits, document_bits, fidelity, margin, score_of, share_tokenizer
-from mainspring.evaluate.report import Plot, publish_report, with_baseline
+from mainspring.evaluate.report import Plot, publish_report, read_report, with_baseline
 from mainspring.spec import Artifact, NotFound, Progress, Report, Score, SpecError, TokenSet, silent
 from mainspring.store import Store
 from mainspring.store.parse import read_json
@@ -79,7 +79,7 @@ def report_of(store: Store, model_ref: str) -> Report | None:
     """The latest published report about exactly this model, or None."""
     model = store.resolve(model_ref)
     for artifact in store.artifacts("report", f"model-{model.name}"):
-        report = read_json((store.fetch(artifact) / "report.json").read_text(encoding="utf-8"), Report)
+        report = read_report(store, artifact)
         if report.subject == model.ref:
             return report
     return None

@@ -49,7 +49,8 @@ class _Line:
 def chunk_document(document: Document, *, target: int = TARGET) -> tuple[Chunk, ...]:
     """The chunks of `document`, in order; `document.text[chunk.start:chunk.end] == chunk.text` for each.
 
-    Every character that is not white space is in at least one chunk. `path` is the title and the headings above.
+    Every character that is not white space is in at least one chunk. `path` is the headings above, after the
+    title where the first heading does not hold it.
     """
     if target < 50:
         raise SpecError(f"a chunk target of {target} characters is below 50", hint="try 1000")
@@ -67,7 +68,7 @@ def chunk_document(document: Document, *, target: int = TARGET) -> tuple[Chunk, 
         if not body:
             continue
         headings = _path(group)
-        if document.title and headings[:1] != (document.title,):
+        if document.title and not (headings and document.title in headings[0]):
             headings = (document.title, *headings)
         chunks.append(
             Chunk(
