@@ -18,6 +18,7 @@ from mainspring.cluster.verdict import RankEnd
 from mainspring.spec import Job, Placement, RankExit, Task, Unavailable, WorkerLost
 
 ANSWER_S = 30.0
+RESERVE_S = 0.5
 START_S = 120.0  # a cold worker on a busy node, which may have to fetch the driver's source first
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,23 @@ class Post:
     def node(self) -> str:
         """The node's name."""
         return self.member.capacity.node
+
+    def collect(self) -> None:
+        """Bring the copy of this node's files up to date, whole files included."""
+        import ray
+
+        if self.mirror is None:
+            return
+        poll: Any = None
+        while poll is None or poll.chunks:
+            poll = ray.get(self.agent.poll.remote(self.mirror.cursors), timeout=ANSWER_S)
+            self.mirror.apply(poll.chunks)
+        self.mirror.copy(ray.get(self.agent.files.remote(), timeout=ANSWER_S), self._read)
+
+    def _read(self, name: str, offset: int) -> Chunk:
+        import ray
+
+        return ray.get(self.agent.read.remote(name, offset), timeout=ANSWER_S)
 
 
 class Gang:
@@ -63,9 +81,9 @@ class Gang:
             bundle_label_selector=[{"ray.io/node-id": post.member.id} for post in self.posts],
         )
 
-    def reserved(self, *, within_s: float) -> bool:
-        """Whether Ray has set the places aside, waiting up to `within_s`."""
-        return self._group.wait(timeout_seconds=within_s)
+    def reserved(self) -> bool:
+        """Whether Ray has set the places aside; waits for it a little."""
+        return self._group.wait(timeout_seconds=RESERVE_S)
 
     def prepare(self, *, scratch: str) -> None:
         """Start the agents and agree with each on the folder for the run's files."""
@@ -144,27 +162,12 @@ class Gang:
 
     def collect(self) -> None:
         """Copy what is still missing from nodes that do not share the run's folder."""
-        import ray
         from ray.exceptions import RayError
 
         for post in self.posts:
-            mirror = post.mirror
-            if post.lost or mirror is None:
-                continue
-            agent = post.agent
-
-            def read(name: str, offset: int, agent: Any = agent) -> Chunk:
-                answer: Any = ray.get(agent.read.remote(name, offset), timeout=ANSWER_S)
-                return answer
-
-            def more(agent: Any = agent, mirror: Mirror = mirror) -> tuple[Chunk, ...]:
-                answer: Any = ray.get(agent.poll.remote(mirror.cursors), timeout=ANSWER_S)
-                return answer.chunks
-
             try:
-                while chunks := more():
-                    mirror.apply(chunks)
-                mirror.copy(ray.get(agent.files.remote(), timeout=ANSWER_S), read)
+                if not post.lost:
+                    post.collect()
             except RayError as error:
                 log.warning("files were not copied back", extra={"node": post.node, "error": str(error)})
 

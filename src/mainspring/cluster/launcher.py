@@ -110,7 +110,7 @@ class Launcher:
 
     `run_root/<job.id>/` receives the logs and files of every rank. Ranks write there directly where their node sees
     that folder; elsewhere, or when `scratch` names a node-local folder, they write locally and the launcher copies
-    text as it grows and everything else at the end.
+    text as it grows and everything else at the end. Ranks on different nodes must not use the same file name.
     """
 
     def __init__(self, *, address: str = "local", run_root: Path, scratch: str = "") -> None:
@@ -271,7 +271,7 @@ class Launcher:
         """Wait for Ray to set the places aside; others may share the cluster, so this can take a while."""
         assert self._engine is not None
         gang.reserve()
-        while not gang.reserved(within_s=0.5):
+        while not gang.reserved():
             if handle.cancelled:
                 raise Cancelled(handle.cancelled)
             alive = {member.id for member in self._engine.members()}
