@@ -115,7 +115,7 @@ class Shelf(RunLog):
         new: set[str] = set()
         try:
             entries = [self._put(path, at, new) for path, at in sources]
-            with self.transaction() as connection:
+            with self.transaction(durability="power") as connection:
                 # A doctor may have removed what lay here unused before we came; nobody removes anything from here on.
                 for index, entry in enumerate(entries):
                     if not self._blobs.has(entry.digest, entry.size_bytes):

@@ -67,7 +67,7 @@ class Identities(EventLog):
     def revoke_token(self, name: str) -> None:
         """Make the token of `name` worthless at once. Raises `NotFound` when there is none."""
         mine = (tokens.c.workspace == self.workspace) & (tokens.c.name == name)
-        with self.transaction() as connection:
+        with self.transaction(durability="power") as connection:
             if connection.execute(delete(tokens).where(mine)).rowcount == 0:
                 raise NotFound(f"no token named {name!r}")
             self.emit("token.revoked", name, {})

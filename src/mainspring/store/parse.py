@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from mainspring.spec import MainspringError, NotFound, SpecError
 
@@ -147,7 +147,10 @@ def _item(at: Any, key: str, override: str) -> Any:
 
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    try:
+        return TypeAdapter(kind)
+    except PydanticUserError as error:
+        raise SpecError(f"a {getattr(kind, '__name__', kind)} cannot be read from text") from error
 
 
 def _explained(error: ValidationError, kind: Any, where: str) -> MainspringError:
