@@ -195,9 +195,10 @@ class RemoteWorkspace:
         body = {"model": _ref(model), "data": _ref(data), "compare_to": _ref(compare_to)}
         return RemoteRun(self, self.post("evaluate", body))
 
-    def compress(self, model: Any, *, scheme: str = "w8a8", name: str = "") -> RemoteRun:
+    def compress(self, model: Any, *, scheme: str = "w8a8", data: Any = "", name: str = "") -> RemoteRun:
         """Quantise a model."""
-        return RemoteRun(self, self.post("compress", {"model": _ref(model), "scheme": scheme, "name": name}))
+        body = {"model": _ref(model), "scheme": scheme, "data": _ref(data), "name": name}
+        return RemoteRun(self, self.post("compress", body))
 
     def serve(self, model: Any, *, port: int = 0, name: str = "") -> RemoteRun:
         """Serve a model on a process of its own, there."""

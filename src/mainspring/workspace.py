@@ -4,7 +4,7 @@ CLI, API, console, notebook and script all come through here, so that whatever o
 that takes longer than a glance returns a `Run` at once; `Run.result()` waits for it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -45,11 +45,15 @@ if TYPE_CHECKING:
     from mainspring.apps.rag.assistant import Rag
     from mainspring.cluster import Launcher
     from mainspring.data.dataset import Dataset
+    from mainspring.flow.graph import Graph
+    from mainspring.flow.run import FlowEvent, FlowResult
     from mainspring.remote import RemoteWorkspace
 
 VOCAB = 4096
+CALIBRATION = 32
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 Say = Callable[[str], None]
+OnEvent = Callable[["FlowEvent"], None]
 Named = str | Artifact | Any  # anything with a `.ref`: an artifact, a snapshot, a published dataset
 
 
@@ -118,6 +122,7 @@ class Workspace:
         self.settings = settings
         self.store = Store.open(settings)
         self._launcher: Launcher | None = None
+        self._apps: dict[str, Rag] = {}
 
     def __enter__(self) -> "Workspace":
         return self
@@ -127,6 +132,8 @@ class Workspace:
 
     def close(self) -> None:
         """Stop the local cluster, if one was started, and close the store."""
+        for app in self._apps.values():
+            app.close()
         if self._launcher:
             self._launcher.close()
         self.store.close()
@@ -145,6 +152,8 @@ class Workspace:
     def dataset(self, name: str) -> "Dataset":
         """A dataset by name: `.read(...).clean().dedup().publish()`."""
         from mainspring.data.dataset import Dataset
+    from mainspring.flow.graph import Graph
+    from mainspring.flow.run import FlowEvent, FlowResult
 
         return Dataset(self.store, name)
 
@@ -156,13 +165,15 @@ class Workspace:
             return topology.build_cluster(parse.load_toml(Path(cluster), ClusterFile))
         if self.settings.address == "local":
             return topology.local_cluster()
-        return self.launcher.survey()
+        from mainspring.cluster import survey
+
+        return survey(self.settings.address)
 
     def publish_data(self, name: str, *, source: str, dedup: str = "balanced") -> Run:
         """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""
 
         def body(work: Execution) -> Artifact:
-            chain = self.dataset(name).read(source, progress=work.progress).clean()
+            chain = self.dataset(name).read(source).clean()
             chain = chain.dedup(policy=dedup) if dedup != "none" else chain
             return chain.publish(run=work.id, progress=work.progress)
 
@@ -270,13 +281,19 @@ class Workspace:
         """The scores of a published report."""
         return parse.read_json((self.store.fetch(_ref(ref)) / "report.json").read_text("utf-8"), Report)
 
-    def compress(self, model: Named, *, scheme: str = "w8a8", name: str = "") -> Run:
-        """Quantise a model and publish the result."""
+    def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
+        """Quantise a model, calibrated on documents of dataset `data` when given, and publish the result."""
         from mainspring.compress import quantize
 
         def body(work: Execution) -> Artifact:
             return quantize.quantize(
-                self.store, _ref(model), scheme=scheme, name=name or None, run=work.id, progress=work.progress
+                self.store,
+                _ref(model),
+                scheme=scheme,
+                name=name or None,
+                texts=[document.text for document in self.documents(data, count=CALIBRATION)] if data else (),
+                run=work.id,
+                progress=work.progress,
             )
 
         return self._start(body, kind="compress", name=name or _ref(model), config={"scheme": scheme}, inputs=[model])
@@ -351,20 +368,53 @@ class Workspace:
         """A published assistant, to ask and to be told what was wrong."""
         from mainspring.apps.rag import assistant
 
-        return assistant.open_app(self.store, name if ":" in name else f"app:{name}")
+        ref = self.store.resolve(name if ":" in name else f"app:{name}").ref
+        if ref not in self._apps:
+            self._apps[ref] = assistant.open_app(self.store, ref)
+        return self._apps[ref]
 
     def ask(self, name: str, question: str) -> Answer:
         """Ask the assistant `name` one question."""
         return self.app(name).ask(question)
 
-    def feedback(self, name: str, *, trace: str, thumb: Thumb, correction: str = "", comment: str = "") -> Feedback:
-        """Record what somebody thinks of an answer."""
-        return self.app(name).feedback(trace, thumb=thumb, correction=correction, comment=comment)
+    def feedback(
+        self, name: str, *, trace: str, thumb: Thumb, correction: str = "", comment: str = "", author: str = ""
+    ) -> Feedback:
+        """Record what `author` thinks of an answer."""
+        return self.app(name).feedback(trace, thumb=thumb, correction=correction, comment=comment, author=author)
 
     # -- flows
 
-    def flow(self, path: str | Path, *, overrides: Sequence[str] = (), watch: bool = False) -> Run:
-        """Run a flow file; with `watch`, keep running and rerun what a changed document makes stale."""
+    def flow(self, path: str | Path, *, overrides: Sequence[str] = (), on_event: OnEvent | None = None) -> "FlowResult":
+        """Run the steps of a flow file that are not remembered, and wait for them."""
+        from mainspring.flow.run import run_graph
+
+        graph, params = self._graph(path, overrides)
+        return run_graph(graph, self.store, params=params, on_event=on_event)
+
+    def watch_flow(
+        self, path: str | Path, *, overrides: Sequence[str] = (), on_event: OnEvent | None = None
+    ) -> Iterator["FlowResult | SpecError"]:
+        """Run a flow file, then again whenever something it watches has changed, until interrupted."""
+        from mainspring.flow.watch import watch
+
+        _, params = self._graph(path, overrides)
+        return watch(Path(path), self.store, params=params, on_event=on_event)
+
+    def flow_steps(self, path: str | Path, *, overrides: Sequence[str] = ()) -> tuple[tuple[str, str, str], ...]:
+        """The steps of a flow file in order, checked: name, what it calls, what it needs."""
+        from mainspring.flow.check import check_graph
+
+        graph, params = self._graph(path, overrides)
+        nodes = [checked.node for checked in check_graph(graph, params)]
+        return tuple((node.name, node.entry, ", ".join(sorted(node.needs))) for node in nodes)
+
+    def _graph(self, path: str | Path, overrides: Sequence[str]) -> "tuple[Graph, dict[str, Any]]":
+        from mainspring.flow.graph import from_toml
+
+        graph = from_toml(path)
+        return graph, parse.apply_overrides(graph.params, overrides)
+
     # -- what is remembered
 
     def run(self, run_id: str) -> Run:

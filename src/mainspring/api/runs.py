@@ -68,6 +68,7 @@ class CompressBody(Body):
 
     model: str
     scheme: str = "w8a8"
+    data: str = ""
     name: str = ""
 
 
@@ -168,7 +169,7 @@ def _add_verbs(routes: APIRouter, workspace: Workspace, write: list[Any]) -> Non
 
     @routes.post("/compress", dependencies=write, status_code=202)
     def compress(body: CompressBody) -> Any:
-        return _told(workspace.compress(body.model, scheme=body.scheme, name=body.name))
+        return _told(workspace.compress(body.model, scheme=body.scheme, data=body.data, name=body.name))
 
     @routes.post("/serve", dependencies=write, status_code=202)
     def serve(body: ServeBody) -> Any:

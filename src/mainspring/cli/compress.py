@@ -18,9 +18,10 @@ def compress(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A model, e.g. model:handbook.")],
     scheme: Annotated[str, typer.Option(help="How to store weights and activations.")] = "w8a8",
+    data: Annotated[str, typer.Option(help="Dataset to calibrate and measure the error on.")] = "",
     name: Annotated[str, typer.Option(help="Name of the result.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Quantise MODEL and publish the result with its lineage."""
-    artifact = follow(workspace_of(context).compress(model, scheme=scheme, name=name), quiet=as_json)
+    artifact = follow(workspace_of(context).compress(model, scheme=scheme, data=data, name=name), quiet=as_json)
     print_json(artifact) if as_json else print(artifact.ref)

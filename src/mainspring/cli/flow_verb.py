@@ -1,12 +1,21 @@
 """`mainspring run`: a flow file, step by step, repeating nothing that is still fresh."""
 
-from typing import Annotated
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json, print_table
 from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
+from mainspring.spec import MainspringError
+
+if TYPE_CHECKING:
+    from mainspring.flow.run import FlowEvent, FlowResult
+    from mainspring.workspace import OnEvent
+
+MARKS = {"RUNNING": "…", "SUCCEEDED": "✓", "CACHED": "=", "FAILED": "✗", "SKIPPED": "-", "CANCELLED": "-"}
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -16,7 +25,7 @@ def add_to(cli: typer.Typer) -> None:
 
 def run(
     context: typer.Context,
-    flow: Annotated[str, typer.Argument(help="A flow in TOML, or a Python file that defines `graph`.")],
+    flow: Annotated[str, typer.Argument(help="A flow file in TOML.")],
     overrides: Overrides = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Keep running; rerun what a changed document makes stale.")
@@ -26,16 +35,72 @@ def run(
 ) -> None:
     """Run the steps of FLOW that are not fresh, in parallel where the graph allows."""
     workspace = workspace_of(context)
+    given = overrides or ()
     if dry_run:
-        steps = workspace.flow_plan(flow, overrides=overrides or ())
-        if as_json:
-            print_json(steps)
-        else:
-            print_table(("step", "state"), steps)
+        steps = workspace.flow_steps(flow, overrides=given)
+        print_json(steps) if as_json else print_table(("step", "calls", "after"), steps)
         return
-    result = follow(workspace.flow(flow, overrides=overrides or (), watch=watch), quiet=as_json)
+    with drawn(quiet=as_json) as on_event:
+        if not watch:
+            show(workspace.flow(flow, overrides=given, on_event=on_event), as_json=as_json)
+            return
+        for result in workspace.watch_flow(flow, overrides=given, on_event=on_event):
+            if isinstance(result, MainspringError):
+                print(f"error: {result}", file=sys.stderr)
+            else:
+                show(result, as_json=as_json)
+
+
+def show(result: "FlowResult", *, as_json: bool) -> None:
+    """Print how each step ended; raises the error of a step that failed."""
+    rows = [
+        (step.name, step.state, f"{step.seconds:.1f} s", getattr(step.value, "ref", "") or str(step.value or "")[:80])
+        for step in result.steps
+    ]
     if as_json:
-        print_json(result)
-        return
-    rows = [(step.name, step.state, f"{step.seconds:.1f} s", str(step.value)[:100]) for step in result.steps]
-    print_table(("step", "state", "time", "value"), rows, title=f"run {result.run}: {result.state}")
+        keys = ("step", "state", "seconds", "value")
+        print_json({"run": result.run, "steps": [dict(zip(keys, row, strict=True)) for row in rows]})
+    else:
+        print_table(("step", "state", "time", "made"), rows, title=f"{result.run.id}: {result.state}")
+    result.check()
+
+
+@contextmanager
+def drawn(*, quiet: bool = False) -> Iterator["OnEvent"]:
+    """Draw the events of a flow on stderr: a bar per step on a terminal, a line per change elsewhere."""
+    if quiet:
+        yield lambda _event: None
+    elif not sys.stderr.isatty():
+        yield _tell
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("{task.fields[mark]} {task.fields[step]:<20}"),
+            BarColumn(24),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            rows: dict[str, int] = {}
+
+            def draw(event: "FlowEvent") -> None:
+                if event.step not in rows:
+                    rows[event.step] = bars.add_task("", total=1.0, step=event.step, mark="…")
+                ended = event.state in ("SUCCEEDED", "CACHED")
+                bars.update(
+                    rows[event.step],  # pyright: ignore[reportArgumentType]
+                    completed=1.0 if ended else event.fraction,
+                    mark=MARKS[event.state],
+                    description="remembered" if event.state == "CACHED" else event.message[:90],
+                )
+                if ended:
+                    bars.stop_task(rows[event.step])  # pyright: ignore[reportArgumentType]
+
+            yield draw
+
+
+def _tell(event: "FlowEvent") -> None:
+    if event.state != "RUNNING":
+        print(f"{MARKS[event.state]} {event.step} {event.state} {event.message}".rstrip(), file=sys.stderr, flush=True)

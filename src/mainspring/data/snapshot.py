@@ -139,15 +139,12 @@ def sources(store: Store, ref: str) -> frozenset[str]:
 
 
 def diff(store: Store, before: str, after: str) -> SnapshotDiff:
-    """What changed between two snapshots; `changed` holds the new ids of sources whose text is another one."""
+    """What changed between two snapshots; by source."""
     old, new = _by_id(store, before), _by_id(store, after)
-    added = {id_: source for id_, source in new.items() if id_ not in old}
-    removed = {id_: source for id_, source in old.items() if id_ not in new}
-    edited = set(added.values()) & set(removed.values())
+    gone = {source for id_, source in old.items() if id_ not in new}
+    come = {source for id_, source in new.items() if id_ not in old}
     return SnapshotDiff(
-        added=tuple(sorted(id_ for id_, source in added.items() if source not in edited)),
-        removed=tuple(sorted(id_ for id_, source in removed.items() if source not in edited)),
-        changed=tuple(sorted(id_ for id_, source in added.items() if source in edited)),
+        added=tuple(sorted(come - gone)), removed=tuple(sorted(gone - come)), changed=tuple(sorted(come & gone))
     )
 
 

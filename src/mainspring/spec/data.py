@@ -68,7 +68,7 @@ class Snapshot:
 
 @spec
 class SnapshotDiff:
-    """Document ids that differ between two snapshots of one dataset; `changed` have one source and two texts."""
+    """Sources whose documents differ between two snapshots of one dataset; `changed` have another text."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
