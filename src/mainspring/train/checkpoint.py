@@ -173,7 +173,7 @@ class Checkpoints:
             files = {name: digest for part in self._gather(mine) for name, digest in part.items()}
             if self._rank == 0:
                 self._commit(step, partial, files=files, notes=json.loads(notes))
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # the library's own is a BaseException
             # Whatever it was, a failed save must not stop training.
             reason = _innermost(error)
             log.exception("checkpoint not saved", extra={"step": step, "reason": reason})

@@ -10,6 +10,7 @@ any, `held_out_loss` and `failed_saves`.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from mainspring.spec import ModelSpec, Plan, Task
 from mainspring.train.loop import StepResult
 
 FILE = "metrics.jsonl"
+LOGGED = ("step", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "held_out_loss")
+
+log = logging.getLogger(__name__)
 
 
 class MetricsFile:
@@ -107,6 +111,7 @@ class Recorder:
         if failed_saves:
             row["failed_saves"] = failed_saves
         self.rows.append(row)
+        log.info("step", extra={name: f"{value:.5g}" for name, value in row.items() if name in LOGGED})
         self._logged_s, self._logged_step = now_s, result.step
 
     def close(self) -> None:

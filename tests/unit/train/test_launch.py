@@ -1,0 +1,160 @@
+"""From a recipe file to a published model on real gangs: a local Ray, real tokens, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import pydoc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_gang import SEQ_LEN, plan_of
+
+from mainspring.cluster import Launcher
+from mainspring.models.tokenizer import Tokenizer, train_bpe
+from mainspring.models.weights import load_pretrained
+from mainspring.spec import Failed, Mesh, Settings, SpecError, TokenSet, TokenSplit
+from mainspring.store import Store, parse
+from mainspring.train import launch
+
+pytestmark = pytest.mark.slow
+
+RECIPE = f"""
+from itertools import count
+from pathlib import Path
+import torch.distributed as dist
+import mainspring as ms
+from mainspring.models.transformer import Decoder
+from mainspring.spec import DecoderConfig
+from mainspring.train.recipe import next_token_loss
+
+FAULT, calls = Path(__file__).with_name("fault"), count()
+
+def model(vocab, eos_id):
+    return Decoder(DecoderConfig(
+        vocab=vocab, hidden=16, layers=2, heads=2, kv_heads=1, ffn=24, context=16, eos_id=eos_id))
+
+def loss(model, batch):
+    if FAULT.exists() and dist.get_rank() == 1 and next(calls) == 9:  # in step 5
+        raise RuntimeError("this recipe is broken on rank 1")
+    return next_token_loss(model, batch)
+
+recipe = ms.Recipe(model=model, loss=loss, config=ms.TrainConfig(
+    steps=6, global_batch=8, seq_len={SEQ_LEN}, checkpoint_every=2, eval_every=3, lr=1e-2))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[tuple[Store, Launcher, str]]:
+    """A store with a packed dataset in it, and a launcher."""
+    folder = tmp_path_factory.mktemp("home")
+    texts = [pydoc.render_doc(module) for module in (json, pydoc)]
+    tokenizer = train_bpe(texts, vocab=320)
+    ids = np.array([i for text in texts for i in (*tokenizer.encode(text), tokenizer.eos_id)], np.uint16)
+    parts = {"train": ids[:4000], "held_out": ids[4000:5000]}
+    with Store.open(Settings(home=str(folder))) as store:
+        with store.scratch() as scratch:
+            tokenizer.save(scratch)
+            tokenizer_ref = store.publish("tokenizer", "words", scratch).ref
+        with store.scratch() as scratch:
+            splits = []
+            for name, part in parts.items():
+                part.tofile(scratch / f"{name}.bin")
+                splits.append(
+                    TokenSplit(name=name, file=f"{name}.bin", tokens=len(part), documents=1, text_bytes=len(part))
+                )
+            made = TokenSet(
+                splits=tuple(splits),
+                vocab=tokenizer.vocab,
+                dtype="uint16",
+                tokenizer=tokenizer_ref,
+                snapshot="dataset:none@1",
+            )
+            (scratch / "tokens.json").write_text(parse.to_json(made))
+            tokens_ref = store.publish("tokens", "docs", scratch).ref
+        with Launcher(address="local", run_root=store.home / "runs") as launcher:
+            yield store, launcher, tokens_ref
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def rows(store: Store, run: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (store.run_dir(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_failed_on_one_rank_is_resumed_and_publishes_its_model_with_lineage(home, recipe):
+    store, launcher, tokens = home
+    run = store.start_run("train", "tiny", config={}).id
+    plan = plan_of(Mesh(dp=2), steps=6)
+    fault = recipe.with_name("fault")
+    said: list[tuple[float, str]] = []
+
+    fault.touch()
+    with pytest.raises(Failed, match=r"rank 1.*RuntimeError: this recipe is broken on rank 1") as caught:
+        launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="tiny", run=run)
+    assert "Traceback" in caught.value.hint
+    assert [row["step"] for row in rows(store, run)] == [1, 2, 3, 4]
+    before = rows(store, run)
+    fault.unlink()
+
+    artifact = launch.train(
+        store,
+        launcher,
+        recipe,
+        plan=plan,
+        tokens_ref=tokens,
+        name="tiny",
+        run=run,
+        progress=lambda fraction, message: said.append((fraction, message)),
+    )
+    assert said[-1][0] == 1.0
+    assert said[-1][1].startswith("step 6/6, loss ")
+    assert "resumed from a checkpoint" in (store.run_dir(run) / "rank-0.log").read_text()
+    assert artifact.ref == "model:tiny@1"
+    meta = json.loads(artifact.meta_json)
+    assert meta["steps"] == 6
+    assert meta["tokens"] == 6 * 8 * SEQ_LEN
+    assert meta["plan"] == "dp2"
+    found = rows(store, run)
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert found[:4] == before
+    assert meta["final_loss"] == found[-1]["loss"]
+    assert ["held_out_loss" in row for row in found] == [False, False, True, False, False, True]
+    edges = {(edge.role, edge.ref) for edge in store.lineage(artifact.ref).edges}
+    assert edges == {("input", tokens), ("input", "tokenizer:words@1"), ("output", "model:tiny@1")}
+    folder = store.fetch(artifact)
+    assert load_pretrained(folder).config.vocab == Tokenizer.load(folder).vocab
+    assert (folder / "recipe.py").read_bytes() == recipe.read_bytes()
+
+    # Once more: nothing is left to train, and the same content is the same version.
+    again = launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="tiny", run=run)
+    assert again.ref == artifact.ref
+    assert len(rows(store, run)) == 6
+
+
+def test_what_cannot_be_trained_is_refused_before_a_process_starts(home, recipe):
+    store, launcher, tokens = home
+    stale = plan_of(steps=5)
+    with pytest.raises(SpecError, match="steps = 6, the plan 5"):
+        launch.train(store, launcher, recipe, plan=stale, tokens_ref=tokens, name="tiny")
+    with pytest.raises(SpecError, match="no packed dataset"):
+        launch.train(store, launcher, recipe, plan=stale, tokens_ref="tokenizer:words", name="tiny")
+    assert not (store.home / "runs" / "train-tiny" / "rank-0.log").exists()
+
+
+def test_a_plan_for_the_data_knows_its_vocabulary(home, recipe):
+    from mainspring.hardware.topology import local_cluster
+
+    store, _, tokens = home
+    facts = launch.facts_of(store, tokens)
+    plan = launch.plan_for(recipe, cluster=local_cluster(), facts=facts, ranks=1, overrides=("steps=9",))
+    assert plan.steps == 9
+    assert plan.mesh.world == 1
+    assert facts["vocab"] == 320
+    assert launch.profile(recipe, facts=facts).params < launch.profile(recipe).params
