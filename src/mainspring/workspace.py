@@ -152,8 +152,6 @@ class Workspace:
     def dataset(self, name: str) -> "Dataset":
         """A dataset by name: `.read(...).clean().dedup().publish()`."""
         from mainspring.data.dataset import Dataset
-    from mainspring.flow.graph import Graph
-    from mainspring.flow.run import FlowEvent, FlowResult
 
         return Dataset(self.store, name)
 
