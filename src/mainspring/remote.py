@@ -25,6 +25,7 @@ from mainspring.spec import (
     Denied,
     Document,
     DoesNotFit,
+    Event,
     Failed,
     Feedback,
     Lineage,
@@ -92,9 +93,10 @@ class RemoteRun:
         found = self.workspace.get(f"runs/{self.id}/result")
         return parse.read_dict(found, Artifact) if found else None
 
-    def logs(self, rank: int | None = None) -> str:
+    def logs(self, rank: int | None = None, *, tail: int | None = None) -> str:
         """What it said."""
-        return self.workspace.text(f"runs/{self.id}/logs", {} if rank is None else {"rank": rank})
+        given = {"rank": rank, "tail": tail}
+        return self.workspace.text(f"runs/{self.id}/logs", {key: n for key, n in given.items() if n is not None})
 
     def metrics(self) -> tuple[dict[str, float], ...]:
         """The time series it has written so far."""
@@ -243,6 +245,14 @@ class RemoteWorkspace:
     def report(self, ref: Any) -> Report:
         """The scores of a published report."""
         return self._one(f"reports/{_part(_ref(ref))}", Report)
+
+    def report_page(self, ref: Any) -> str:
+        """A published report as one HTML page with its plots."""
+        return self.text(f"reports/{_part(_ref(ref))}/page", {})
+
+    def events(self, *, kind: str = "", subject: str = "", after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """Events with a sequence number above `after`, oldest first."""
+        return self._all("events", Event, {"kind": kind, "subject": subject, "after": after, "limit": limit})
 
     def data_report(self, ref: Any) -> CurationReport:
         """What was dropped and why."""

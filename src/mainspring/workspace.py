@@ -23,6 +23,7 @@ from mainspring.spec import (
     CurationReport,
     Deployment,
     Document,
+    Event,
     Failed,
     Feedback,
     Identity,
@@ -94,9 +95,9 @@ class Run:
             raise Failed(f"run {self.id} failed: {record.reason}", hint=f"mainspring logs {self.id}")
         raise SpecError(f"run {self.id} belongs to another process and is {record.state}", hint="mainspring ps")
 
-    def logs(self, rank: int | None = None) -> str:
-        """What it said: the log of `rank`, or of the run itself and all its ranks."""
-        return execution.read_logs(self.workspace.store.run_dir(self.id), rank)
+    def logs(self, rank: int | None = None, *, tail: int | None = None) -> str:
+        """What it said: the log of `rank`, or of the run itself and all its ranks; of each its last `tail` lines."""
+        return execution.read_logs(self.workspace.store.run_dir(self.id), rank, tail=tail)
 
     def metrics(self) -> tuple[dict[str, float], ...]:
         """The time series it has written so far, one mapping a logged step."""
@@ -279,6 +280,10 @@ class Workspace:
         """The scores of a published report."""
         return parse.read_json((self.store.fetch(_ref(ref)) / "report.json").read_text("utf-8"), Report)
 
+    def report_page(self, ref: Named) -> str:
+        """A published report as one HTML page with its plots."""
+        return (self.store.fetch(_ref(ref)) / "report.html").read_text("utf-8")
+
     def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
         """Quantise a model, calibrated on documents of dataset `data` when given, and publish the result."""
         from mainspring.compress import quantize
@@ -299,10 +304,12 @@ class Workspace:
     # -- serving and applications
 
     def offers(self) -> "Published":
-        """Every published model and assistant by name, loaded when first asked for."""
-        from mainspring.apps.market import Published
+        """Every published model and assistant by name, loaded when first asked for and until this is closed."""
+        if self._offers is None:
+            from mainspring.apps.market import Published
 
-        return Published(self.store)
+            self._offers = Published(self.store)
+        return self._offers
 
     def serve(self, model: Named, *, port: int = 0, name: str = "") -> Run:
         """Serve a model on a process of its own until the run is stopped; its progress tells the address."""
@@ -436,6 +443,10 @@ class Workspace:
     def lineage(self, ref: Named, *, direction: str = "both") -> Lineage:
         """What an artifact or run was made from, and what was made from it."""
         return self.store.lineage(_ref(ref), direction)
+
+    def events(self, *, kind: str = "", subject: str = "", after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """Events with a sequence number above `after`, oldest first."""
+        return self.store.events(after, kind or None, subject or None, limit)
 
     def create_token(self, name: str, *, role: Role = "editor", days: float | None = None) -> str:
         """A new token for `name`; only its hash is kept."""

@@ -1,14 +1,16 @@
-"""Who may do what: roles by token, and on loopback without tokens, only pages this server itself has served.
+"""Who may do what: roles by token, and from a browser only pages that this server itself has served.
 
 A browser sends requests to 127.0.0.1 on behalf of any page it shows. Without a token the only thing that tells such a
 page from ours is where it came from, so a foreign `Origin` and a foreign `Host` (DNS rebinding) are refused.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from fastapi import Request, Response
+from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mainspring.spec import Denied, Identity, Role
 from mainspring.workspace import LOOPBACK
@@ -36,12 +38,32 @@ class Access:
         return check
 
 
-async def same_origin(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuse what a page of another site asks this machine for."""
-    for header in ("host", "origin"):
-        value = request.headers.get(header, "")
-        name = urlsplit(value if "//" in value else f"//{value}").hostname
-        if value and name not in LOOPBACK:
-            message = f"{header} {value!r} is not this machine"
-            return JSONResponse({"error": {"type": "Denied", "message": message, "hint": "use 127.0.0.1"}}, 403)
-    return await call_next(request)
+class SameOrigin:
+    """Refuses what a page of another site asks this server for, HTTP and websocket alike.
+
+    A browser sends `Origin` with every websocket and with every request that could change something. It must be this
+    server's own `Host`; on `loopback`, where no token tells callers apart, that must also be a name of this machine,
+    or a name that an attacker points at 127.0.0.1 (DNS rebinding) would be an origin of its own.
+    """
+
+    def __init__(self, app: ASGIApp, *, loopback: bool) -> None:
+        self._app, self._loopback = app, loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 403."""
+        if scope["type"] in ("http", "websocket") and (foreign := self._foreign(Headers(scope=scope))):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008, "reason": "foreign origin"})
+                return
+            told = {"type": "Denied", "message": foreign, "hint": "open this server's own address"}
+            await JSONResponse({"error": told}, 403)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _foreign(self, headers: Headers) -> str:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._loopback and urlsplit(f"//{host}").hostname not in LOOPBACK:
+            return f"host {host!r} is not this machine"
+        if origin is not None and urlsplit(origin).netloc != host:
+            return f"origin {origin!r} is not this server"
+        return ""

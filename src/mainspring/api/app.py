@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from mainspring import __version__
 from mainspring.api import apps, artifacts, data, machine, runs
-from mainspring.api.access import Access, same_origin
+from mainspring.api.access import Access, SameOrigin
 from mainspring.serve.http import router
 from mainspring.spec import MainspringError
 from mainspring.workspace import Workspace
@@ -23,10 +23,9 @@ def create_app(workspace: Workspace, *, host: str = "127.0.0.1") -> FastAPI:
     """
     check_token = workspace.guard(host)
     app = FastAPI(title="Mainspring", version=__version__, description="The verbs of a Mainspring workspace.")
-    app.state.workspace = workspace
+    app.state.check_token = check_token
     access = Access(check_token)
-    if check_token is None:
-        app.middleware("http")(same_origin)
+    app.add_middleware(SameOrigin, loopback=check_token is None)
     for resource in (runs, artifacts, data, machine, apps):
         app.include_router(resource.router(workspace, access), prefix="/api/v1")
     app.include_router(router(workspace.offers(), check_token=check_token))

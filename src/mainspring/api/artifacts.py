@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter, Depends
+from fastapi.responses import PlainTextResponse
 
 from mainspring.api.access import Access
 from mainspring.store import parse
@@ -10,7 +11,7 @@ from mainspring.workspace import Workspace
 
 
 def router(workspace: Workspace, access: Access) -> APIRouter:
-    """The routes of `/artifacts`, `/lineage` and `/reports`."""
+    """The routes of `/artifacts`, `/lineage`, `/reports` and `/events`."""
     routes = APIRouter(tags=["artifacts"], dependencies=[Depends(access.needs("viewer"))])
 
     @routes.get("/artifacts")
@@ -28,5 +29,13 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
     @routes.get("/reports/{ref}")
     def report(ref: str) -> Any:
         return parse.to_dict(workspace.report(ref))
+
+    @routes.get("/reports/{ref}/page", response_class=PlainTextResponse)
+    def report_page(ref: str) -> str:
+        return workspace.report_page(ref)
+
+    @routes.get("/events")
+    def events(kind: str = "", subject: str = "", after: int = 0, limit: int = 1000) -> Any:
+        return parse.to_dict(workspace.events(kind=kind, subject=subject, after=after, limit=min(limit, 10_000)))
 
     return routes

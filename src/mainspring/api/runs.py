@@ -103,8 +103,8 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
         return _told(workspace.run(run_id))
 
     @routes.get("/runs/{run_id}/logs", dependencies=read, response_class=PlainTextResponse)
-    def logs(run_id: str, rank: int | None = None) -> str:
-        return workspace.run(run_id).logs(rank)
+    def logs(run_id: str, rank: int | None = None, tail: int | None = None) -> str:
+        return workspace.run(run_id).logs(rank, tail=tail)
 
     @routes.get("/runs/{run_id}/metrics", dependencies=read)
     def metrics(run_id: str) -> Any:

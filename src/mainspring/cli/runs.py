@@ -36,9 +36,10 @@ def logs(
     context: typer.Context,
     run: str,
     rank: Annotated[int | None, typer.Option(help="Only this rank's log.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", "-n", help="Only this many of its last lines.", min=1)] = None,
 ) -> None:
     """Print what a run said."""
-    print(workspace_of(context).run(run).logs(rank))
+    print(workspace_of(context).run(run).logs(rank, tail=tail))
 
 
 def stop(context: typer.Context, run: str, as_json: AsJson = False) -> None:

@@ -26,6 +26,7 @@ STOP_POLL_S = 0.5
 PROGRESS_FILE = "progress.json"
 LOG_FILE = "run.log"
 METRICS_FILE = "metrics.jsonl"
+TAIL_BYTES = 256 << 10
 
 
 class Execution:
@@ -181,13 +182,25 @@ def read_metrics(folder: Path) -> tuple[dict[str, float], ...]:
     return tuple(json.loads(line) for line in lines if line)
 
 
-def read_logs(folder: Path, rank: int | None) -> str:
-    """The log of one rank, or of the run itself and all its ranks, each under its file's name."""
+def read_logs(folder: Path, rank: int | None = None, *, tail: int | None = None) -> str:
+    """The log of one rank, or of the run itself and all its ranks, each under its file's name.
+
+    With `tail`, at most that many of the last lines of each.
+    """
     if rank is not None:
         path = folder / f"rank-{rank}.log"
         if not path.exists():
             known = ", ".join(sorted(found.stem.removeprefix("rank-") for found in folder.glob("rank-*.log")))
             raise SpecError(f"run {folder.name} has no log of rank {rank}", hint=f"ranks with logs: {known or 'none'}")
-        return path.read_text("utf-8", errors="replace")
+        return _read_text(path, tail)
     parts = [path for path in sorted(folder.glob("*.log")) if path.stat().st_size]
-    return "\n".join(f"== {path.name}\n{path.read_text('utf-8', errors='replace')}" for path in parts)
+    return "\n".join(f"== {path.name}\n{_read_text(path, tail)}" for path in parts)
+
+
+def _read_text(path: Path, tail: int | None) -> str:
+    """The file, or its last `tail` lines, for which only its last `TAIL_BYTES` are read."""
+    with path.open("rb") as file:
+        if tail is not None:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().decode("utf-8", "replace").splitlines(keepends=True)
+    return "".join(lines if tail is None else lines[-tail:])
