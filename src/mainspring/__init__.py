@@ -7,7 +7,6 @@ loads torch or ray.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mainspring.spec import SLO as SLO
     from mainspring.spec import MainspringError as MainspringError
     from mainspring.spec import Settings as Settings
     from mainspring.spec import TrainConfig as TrainConfig
@@ -17,10 +16,9 @@ if TYPE_CHECKING:
     from mainspring.workspace import connect as connect
 
 __version__ = "0.1.0"
-__all__ = ["SLO", "MainspringError", "Recipe", "Run", "Settings", "TrainConfig", "Workspace", "connect"]
+__all__ = ["MainspringError", "Recipe", "Run", "Settings", "TrainConfig", "Workspace", "connect"]
 
 _HOME = {
-    "SLO": "mainspring.spec",
     "MainspringError": "mainspring.spec",
     "Recipe": "mainspring.train.recipe",
     "Run": "mainspring.workspace",

@@ -29,7 +29,7 @@ from mainspring.cli import (
     up,
 )
 from mainspring.cli.session import Session
-from mainspring.spec import MainspringError
+from mainspring.spec import MainspringError, logs
 
 cli = typer.Typer(
     name="mainspring",
@@ -64,6 +64,7 @@ def options(
 ) -> None:
     """Options every verb shares."""
     context.obj = Session(home=home, address=address, token=token_value)
+    logs.configure(context.obj.settings.log_level)
     context.call_on_close(context.obj.close)
 
 

@@ -17,21 +17,11 @@ import time
 import traceback
 from types import FrameType
 
-from mainspring.spec import MainspringError, Task
+from mainspring.spec import MainspringError, Task, logs
 from mainspring.spec.plugin import load_entry
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TERMINATED = 128 + signal.SIGTERM
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-
-
-class FactFormatter(logging.Formatter):
-    """One line a record: time, logger, level, the sentence, then the `extra` facts as key=value."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 the name is logging's
-        """The formatted line with the record's own fields at its end."""
-        facts = [f"{key}={value}" for key, value in vars(record).items() if key not in _STANDARD]
-        return " ".join([super().formatMessage(record), *facts])
 
 
 def die_with(parent: int) -> None:
@@ -69,9 +59,7 @@ def main() -> None:
     faulthandler.enable()
     order = json.load(sys.stdin)
     task = Task(**order["task"])
-    handler = logging.StreamHandler()
-    handler.setFormatter(FactFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logs.configure("INFO")
     try:
         load_entry(order["entry"])(task, order["payload"])
     except BaseException as error:  # noqa: BLE001 the edge of the process: report, log, exit

@@ -61,14 +61,13 @@ from mainspring.spec.plan import (
 from mainspring.spec.progress import Progress, silent
 from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
-from mainspring.spec.serve import SLO, Deployment, EngineConfig, SamplingParams, ServePayload
+from mainspring.spec.serve import Deployment, EngineConfig, SamplingParams, ServePayload
 from mainspring.spec.settings import Settings, load_settings
 from mainspring.spec.train import TrainConfig, TrainPayload
 
 __all__ = [
     "AXES",
     "FORMAT",
-    "SLO",
     "TERMINAL",
     "Answer",
     "AnswerMode",

@@ -1,14 +1,6 @@
-"""Serving nouns: sampling, deployments, service levels."""
+"""Serving nouns: sampling, engines, deployments."""
 
 from mainspring.spec._spec import spec
-
-
-@spec
-class SLO:
-    """A service level: time to first token and time per output token, at the 99th percentile."""
-
-    ttft_ms: float
-    tpot_ms: float
 
 
 @spec

@@ -43,8 +43,8 @@ class TrainConfig:
 class TrainPayload:
     """What each training rank is started with; everything it needs to rebuild the run from nothing.
 
-    `recipe` is the path of a recipe file, `plan_json` a `Plan` and `config_json` the `TrainConfig` in force; `tokens` is
-    the packed dataset's folder; `tokenizer` a folder with tokenizer.json; `checkpoints` the folder that is saved to
+    `recipe` is the path of a recipe file, `plan_json` a `Plan` and `config_json` the `TrainConfig` in force; `tokens`
+    is the packed dataset's folder; `tokenizer` a folder with tokenizer.json; `checkpoints` the folder that is saved to
     and resumed from; `output` the name of the model to publish, made from the artifacts `inputs`; `settings_json` the
     `Settings` of the publisher.
     """
