@@ -14,7 +14,7 @@ help:            ## list the targets
 setup: .venv/.installed   ## make .venv and install everything
 
 demo: .venv/.installed    ## the whole wheel on real documents (DOCS=folder for your own), then API and console on port 8420
-	@$(BIN)/python examples/handbook/demo.py --docs "$(DOCS)"
+	@MAINSPRING_HOME="$${MAINSPRING_HOME:-$(CURDIR)/.mainspring}" $(BIN)/python examples/handbook/demo.py --docs "$(DOCS)"
 
 test: .venv/.installed    ## the whole test suite
 	@$(BIN)/python -m pytest

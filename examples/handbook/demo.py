@@ -1,0 +1,104 @@
+"""The whole wheel on real documents, then an assistant to talk to: `make demo`, or `python examples/handbook/demo.py`.
+
+Collects the documentation inside this Python (or `--docs folder`), cleans it, trains a small language model on two
+ranks, evaluates and quantises it, builds the retrieval index, publishes the assistant, asks it three questions over
+HTTP, and serves API and console until Ctrl-C. Run it again and only what changed is done again.
+"""
+
+import argparse
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+import mainspring as ms
+from mainspring.api.app import create_app
+from mainspring.cli.flow_verb import drawn, show
+from mainspring.console.app import mount
+from mainspring.data.pack import held_out_documents
+from mainspring.evaluate.questions import make_questions
+from mainspring.serve.http import listen
+from mainspring.spec import load_settings
+from mainspring.workspace import Workspace
+
+HERE = Path(__file__).parent
+PYTHON_QUESTIONS = (
+    "Which function joins two paths?",
+    "How do I read JSON from a file?",
+    "What does the with statement do?",
+)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--docs", default="python:docs", help="folder of Markdown, text, HTML or PDF files")
+    options.add_argument("--port", type=int, default=8420)
+    given = options.parse_args()
+    docs = given.docs if given.docs.startswith("python:") else str(Path(given.docs).absolute())
+    with ms.connect(settings=load_settings()) as workspace, drawn() as on_event:
+        flow = workspace.flow(HERE / "flow.toml", overrides=[f"docs={docs!r}"], on_event=on_event)
+    show(flow, as_json=False)
+    with ms.connect(settings=load_settings()) as workspace, serving(workspace, given.port) as url:
+        for question in questions(workspace, docs):
+            print(f"\n\033[1m{question}\033[0m" if sys.stdout.isatty() else f"\n{question}")
+            print(ask(url, question))
+        print(f"\nconsole  {url}\nAPI      {url}/docs\nOpenAI   {url}/v1 (models: {', '.join(names(url))})")
+        if sys.stdout.isatty():
+            print("Ctrl-C stops it")
+            with interruptible():
+                threading.Event().wait()
+
+
+@contextmanager
+def serving(workspace: Workspace, port: int) -> Iterator[str]:
+    """API, console and everything published, on one port of this machine."""
+    app = create_app(workspace)
+    mount(app, workspace)
+    with listen(app, port=port) as url:
+        yield url
+
+
+def questions(workspace: Workspace, docs: str) -> tuple[str, ...]:
+    """Three questions: about Python, or made by rules from the folder's own documents."""
+    if docs == "python:docs":
+        return PYTHON_QUESTIONS
+    held_out = list(held_out_documents(workspace.store, "dataset:handbook"))
+    return tuple(question.text for question in make_questions(held_out, 3))
+
+
+def ask(url: str, question: str) -> str:
+    """The assistant's answer with its sources, through the OpenAI-compatible side."""
+    body = {"model": "handbook", "messages": [{"role": "user", "content": question}]}
+    told = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status().json()
+    [choice] = told["choices"]
+    cited = choice.get("mainspring", {}).get("citations", [])
+    sources = "\n".join(f"  [{one['marker']}] {one['source']}" for one in cited)
+    return f"{choice['message']['content']}\n{sources}"
+
+
+def names(url: str) -> list[str]:
+    """What can be asked for."""
+    return [model["id"] for model in httpx.get(f"{url}/v1/models").raise_for_status().json()["data"]]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends the block, not the program with a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopping")
+
+
+if __name__ == "__main__":
+    from mainspring.cli.app import report
+
+    try:
+        main()
+    except ms.MainspringError as error:
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
