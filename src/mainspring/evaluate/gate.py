@@ -14,6 +14,7 @@ GENERATOR = (Criterion(name="bits_per_byte_minus_ngram", at_most=0.0),)
 """An assistant may let this model write: it must beat an n-gram model of the same training text."""
 
 RETRIEVAL = (Criterion(name="recall@5", at_least=0.6), Criterion(name="mrr", at_least=0.4))
+"""An index finds what its own documents say."""
 
 FIDELITY = (
     Criterion(name="kl_mean", at_most=0.02),
@@ -21,6 +22,11 @@ FIDELITY = (
     Criterion(name="bits_per_byte_minus_original", at_most=0.02),
 )
 """A compressed model may stand in for its original."""
+
+
+def criteria_for(report: Report) -> tuple[Criterion, ...]:
+    """What a model must meet before it may write answers: where it was held against an original, fidelity too."""
+    return GENERATOR + FIDELITY if report.score("kl_mean") else GENERATOR
 
 
 def decide(report: Report, criteria: Sequence[Criterion]) -> GateDecision:

@@ -46,7 +46,7 @@ def publish_report(
     report: Report,
     *,
     plots: Sequence[Plot] = (),
-    decision: GateDecision | None = None,
+    decision: GateDecision,
     run: str = "",
 ) -> Artifact:
     """Publish `report` under its subject's kind and name (`report:model-handbook`), with both as lineage inputs."""
@@ -57,7 +57,7 @@ def publish_report(
             "report",
             name,
             folder / "report",
-            meta={"subject": report.subject, "snapshot": report.snapshot},
+            meta={"subject": report.subject, "snapshot": report.snapshot, "gate": decision.verdict},
             run=run,
             inputs=tuple(ref for ref in (report.subject, report.snapshot) if ref),
         )

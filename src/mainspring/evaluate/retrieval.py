@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mainspring.evaluate.compare import interval, mcnemar, paired
+from mainspring.evaluate.gate import RETRIEVAL, decide
 from mainspring.evaluate.perplexity import score_of
 from mainspring.evaluate.questions import Question
 from mainspring.evaluate.report import Plot, publish_report
@@ -77,7 +78,7 @@ def evaluate_retrieval(
         y="recall",
         rows=tuple((name, float(k), float(_within(found[name], k).mean())) for name in found for k in range(1, 11)),
     )
-    return report, publish_report(store, report, plots=(curve,), run=run)
+    return report, publish_report(store, report, plots=(curve,), decision=decide(report, RETRIEVAL), run=run)
 
 
 def _scores(found: NDArray[np.int64], *, prefix: str) -> tuple[Score, ...]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mainspring.data.pack import held_out_documents, held_out_sources
 from mainspring.data.snapshot import sources, texts
 from mainspring.evaluate.baselines import NGram, training_bytes, xz_bits_per_byte
+from mainspring.evaluate.gate import criteria_for, decide
 from mainspring.evaluate.perplexity import DocumentBits, document_bits, fidelity, margin, score_of, share_tokenizer
 from mainspring.evaluate.report import Plot, publish_report, read_report, with_baseline
 from mainspring.spec import Artifact, NotFound, Progress, Report, Score, SpecError, TokenSet, silent
@@ -70,8 +71,9 @@ def evaluate_model(
         scores += _against(store.fetch(other), folder, documents, bits, _part(progress, 0.6, 1.0))
         notes.append(f"The original is {other.ref}.")
     report = Report(subject=model.ref, snapshot=snapshot, scores=tuple(scores), notes=tuple(notes))
-    artifact = publish_report(store, report, plots=(_plot(bits, ngram),), run=run)
-    progress(1.0, f"{scores[0].value:.3f} bits per byte, n-gram {mean:.3f}")
+    decision = decide(report, criteria_for(report))
+    artifact = publish_report(store, report, plots=(_plot(bits, ngram),), decision=decision, run=run)
+    progress(1.0, f"{scores[0].value:.3f} bits per byte, n-gram {mean:.3f}: gate {decision.verdict}")
     return artifact
 
 

@@ -1,5 +1,6 @@
 """The evaluation of a real little model on a real snapshot: baselines on the same documents, a gated report."""
 
+import json
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from mainspring.data.documents import make_document, to_table
 from mainspring.data.pack import pack, train_tokenizer
 from mainspring.data.snapshot import publish
-from mainspring.evaluate.gate import FIDELITY, GENERATOR, decide
+from mainspring.evaluate.gate import FIDELITY, GENERATOR, criteria_for, decide
 from mainspring.evaluate.report import read_report
 from mainspring.evaluate.stage import evaluate_model, report_of, snapshot_of
 from mainspring.models.tokenizer import Tokenizer
@@ -58,6 +59,8 @@ def test_an_untrained_model_is_measured_against_the_baselines_and_fails_its_gate
     )
     assert 0 < values["ngram_bits_per_byte"] < values["xz_bits_per_byte"] < values["xz_alone_bits_per_byte"] < 8
     assert not decide(report, GENERATOR).passed
+    assert json.loads(artifact.meta_json)["gate"] == "fail"
+    assert "Gate: fail" in (store.fetch(artifact) / "report.html").read_text()
     assert report.snapshot == snapshot_of(store, tokens.ref)
     assert "held-out documents" in report.notes[0]
     assert report_of(store, model.ref) == report
@@ -71,6 +74,7 @@ def test_a_changed_model_is_held_against_its_original(store: Store, tokens: Arti
     assert decide(same, FIDELITY).passed
     worse = read_report(store, evaluate_model(store, damaged.ref, data=tokens.ref, compare_to=original.ref))
     assert not decide(worse, FIDELITY).passed
+    assert len(decide(worse, criteria_for(worse)).reasons) == len(GENERATOR) + len(FIDELITY)
 
 
 def test_what_cannot_be_evaluated_is_said(store: Store, tokens: Artifact, tmp_path: Path) -> None:

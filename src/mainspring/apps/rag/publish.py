@@ -3,7 +3,7 @@
 from mainspring.apps.rag.assistant import publish_app
 from mainspring.apps.rag.index import Index, Mode, build_index
 from mainspring.data.pack import held_out_documents
-from mainspring.evaluate.gate import GENERATOR, decide
+from mainspring.evaluate.gate import criteria_for, decide
 from mainspring.evaluate.questions import make_questions
 from mainspring.evaluate.report import read_report
 from mainspring.evaluate.retrieval import Search, evaluate_retrieval
@@ -61,7 +61,7 @@ def judge(store: Store, model_ref: str, *, data: str, run: str = "", progress: P
     report = report_of(store, model_ref)
     if report is None:
         report = read_report(store, evaluate_model(store, model_ref, data=data, run=run, progress=progress))
-    return decide(report, GENERATOR)
+    return decide(report, criteria_for(report))
 
 
 def _search(index: Index, mode: Mode) -> Search:
