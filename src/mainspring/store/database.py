@@ -9,6 +9,7 @@ holds it without doing anything is ended by the server after `IDLE_S`.
 """
 
 import fcntl
+import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    Executable,
     Float,
     ForeignKey,
     Index,
@@ -281,17 +283,20 @@ class Database:
 
 def insert_or_update(connection: Connection, table: Table, *, key: tuple[str, ...], values: Mapping[str, Any]) -> None:
     """Insert `values`, or overwrite the row whose `key` columns are equal, in one statement."""
-    if connection.dialect.name == "postgresql":
+    connection.execute(_upsert(connection.dialect.name, table, key, tuple(values)), dict(values))
+
+
+@functools.cache
+def _upsert(dialect: str, table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> Executable:
+    if dialect == "postgresql":
         from sqlalchemy.dialects.postgresql import insert
     else:
         from sqlalchemy.dialects.sqlite import insert
-    row = insert(table).values(**values)
-    rest = {name: row.excluded[name] for name in values if name not in key}
-    connection.execute(
-        row.on_conflict_do_update(index_elements=list(key), set_=rest)
-        if rest
-        else row.on_conflict_do_nothing(index_elements=list(key))
-    )
+    row = insert(table)
+    rest = {name: row.excluded[name] for name in names if name not in key}
+    if not rest:
+        return row.on_conflict_do_nothing(index_elements=list(key))
+    return row.on_conflict_do_update(index_elements=list(key), set_=rest)
 
 
 def _url(settings: Settings) -> URL:

@@ -5,10 +5,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from mainspring.store.database import Database, insert_or_update, memory
 from mainspring.store.parse import to_json
+
+RECALL = select(memory.c.value_json).where(memory.c.workspace == bindparam("of"), memory.c.key == bindparam("wanted"))
 
 
 class Memory(Database):
@@ -22,7 +24,6 @@ class Memory(Database):
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """What was last remembered under `key`, or None."""
-        query = select(memory.c.value_json).where(memory.c.workspace == self.workspace, memory.c.key == key)
         with self.read() as connection:
-            found = connection.execute(query).scalar()
+            found = connection.execute(RECALL, {"of": self.workspace, "wanted": key}).scalar()
         return None if found is None else json.loads(found)

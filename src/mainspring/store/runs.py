@@ -38,6 +38,7 @@ NEXT: Mapping[JobState, frozenset[JobState]] = {
 LIBRARIES = ("torch", "ray", "transformers", "daft", "pylance", "lancedb", "onnxruntime", "numpy", "sqlalchemy")
 COLUMNS = tuple(field.name for field in fields(RunRecord))
 BY_ID = select(runs).where(runs.c.workspace == bindparam("of"), runs.c.id == bindparam("wanted"))
+UPDATE = update(runs).where(runs.c.id == bindparam("wanted"))
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -104,7 +105,7 @@ class RunLog(Catalogue):
                 values |= {"started_s": before.started_s or time.time(), "owner_json": to_json(this_process())}
             if state in TERMINAL:
                 values["ended_s"] = time.time()
-            connection.execute(update(runs).where(runs.c.id == run_id).values(**values))
+            connection.execute(UPDATE, {"wanted": run_id, **values})
             self.emit("run.state", run_id, {"state": state, "kind": before.kind, "name": before.name, "reason": reason})
             return replace(before, **{name: values[name] for name in values if name in COLUMNS})
 

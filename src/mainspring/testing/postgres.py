@@ -60,11 +60,12 @@ def running_postgres() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_database(socket_folder: Path, name: str) -> str:
-    """Create an empty database on the server and return its SQLAlchemy URL."""
-    created = [_program("createdb"), "-h", str(socket_folder), "-U", USER, name]
-    subprocess.run(created, check=True, capture_output=True)
-    return f"postgresql://{USER}@/{name}?host={socket_folder}"
+def empty_database(socket_folder: Path) -> str:
+    """The SQLAlchemy URL of the server's one database, emptied: much cheaper than a new one for every test."""
+    psql = [_program("psql"), "-q", "-h", str(socket_folder), "-U", USER, "-d", "postgres"]
+    again = "SET client_min_messages = warning; DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+    subprocess.run([*psql, "-c", again], check=True, capture_output=True)
+    return f"postgresql://{USER}@/postgres?host={socket_folder}"
 
 
 def _program(name: str) -> str:

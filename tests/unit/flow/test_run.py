@@ -79,6 +79,21 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+def test_recording_a_step_costs_less_than_five_milliseconds(store: Store) -> None:
+    graph = Graph("chain")
+    value: object = 0
+    for index in range(100):
+        value = graph.add(add, {"a": value, "b": index}, name=f"s{index}")
+    spent = []
+    for _ in range(2):  # processor time: a busy machine does not make the bookkeeping more expensive
+        before_s = time.process_time()
+        run_graph(graph, store).check()
+        spent.append((time.process_time() - before_s) / 100)
+    executed_s, cached_s = spent
+    assert executed_s < 5e-3
+    assert cached_s < 1.5e-3
+
+
 def publish(store: Store, run: str, marks: str, text: str) -> Artifact:
     _mark(marks, "publish")
     with store.scratch() as scratch:

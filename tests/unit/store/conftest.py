@@ -1,6 +1,5 @@
 """The store's tests run on SQLite and on a PostgreSQL that this session starts itself."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +7,7 @@ import pytest
 
 from mainspring.spec import Settings
 from mainspring.store import Store
-from mainspring.testing.postgres import NoPostgres, make_database, running_postgres
-
-numbers = itertools.count()
+from mainspring.testing.postgres import NoPostgres, empty_database, running_postgres
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +25,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     if request.param == "sqlite":
         return Settings(home=home)
     folder = request.getfixturevalue("postgres")
-    return Settings(home=home, database_url=make_database(folder, f"test{next(numbers)}"))
+    return Settings(home=home, database_url=empty_database(folder))
 
 
 @pytest.fixture
