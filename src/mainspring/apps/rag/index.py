@@ -1,7 +1,9 @@
 """Build and search the index of one snapshot: a LanceDB table with vectors and full text, and its embedder.
 
 Search is hybrid: the rankings by cosine similarity and by BM25 are joined by reciprocal rank fusion (Cormack et al.
-2009, k = 60), which needs no tuning and beats either alone; a tuned mixing weight did not hold on other questions.
+2009, k = 60), which needs no tuning; a tuned mixing weight did not hold on other questions. It pays where a question
+does not repeat the document: MRR .68 against .65 for BM25 alone on 45 hand-written questions about Python's
+documentation, but .73 against .87 on 200 made from its own sentences.
 A rebuild keeps the vectors of chunks that did not change, and the fitted embedder while few did.
 """
 
