@@ -111,6 +111,16 @@ class Run:
             execution.request_stop(self.workspace.store, self.id)
 
     @property
+    def ref(self) -> str:
+        """The artifact it made, or the model it serves; `SpecError` while there is none."""
+        edges = self.workspace.store.lineage(self.id).edges
+        roles = ("input",) if self.record.kind == "serve" else ("output",)
+        found = [edge.ref for edge in edges if edge.run == self.id and edge.role in roles]
+        if not found:
+            raise SpecError(f"run {self.id} has made nothing yet", hint="wait for .result()")
+        return found[-1]
+
+    @property
     def cost(self) -> execution.Cost:
         """Seconds, joules and dollars so far."""
         return execution.cost_of(self.record, self.metrics())
@@ -369,7 +379,18 @@ class Workspace:
         config = {"corpus": _ref(corpus), "engine": _ref(engine), "embedder": embedder}
         return self._start(body, kind="app", name=name, config=config, inputs=[corpus, engine])
 
-    def app(self, name: str) -> "Rag":
+    def app(self, kind: str, *, corpus: Named, engine: Named = "", name: str = "", embedder: str = "lsa") -> "Rag":
+        """Build and publish an application of `kind` (there is "rag") and return it, ready to be asked.
+
+        `engine` is the model that may write its answers, or the run that serves it; `name` is the corpus's by default.
+        """
+        if kind != "rag":
+            raise SpecError(f"there is no application kind {kind!r}", hint='known: "rag"')
+        name = name or self.artifact(corpus).name
+        made = self.publish_app(name, corpus=corpus, engine=engine, embedder=embedder).result()
+        return self.open_app(made.ref)
+
+    def open_app(self, name: str) -> "Rag":
         """A published assistant, to ask and to be told what was wrong."""
         from mainspring.apps.rag import assistant
 
@@ -380,13 +401,13 @@ class Workspace:
 
     def ask(self, name: str, question: str) -> Answer:
         """Ask the assistant `name` one question."""
-        return self.app(name).ask(question)
+        return self.open_app(name).ask(question)
 
     def feedback(
         self, name: str, *, trace: str, thumb: Thumb, correction: str = "", comment: str = "", author: str = ""
     ) -> Feedback:
         """Record what `author` thinks of an answer."""
-        return self.app(name).feedback(trace, thumb=thumb, correction=correction, comment=comment, author=author)
+        return self.open_app(name).rate(trace, thumb=thumb, correction=correction, comment=comment, author=author)
 
     # -- flows
 

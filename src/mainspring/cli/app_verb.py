@@ -38,11 +38,7 @@ def ask(context: typer.Context, name: str, question: str, as_json: AsJson = Fals
     if as_json:
         print_json(answer)
         return
-    print(answer.text)
-    for citation in answer.citations:
-        print(f"  [{citation.marker}] {citation.source}  {' > '.join(citation.path)}")
-    if answer.note:
-        print(f"note: {answer.note}")
+    print(answer)
     print(f"trace {answer.trace}")
 
 

@@ -44,6 +44,10 @@ class Answer:
     mode: AnswerMode
     note: str = ""
 
+    def __str__(self) -> str:
+        sources = [f"  [{cited.marker}] {' > '.join((cited.source, *cited.path))}" for cited in self.citations]
+        return "\n".join([self.text, *sources, *([f"note: {self.note}"] if self.note else [])])
+
 
 @spec
 class Trace:

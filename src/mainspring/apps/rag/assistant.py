@@ -15,6 +15,7 @@ from mainspring.apps.rag.extract import Quote, answers, best_quotes, worded
 from mainspring.apps.rag.generate import Voice
 from mainspring.apps.rag.index import Hit, Index
 from mainspring.apps.rag.terms import content_terms
+from mainspring.data.feedback import feedback_rows
 from mainspring.evaluate.sentences import sentences
 from mainspring.spec import (
     Answer,
@@ -132,9 +133,11 @@ class Rag:
         self._record(answer, hits, prompt, started)
         return answer
 
-    def feedback(
-        self, trace: str, *, thumb: Thumb, correction: str = "", comment: str = "", author: str = ""
-    ) -> Feedback:
+    def feedback(self, days: float = 7.0) -> tuple[Feedback, ...]:
+        """What people said about this assistant's answers in the last `days`, for `dataset(...).correct(...)`."""
+        return feedback_rows(self._store, self.app.name, days=days)
+
+    def rate(self, trace: str, *, thumb: Thumb, correction: str = "", comment: str = "", author: str = "") -> Feedback:
         """Record what somebody thinks of the answer `trace`. `NotFound` for a trace this application never gave."""
         if thumb not in ("up", "down"):
             raise SpecError(f"thumb is {thumb!r}", hint='give "up" or "down"')

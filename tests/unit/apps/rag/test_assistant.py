@@ -112,7 +112,7 @@ def test_a_trace_holds_all_that_a_replay_needs(rag: Rag, library: Store) -> None
 
 def test_feedback_is_tied_to_the_trace_and_becomes_a_correction(rag: Rag, library: Store) -> None:
     answer = rag.ask(QUESTION)
-    row = rag.feedback(answer.trace, thumb="down", correction="Use pathlib and /.", author="ada")
+    row = rag.rate(answer.trace, thumb="down", correction="Use pathlib and /.", author="ada")
     trace = rag.trace(answer.trace)
     assert (row.chunks, row.snapshot) == (trace.chunks, trace.snapshot)
     table = feedback_table(library, "book").to_pylist()
@@ -130,15 +130,15 @@ def test_bad_requests_are_refused_with_the_numbers(rag: Rag, library: Store) -> 
     with pytest.raises(DoesNotFit, match=f"1000000 characters, at most {LONGEST_QUESTION}"):
         rag.ask("x" * 1_000_000)
     with pytest.raises(NotFound, match="no answer with trace"):
-        rag.feedback("0" * 32, thumb="up")
+        rag.rate("0" * 32, thumb="up")
     trace = rag.ask(QUESTION).trace
     with pytest.raises(SpecError, match="sideways"):
-        rag.feedback(trace, thumb="sideways")  # pyright: ignore[reportArgumentType]
+        rag.rate(trace, thumb="sideways")  # pyright: ignore[reportArgumentType]
     with pytest.raises(DoesNotFit, match="correction"):
-        rag.feedback(trace, thumb="up", correction="x" * 1_000_000)
+        rag.rate(trace, thumb="up", correction="x" * 1_000_000)
     publish_app(library, name="other", index_ref="index:handbook", gate=FAILED)
     with pytest.raises(NotFound):
-        open_app(library, "app:other").feedback(trace, thumb="up")
+        open_app(library, "app:other").rate(trace, thumb="up")
     with pytest.raises(SpecError, match="not an app"):
         open_app(library, "index:handbook")
 
