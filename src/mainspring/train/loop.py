@@ -108,6 +108,8 @@ class Trainer:
         self._digest = loaded.digest
         self._share = share_of(plan, task.rank)
         self._device = torch.device(devices.torch_device(task.local_rank))
+        if self._device.index is not None:
+            torch.accelerator.set_device_index(self._device.index)
         self._group = Group(task, self._device)
         self._form(0)
 
