@@ -340,9 +340,9 @@ class Workspace:
 
         name, folder = name or _short(model), self._model_folder(model)
         offered = models.Models({name: lambda: models.EngineServable(name, folder)})
-        offered.get(name)  # loads now, so that a broken model is an error here and not at the first request
         app = http.create_app(offered, check_token=self.guard(host))
         try:
+            offered.get(name)  # loads now, so that a broken model is an error here and not at the first request
             http.serve_forever(app, host=host, port=port, on_ready=on_ready)
         finally:
             offered.close()
