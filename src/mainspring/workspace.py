@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring.flow import execution
 from mainspring.flow.execution import Execution
+from mainspring.flow.handle import Run
 from mainspring.spec import (
     TERMINAL,
     Answer,
     Artifact,
-    Cancelled,
     Check,
     Cluster,
     ClusterFile,
@@ -24,7 +24,6 @@ from mainspring.spec import (
     Deployment,
     Document,
     Event,
-    Failed,
     Feedback,
     Identity,
     Lineage,
@@ -56,74 +55,6 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
 Named = str | Artifact | Any  # anything with a `.ref`: an artifact, a snapshot, a published dataset
-
-
-class Run:
-    """One piece of recorded work, of this process or another that shares the store."""
-
-    def __init__(self, workspace: "Workspace", run_id: str, live: Execution | None = None) -> None:
-        self.workspace = workspace
-        self.id = run_id
-        self._live = live
-
-    @property
-    def record(self) -> RunRecord:
-        """What the store knows of it now."""
-        return self.workspace.store.run(self.id)
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, well or badly."""
-        return self._live.done if self._live else self.record.state in TERMINAL
-
-    @property
-    def progress(self) -> tuple[float, str]:
-        """The latest fraction in [0, 1] and what it was doing."""
-        return execution.read_progress(self.workspace.store.run_dir(self.id))
-
-    def result(self, timeout_s: float | None = None) -> Any:
-        """Wait for the end and return what the verb makes; raises the error that ended it."""
-        if self._live:
-            return self._live.result(timeout_s)
-        record = self.record
-        if record.state == "SUCCEEDED":
-            made = [edge.ref for edge in self.workspace.store.lineage(self.id).edges if edge.role == "output"]
-            return self.workspace.store.resolve(made[-1]) if made else None
-        if record.state == "CANCELLED":
-            raise Cancelled(f"run {self.id} was stopped: {record.reason}")
-        if record.state == "FAILED":
-            raise Failed(f"run {self.id} failed: {record.reason}", hint=f"mainspring logs {self.id}")
-        raise SpecError(f"run {self.id} belongs to another process and is {record.state}", hint="mainspring ps")
-
-    def logs(self, rank: int | None = None, *, tail: int | None = None) -> str:
-        """What it said: the log of `rank`, or of the run itself and all its ranks; of each its last `tail` lines."""
-        return execution.read_logs(self.workspace.store.run_dir(self.id), rank, tail=tail)
-
-    def metrics(self) -> tuple[dict[str, float], ...]:
-        """The time series it has written so far, one mapping a logged step."""
-        return execution.read_metrics(self.workspace.store.run_dir(self.id))
-
-    def stop(self) -> None:
-        """Ask it to stop, wherever it runs; returns at once."""
-        if self._live:
-            self._live.stop()
-        else:
-            execution.request_stop(self.workspace.store, self.id)
-
-    @property
-    def ref(self) -> str:
-        """The artifact it made, or the model it serves; `SpecError` while there is none."""
-        edges = self.workspace.store.lineage(self.id).edges
-        roles = ("input",) if self.record.kind == "serve" else ("output",)
-        found = [edge.ref for edge in edges if edge.run == self.id and edge.role in roles]
-        if not found:
-            raise SpecError(f"run {self.id} has made nothing yet", hint="wait for .result()")
-        return found[-1]
-
-    @property
-    def cost(self) -> execution.Cost:
-        """Seconds, joules and dollars so far."""
-        return execution.cost_of(self.record, self.metrics())
 
 
 class Workspace:
@@ -445,7 +376,7 @@ class Workspace:
 
     def run(self, run_id: str) -> Run:
         """A run by id."""
-        return Run(self, self.store.run(run_id).id)
+        return Run(self.store, self.store.run(run_id).id)
 
     def runs(self, *, kind: str = "", active: bool = False, limit: int = 100) -> tuple[RunRecord, ...]:
         """Runs, newest first; runs whose process died are closed first, so that none looks alive."""
@@ -496,7 +427,7 @@ class Workspace:
     ) -> Run:
         refs = [self.store.resolve(_ref(given)).ref for given in inputs if given]
         work = execution.start(self.store, body, kind=kind, name=name, config=config, inputs=refs)
-        return Run(self, work.id, work)
+        return Run(self.store, work.id, work)
 
     def _model_folder(self, model: Named) -> Path:
         from mainspring.models import weights

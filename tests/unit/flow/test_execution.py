@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from mainspring.flow import execution
+from mainspring.flow.handle import Run
 from mainspring.spec import Cancelled, Failed, Settings, SpecError, Unavailable
 from mainspring.store import Store
 
@@ -99,3 +101,24 @@ def test_the_log_of_a_rank_that_does_not_exist_names_those_that_do(store: Store)
     with pytest.raises(SpecError) as caught:
         execution.read_logs(folder, 3)
     assert "0" in caught.value.hint
+
+
+def test_the_result_of_a_run_elsewhere_is_what_it_published_last(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    other = store.publish("model", "other", tmp_path, run=store.start_run("train", "y", config={}).id)
+    run = store.start_run("train", "x", config={}, inputs=(other.ref,)).id
+    store.set_run_state(run, "RUNNING")
+    store.publish("tokens", "x", tmp_path, run=run)
+    model = store.publish("model", "x", tmp_path, run=run)
+    with pytest.raises(Unavailable, match="still RUNNING"):
+        Run(store, run).result(0.0)
+    store.set_run_state(run, "SUCCEEDED")
+    assert Run(store, run).result() == model
+    assert Run(store, run).ref == model.ref
+
+
+def test_the_result_of_a_failed_run_elsewhere_is_its_reason(store: Store) -> None:
+    run = store.start_run("train", "x", config={}).id
+    store.set_run_state(run, "FAILED", "rank 1: no space")
+    with pytest.raises(Failed, match="rank 1: no space"):
+        Run(store, run).result()
