@@ -46,7 +46,12 @@ class Settings:
     @property
     def home_path(self) -> Path:
         """The absolute folder for the database, artifacts, datasets and runs."""
-        return Path(self.home).expanduser().absolute()
+        try:
+            return Path(self.home).expanduser().absolute()
+        except RuntimeError as error:
+            raise SpecError(
+                f"cannot tell where {self.home} is: {error}", hint=f"set {PREFIX}HOME to a folder"
+            ) from error
 
     @property
     def database(self) -> str:
@@ -77,7 +82,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise SpecError(f"unknown environment variable {key}", hint=hint)
         if kinds[name] is not int:
             found[name] = value
-        elif value.isdigit():
+        elif value.isdecimal():
             found[name] = int(value)
         else:
             raise SpecError(f"{key}={value!r} is not a whole number")

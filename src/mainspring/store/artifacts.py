@@ -21,6 +21,7 @@ from mainspring.spec import Artifact, FileEntry, NotFound, Settings, SpecError, 
 from mainspring.store.blobs import open_blobs, owned_name
 from mainspring.store.catalogue import check_name, check_tag
 from mainspring.store.database import artifacts, files, store_facts
+from mainspring.store.lock import file_lock
 from mainspring.store.parse import to_json
 from mainspring.store.runs import RunLog
 
@@ -77,24 +78,30 @@ class Shelf(RunLog):
         seal = folder.with_name(f"{artifact.digest}.json")
         if _sealed(folder, seal):
             return folder
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # One fetches, the others wait: a folder that somebody was given is not taken from under their feet.
+            with file_lock(folder.with_name(f"{artifact.digest}.lock")):
+                if not _sealed(folder, seal):
+                    self._assemble(artifact, folder, seal)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot fetch {artifact.ref}: {error.strerror or error}", hint="free some disk space and try again"
+            ) from error
+        return folder
+
+    def _assemble(self, artifact: Artifact, folder: Path, seal: Path) -> None:
+        """Put the artifact's verified files into `folder`, in place of whatever is there, and note what they are."""
         with self.scratch() as scratch:
             fresh = scratch / "files"
-            try:
-                for entry in artifact.files:
-                    target = fresh / entry.path
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    self._blobs.get(entry, target)
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                if folder.exists():
-                    folder.rename(scratch / "damaged")
-                with suppress(FileExistsError):  # another process fetched it meanwhile; theirs is verified too
-                    _rename_folder(fresh, folder)
-                _write_whole(seal, to_json(_stamps(folder)))
-            except OSError as error:
-                raise Unavailable(
-                    f"cannot fetch {artifact.ref}: {error.strerror or error}", hint="free some disk space and try again"
-                ) from error
-        return folder
+            for entry in artifact.files:
+                target = fresh / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._blobs.get(entry, target)
+            if folder.exists():
+                folder.rename(scratch / "damaged")
+            fresh.rename(folder)
+            _write_whole(seal, to_json(_stamps(folder)))
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -195,7 +202,7 @@ def _walk(source: Path) -> Iterator[tuple[str, Path]]:
     if not source.exists():
         raise NotFound(f"no file or folder {source}")
     count = 0
-    for folder, below, names in os.walk(source):
+    for folder, below, names in os.walk(source, onerror=_refuse):
         below.sort()
         for name in [*sorted(names), *below]:
             at = Path(folder) / name
@@ -210,6 +217,11 @@ def _walk(source: Path) -> Iterator[tuple[str, Path]]:
         raise SpecError(f"{source} is empty; there is nothing to publish")
 
 
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed must not be left out: what is published is whole."""
+    raise SpecError(f"cannot read {error.filename}: {error.strerror}", hint="check its permissions") from error
+
+
 def _stamps(folder: Path) -> dict[str, list[int]]:
     return {
         path.relative_to(folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns]
@@ -221,17 +233,8 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 def _sealed(folder: Path, seal: Path) -> bool:
     try:
         return json.loads(seal.read_text(encoding="utf-8")) == _stamps(folder)
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # never fetched, or a seal that a power cut left half written
         return False
-
-
-def _rename_folder(fresh: Path, folder: Path) -> None:
-    try:
-        fresh.rename(folder)
-    except OSError as error:
-        if folder.is_dir():
-            raise FileExistsError(error.errno, error.strerror, str(folder)) from error
-        raise
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from mainspring.spec import Failed, FileEntry, SpecError, Unavailable
-from mainspring.store.process import Owner, is_gone, this_process
+from mainspring.store.process import Owner, is_alive, is_gone, this_process
 
 PIECE = 1 << 20
 ABANDONED_S = 24 * 3600.0
@@ -75,7 +75,7 @@ class LocalBlobs(Blobs):
                 os.fchmod(writer.fileno(), 0o444)
             final = self._path(digest)
             new = not self.has(digest, size)
-            if new:
+            if new or self._digest(digest) != digest:  # damaged: this is how it is mended
                 final.parent.mkdir(parents=True, exist_ok=True)
                 partial.replace(final)
                 _sync_folder(final.parent)
@@ -97,8 +97,7 @@ class LocalBlobs(Blobs):
         """Verify, then hard-link; copy where the file system cannot link that far."""
         blob = self._path(entry.digest)
         try:
-            with blob.open("rb") as reader:
-                found = hashlib.file_digest(reader, "sha256").hexdigest()
+            found = self._digest(entry.digest)
         except FileNotFoundError as error:
             raise _damaged(entry, "is missing") from error
         if found != entry.digest:
@@ -130,6 +129,11 @@ class LocalBlobs(Blobs):
         """Unlink the partial file."""
         (self._partial / name).unlink(missing_ok=True)
 
+    def _digest(self, digest: str) -> str:
+        """What the contents stored under `digest` really have."""
+        with self._path(digest).open("rb") as reader:
+            return hashlib.file_digest(reader, "sha256").hexdigest()
+
     def _path(self, digest: str) -> Path:
         return self._blobs / digest[:2] / digest
 
@@ -156,9 +160,9 @@ class RemoteBlobs(Blobs):
                 with source.open("rb") as reader, self._fs.open(partial, "wb") as writer:
                     digest, size = _copy(reader, writer)
                 new = not self.has(digest, size)
-                if new:
-                    self._fs.makedirs(self._path(digest).rpartition("/")[0], exist_ok=True)
-                    self._fs.mv(partial, self._path(digest))
+                # Replaced even when it is there: that mends a damaged one, and the upload has been paid for.
+                self._fs.makedirs(self._path(digest).rpartition("/")[0], exist_ok=True)
+                self._fs.mv(partial, self._path(digest))
             finally:
                 if self._fs.exists(partial):
                     self._fs.rm_file(partial)
@@ -236,8 +240,8 @@ def _is_abandoned(name: str, *, modified_s: float) -> bool:
     if len(parts) == 6 and parts[3].isdigit():
         host, boot, namespace, pid, born, _ = parts
         owner = Owner(host=host, boot=boot, namespace=f"pid:[{namespace}]", pid=int(pid), born=born)
-        if is_gone(owner):
-            return True
+        if is_gone(owner) or is_alive(owner):
+            return is_gone(owner)
     return time.time() - modified_s > ABANDONED_S
 
 

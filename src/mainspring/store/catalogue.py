@@ -36,7 +36,7 @@ class Catalogue(EventLog):
         with self.read() as connection:
             if at is None:
                 query = query.order_by(artifacts.c.version.desc()).limit(1)
-            elif at.isdigit():
+            elif at.isdecimal():
                 query = query.where(artifacts.c.version == int(at[:9]))
             else:
                 tagged = select(tags.c.version).where(

@@ -8,7 +8,6 @@ outlive the process that took it: SQLite's is a file lock, PostgreSQL's falls wi
 holds it without doing anything is ended by the server after `IDLE_S`.
 """
 
-import fcntl
 import functools
 import threading
 from collections.abc import Iterator, Mapping
@@ -43,6 +42,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from mainspring.spec import Settings, SpecError, Unavailable
+from mainspring.store.lock import file_lock
 
 HEAD = "0001"
 """The newest migration; a test holds it equal to what Alembic finds in `migrations/versions`."""
@@ -266,7 +266,7 @@ class Database:
         """Held while SQLite's journal mode and schema may change; WAL cannot be switched on inside a transaction."""
         if self._engine.dialect.name != "sqlite":
             return nullcontext()
-        return _file_lock(Path(f"{self._engine.url.database}.lock"))
+        return file_lock(Path(f"{self._engine.url.database}.lock"))
 
     def _revision(self) -> str | None:
         with self._engine.connect() as connection:
@@ -357,18 +357,6 @@ def _prepare_postgres(raw: Any, _record: object) -> None:
         cursor.execute(f"SET lock_timeout = '{BUSY_S}s'")
         cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_S}s'")
     raw.commit()
-
-
-@contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the kernel drops it when the process ends, however it ends."""
-    try:
-        handle = path.open("a")
-    except OSError as error:
-        raise Unavailable(f"cannot write {path}: {error.strerror}", hint="check the folder's permissions") from error
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

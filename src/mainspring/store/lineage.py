@@ -1,11 +1,11 @@
 """What an artifact was made from and what was made of it, across any number of runs."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, select
 
-from mainspring.spec import Artifact, Edge, Lineage
+from mainspring.spec import Artifact, Edge, Lineage, SpecError
 from mainspring.store.artifacts import Shelf
 from mainspring.store.database import edges, runs
 
@@ -19,6 +19,8 @@ class Ancestry(Shelf):
 
     def lineage(self, ref_or_run: str, direction: Direction = "both") -> Lineage:
         """Everything connected to an artifact or run: `up` to its sources, `down` to what came of it."""
+        if direction not in get_args(Direction):
+            raise SpecError(f"lineage has no direction {direction!r}", hint="one of both, up, down")
         artifact = self.resolve(ref_or_run) if ":" in ref_or_run else None
         run = None if artifact else self.run(ref_or_run).id
         found: set[Edge] = set()

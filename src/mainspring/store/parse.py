@@ -39,7 +39,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise NotFound(f"no file {path}") from error
+        raise NotFound(f"no file {path}", hint=f"the working folder is {Path.cwd()}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read {path}: {error}", hint="it should be a TOML text file") from error
     except tomllib.TOMLDecodeError as error:
@@ -140,7 +140,7 @@ def _set(tables: Any, keys: Sequence[str], *, value: Any, override: str) -> None
 def _item(at: Any, key: str, override: str) -> Any:
     if not isinstance(at, list):
         raise SpecError(f"override {override!r}: {key!r} lies under a value that is not a table")
-    if not key.isdigit() or int(key) >= len(at):
+    if not key.isdecimal() or int(key) >= len(at):
         raise SpecError(f"override {override!r}: {key!r} is not one of the {len(at)} items", hint="count from 0")
     return at[int(key)]
 

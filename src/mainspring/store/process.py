@@ -2,10 +2,12 @@
 
 A process id alone is reused within hours and means nothing on another machine or in another container; with the
 boot id, the process-id namespace and the start time in clock ticks (`/proc/<pid>/stat`, field 22) it names one
-process for good. Where `/proc` is missing the extra fields are empty and only the process id is compared.
+process for good. Where `/proc` is missing the extra fields are empty and only the process id is compared. Fresh
+virtual machines are often all called the same, so a host is its name and a digest of its machine id.
 """
 
 import functools
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -31,21 +33,35 @@ def this_process() -> Owner:
 
 @functools.lru_cache(maxsize=1)
 def _owner(pid: int) -> Owner:  # cached by its own number, because a fork is another process
-    return Owner(host=socket.gethostname(), boot=_boot(), namespace=_namespace(), pid=pid, born=_born(pid) or "")
+    return Owner(host=_host(), boot=_boot(), namespace=_namespace(), pid=pid, born=_born(pid) or "")
 
 
 def is_gone(owner: Owner) -> bool:
     """Whether `owner` certainly no longer runs. False when it cannot be judged from here."""
-    if owner.host != socket.gethostname():
-        return False
-    if owner.boot != _boot():
-        return True
-    return owner.namespace == _namespace() and _born(owner.pid) != owner.born
+    return owner.host == _host() and (
+        owner.boot != _boot() or (owner.namespace == _namespace() and _born(owner.pid) != owner.born)
+    )
+
+
+def is_alive(owner: Owner) -> bool:
+    """Whether `owner` certainly still runs. False when it cannot be judged from here."""
+    here = (owner.host, owner.boot, owner.namespace) == (_host(), _boot(), _namespace())
+    return here and _born(owner.pid) == owner.born
+
+
+@functools.cache
+def _host() -> str:
+    machine = _read("/etc/machine-id")
+    return f"{socket.gethostname()}-{hashlib.sha256(machine.encode()).hexdigest()[:8]}"
 
 
 def _boot() -> str:
+    return _read("/proc/sys/kernel/random/boot_id")
+
+
+def _read(path: str) -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return Path(path).read_text(encoding="ascii").strip()
     except OSError:
         return ""
 

@@ -105,8 +105,10 @@ class RunLog(Catalogue):
                 values |= {"started_s": before.started_s or time.time(), "owner_json": to_json(this_process())}
             if state in TERMINAL:
                 values["ended_s"] = time.time()
-            connection.execute(UPDATE, {"wanted": run_id, **values})
-            self.emit("run.state", run_id, {"state": state, "kind": before.kind, "name": before.name, "reason": reason})
+            connection.execute(UPDATE, {"wanted": before.id, **values})
+            self.emit(
+                "run.state", before.id, {"state": state, "kind": before.kind, "name": before.name, "reason": reason}
+            )
             return replace(before, **{name: values[name] for name in values if name in COLUMNS})
 
     def run(self, run_id: str) -> RunRecord:

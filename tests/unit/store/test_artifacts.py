@@ -1,7 +1,11 @@
 """Publishing, finding and fetching artifacts, on a local folder and behind an fsspec URL."""
 
+import os
+import shutil
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 
 from mainspring.spec import Artifact, Failed, NotFound, Settings, SpecError
 from mainspring.store import Store
+from mainspring.store.artifacts import _walk
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -78,6 +83,7 @@ def test_references_find_versions_tags_and_the_newest(store: Store, folder: Path
         ("model:handbook@9", "model:handbook has 1, best"),
         ("model:handbook@bset", "model:handbook has 1, best"),
         ("model:handbook@99999999999999999999", "model:handbook has 1, best"),
+        ("model:handbook@\u00b2", "model:handbook has 1, best"),
         ("tokens:zzz", "known: model:handbook"),
     ],
 )
@@ -134,6 +140,10 @@ def test_damage_on_disk_is_noticed_told_by_the_doctor_and_mended_by_publishing_a
         with pytest.raises(Failed, match=r"a\.txt has changed on disk"):
             store.fetch("model:x")
         assert [line for line in store.doctor() if "has changed" in line]
+        assert store.publish("model", "x", folder) == artifact
+        assert store.doctor() == ()
+        assert (store.fetch("model:x") / "a.txt").read_text() == "alpha"
+        fetched.unlink()
         blob.unlink()
         with pytest.raises(Failed, match=r"a\.txt is missing"):
             store.fetch("model:x")
@@ -148,6 +158,48 @@ def test_a_fetched_folder_somebody_changed_is_made_anew(shelf: Store, folder: Pa
     (fetched / "a.txt").unlink()
     (fetched / "extra").write_text("?")
     assert _files(shelf.fetch("model:x")) == _files(folder)
+
+
+def test_fetchers_at_once_get_one_folder_that_nobody_takes_away_again(store: Store, folder: Path) -> None:
+    for number in range(40):
+        (folder / f"{number}.bin").write_bytes(bytes(100_000))
+    store.publish("model", "x", folder)
+    start = threading.Barrier(6)
+
+    def fetch_and_look(_: int) -> set[int]:
+        start.wait()
+        fetched = store.fetch("model:x")
+        return {fetched.stat().st_ino for _ in range(200)}
+
+    with ThreadPoolExecutor(6) as pool:
+        seen = set().union(*pool.map(fetch_and_look, range(6)))
+    assert len(seen) == 1
+
+
+def test_a_seal_that_a_power_cut_left_as_noise_only_means_that_the_files_are_verified_again(
+    store: Store, folder: Path
+) -> None:
+    store.publish("model", "x", folder)
+    fetched = store.fetch("model:x")
+    fetched.with_name(f"{fetched.name}.json").write_bytes(b"\xff\x00\xfe")
+    assert _files(store.fetch("model:x")) == _files(folder)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out_of_what_is_published(folder: Path) -> None:
+    (folder / "zz").mkdir()
+    (folder / "zz" / "c.txt").write_text("c")
+    walk = _walk(folder)
+    next(walk)
+    shutil.rmtree(folder / "zz")
+    with pytest.raises(SpecError, match="zz: No such file"):
+        list(walk)
+
+
+def test_the_doctor_leaves_the_scratch_folder_of_a_living_process_however_old_it_is(store: Store) -> None:
+    with store.scratch() as scratch:
+        os.utime(scratch, (0, 0))
+        assert store.doctor(repair=True) == ()
+        assert scratch.is_dir()
 
 
 def test_the_doctor_removes_contents_without_an_artifact_and_nothing_else(shelf: Store, folder: Path) -> None:

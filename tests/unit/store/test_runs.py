@@ -123,6 +123,13 @@ def test_a_run_whose_process_was_killed_is_found_and_marked_and_living_ones_are_
         assert [store.run(run).state for run in (mine, done, theirs)] == ["PENDING", "SUCCEEDED", "FAILED"]
 
 
+def test_a_run_is_moved_by_the_beginning_of_its_id_too(store: Store) -> None:
+    run = store.start_run("train", "x", config={})
+    assert store.set_run_state(run.id[:-3], "RUNNING").id == run.id
+    assert store.run(run.id).state == "RUNNING"
+    assert [event.subject for event in store.events(kind="run.state")] == [run.id, run.id]
+
+
 def test_a_process_is_gone_only_when_that_is_certain() -> None:
     me = this_process()
 
