@@ -28,6 +28,7 @@ from mainspring.spec import (
     Event,
     Failed,
     Feedback,
+    GateDecision,
     Lineage,
     MainspringError,
     NotFound,
@@ -42,6 +43,7 @@ from mainspring.spec import (
     WorkerLost,
 )
 from mainspring.store import parse
+from mainspring.store.lineage import Direction
 
 T = TypeVar("T")
 TIMEOUT_S = 120.0
@@ -105,6 +107,9 @@ class RemoteRun:
     def stop(self) -> None:
         """Ask it to stop."""
         self.workspace.post(f"runs/{self.id}/stop", {})
+
+    def abandon(self) -> None:
+        """Leave it to the other side, which has been asked to stop it."""
 
     def _told(self) -> dict[str, Any]:
         return self.workspace.get(f"runs/{self.id}")
@@ -192,6 +197,14 @@ class RemoteWorkspace:
         planned = parse.to_dict(plan) if plan else None
         return RemoteRun(self, self.post("train", body | {"plan": planned, "overrides": list(overrides)}))
 
+    def resume(self, run_id: str) -> RemoteRun:
+        """Go on with a training run that was stopped or failed, there."""
+        return RemoteRun(self, self.post(f"runs/{_part(run_id)}/resume", {}))
+
+    def can_resume(self, run_id: str) -> bool:
+        """Whether a run is training that ended too early and left a checkpoint to go on from."""
+        return self.get(f"runs/{_part(run_id)}/resume")
+
     def evaluate(self, model: Any, *, data: Any = "", compare_to: Any = "") -> RemoteRun:
         """Measure a model."""
         body = {"model": _ref(model), "data": _ref(data), "compare_to": _ref(compare_to)}
@@ -238,13 +251,17 @@ class RemoteWorkspace:
         """One artifact by reference."""
         return self._one(f"artifacts/{_part(_ref(ref))}", Artifact)
 
-    def lineage(self, ref: Any, *, direction: str = "both") -> Lineage:
+    def lineage(self, ref: Any, *, direction: Direction = "both") -> Lineage:
         """What an artifact was made from, and what was made from it."""
         return parse.read_dict(self.get(f"lineage/{_part(_ref(ref))}", {"direction": direction}), Lineage)
 
     def report(self, ref: Any) -> Report:
         """The scores of a published report."""
         return self._one(f"reports/{_part(_ref(ref))}", Report)
+
+    def gate(self, ref: Any) -> GateDecision:
+        """Whether what a published report is about may be published, rule by rule."""
+        return self._one(f"reports/{_part(_ref(ref))}/gate", GateDecision)
 
     def report_page(self, ref: Any) -> str:
         """A published report as one HTML page with its plots."""

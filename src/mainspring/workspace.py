@@ -4,11 +4,12 @@ CLI, API, console, notebook and script all come through here, so that whatever o
 that takes longer than a glance returns a `Run` at once; `Run.result()` waits for it.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mainspring.flow import execution
 from mainspring.flow.execution import Execution
@@ -25,6 +26,7 @@ from mainspring.spec import (
     Document,
     Event,
     Feedback,
+    GateDecision,
     Identity,
     Lineage,
     Objective,
@@ -39,6 +41,8 @@ from mainspring.spec import (
     load_settings,
 )
 from mainspring.store import Store, parse
+from mainspring.store.catalogue import check_name
+from mainspring.store.lineage import Direction
 
 if TYPE_CHECKING:
     from mainspring.apps.market import Published
@@ -51,7 +55,9 @@ if TYPE_CHECKING:
 
 VOCAB = 4096
 CALIBRATION = 32
+MAKES = {"data": "dataset", "train": "model", "app": "app"}
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+Dedup = Literal["strict", "balanced", "aggressive", "none"]
 Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
 Named = str | Artifact | Any  # anything with a `.ref`: an artifact, a snapshot, a published dataset
@@ -64,6 +70,7 @@ class Workspace:
         self.settings = settings
         self.store = Store.open(settings)
         self._launcher: Launcher | None = None
+        self._offers: Published | None = None
         self._apps: dict[str, Rag] = {}
 
     def __enter__(self) -> "Workspace":
@@ -73,7 +80,9 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        """Stop the local cluster, if one was started, and close the store."""
+        """Stop what was started here (served models, the local cluster) and close the store."""
+        if self._offers:
+            self._offers.close()
         for app in self._apps.values():
             app.close()
         if self._launcher:
@@ -109,12 +118,12 @@ class Workspace:
 
         return survey(self.settings.address)
 
-    def publish_data(self, name: str, *, source: str, dedup: str = "balanced") -> Run:
+    def publish_data(self, name: str, *, source: str, dedup: Dedup = "balanced") -> Run:
         """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""
+        chain = self.dataset(name).read(source).clean()
+        chain = chain.dedup(policy=dedup) if dedup != "none" else chain
 
         def body(work: Execution) -> Artifact:
-            chain = self.dataset(name).read(source).clean()
-            chain = chain.dedup(policy=dedup) if dedup != "none" else chain
             return chain.publish(run=work.id, progress=work.progress)
 
         return self._start(body, kind="data", name=name, config={"source": source, "dedup": dedup})
@@ -174,32 +183,60 @@ class Workspace:
         vocab: int = VOCAB,
         overrides: Sequence[str] = (),
     ) -> Run:
-        """Train `recipe` on `data` as `plan` says and publish `model:<name>`; `resume` continues an earlier run.
+        """Train `recipe` on `data` as `plan` says and publish `model:<name>`.
 
-        A dataset is tokenised first, with a tokenizer of `vocab` ids learnt from it.
+        A dataset is tokenised first, with a tokenizer of `vocab` ids learnt from it. `resume` goes on from the last
+        checkpoint of an earlier run that has ended, which may have had another plan.
         """
         from mainspring.data import pack
         from mainspring.train import launch
+        from mainspring.train import resume as attempts
 
         chosen = plan or self.plan(recipe, data=data, vocab=vocab, overrides=overrides)
+        name, source = name or Path(recipe).stem, self.artifact(data).ref
+        first = attempts.first_attempt(self.store, resume) if resume else ""
 
         def body(work: Execution) -> Artifact:
-            tokens = pack.tokens_of(self.store, _ref(data), vocab=vocab, run=work.id, progress=work.progress)
-            return launch.train(
-                self.store,
-                self.launcher,
-                recipe,
-                plan=chosen,
-                tokens_ref=tokens.ref,
-                name=name or Path(recipe).stem,
-                run=work.id,
-                resume=resume,
-                overrides=overrides,
-                progress=work.progress,
-            )
+            tokens = pack.tokens_of(self.store, source, vocab=vocab, run=work.id, progress=work.progress)
+            with attempts.tell_how_to_resume(self.store, first or work.id, work.id):
+                return launch.train(
+                    self.store,
+                    self.launcher,
+                    recipe,
+                    plan=chosen,
+                    tokens_ref=tokens.ref,
+                    name=name,
+                    run=work.id,
+                    resume=first,
+                    overrides=overrides,
+                    progress=work.progress,
+                )
 
-        config = {"recipe": str(recipe), "plan": parse.to_dict(chosen), "overrides": list(overrides), "vocab": vocab}
-        return self._start(body, kind="train", name=name or Path(recipe).stem, config=config, inputs=(data,))
+        config = {"recipe": str(Path(recipe).absolute()), "data": source, "vocab": vocab, "resume": first}
+        config |= {"plan": parse.to_dict(chosen), "overrides": list(overrides)}
+        return self._start(body, kind="train", name=name, config=config, inputs=(source,))
+
+    def resume(self, run_id: str) -> Run:
+        """Go on with a training run that was stopped or failed: same recipe, data and plan, from its last checkpoint."""
+        record = self.store.run(run_id)
+        if record.kind != "train" or record.state == "SUCCEEDED":
+            raise SpecError(f"{record.kind} run {record.id} is {record.state}", hint="only unfinished training goes on")
+        asked = json.loads(record.config_json)
+        return self.train(
+            asked["recipe"],
+            data=asked["data"],
+            plan=parse.read_dict(asked["plan"], Plan),
+            name=record.name,
+            resume=record.id,
+            vocab=asked["vocab"],
+            overrides=asked["overrides"],
+        )
+
+    def can_resume(self, run_id: str) -> bool:
+        """Whether a run is training that ended too early and left a checkpoint to go on from."""
+        from mainspring.train import resume as attempts
+
+        return attempts.can_resume(self.store, self.store.run(run_id))
 
     def evaluate(self, model: Named, *, data: Named = "", compare_to: Named = "") -> Run:
         """Measure a model on held-out documents, against baselines and another model; publishes a report."""
@@ -224,6 +261,13 @@ class Workspace:
     def report_page(self, ref: Named) -> str:
         """A published report as one HTML page with its plots."""
         return (self.store.fetch(_ref(ref)) / "report.html").read_text("utf-8")
+
+    def gate(self, ref: Named) -> GateDecision:
+        """Whether what a published report is about may be published or stand in, rule by rule."""
+        from mainspring.evaluate import gate
+
+        report = self.report(ref)
+        return gate.decide(report, gate.criteria_of(report))
 
     def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
         """Quantise a model, calibrated on documents of dataset `data` when given, and publish the result."""
@@ -392,7 +436,7 @@ class Workspace:
         """One artifact by reference."""
         return self.store.resolve(_ref(ref))
 
-    def lineage(self, ref: Named, *, direction: str = "both") -> Lineage:
+    def lineage(self, ref: Named, *, direction: Direction = "both") -> Lineage:
         """What an artifact or run was made from, and what was made from it."""
         return self.store.lineage(_ref(ref), direction)
 
@@ -425,7 +469,9 @@ class Workspace:
         config: dict[str, Any],
         inputs: Sequence[Named] = (),
     ) -> Run:
-        refs = [self.store.resolve(_ref(given)).ref for given in inputs if given]
+        if kind in MAKES:
+            check_name(MAKES[kind], name)  # now, and not when hours of work are about to be published
+        refs = [self.artifact(given).ref for given in inputs if given]
         work = execution.start(self.store, body, kind=kind, name=name, config=config, inputs=refs)
         return Run(self.store, work.id, work)
 

@@ -7,6 +7,7 @@ from fastapi.responses import PlainTextResponse
 
 from mainspring.api.access import Access
 from mainspring.store import parse
+from mainspring.store.lineage import Direction
 from mainspring.workspace import Workspace
 
 
@@ -23,12 +24,16 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
         return parse.to_dict(workspace.artifact(ref))
 
     @routes.get("/lineage/{ref}")
-    def lineage(ref: str, direction: str = "both") -> Any:
+    def lineage(ref: str, direction: Direction = "both") -> Any:
         return parse.to_dict(workspace.lineage(ref, direction=direction))
 
     @routes.get("/reports/{ref}")
     def report(ref: str) -> Any:
         return parse.to_dict(workspace.report(ref))
+
+    @routes.get("/reports/{ref}/gate")
+    def gate(ref: str) -> Any:
+        return parse.to_dict(workspace.gate(ref))
 
     @routes.get("/reports/{ref}/page", response_class=PlainTextResponse)
     def report_page(ref: str) -> str:

@@ -33,6 +33,13 @@ def criteria_for(report: Report) -> tuple[Criterion, ...]:
     return GENERATOR + FIDELITY if report.score("kl_mean") else GENERATOR
 
 
+def criteria_of(report: Report) -> tuple[Criterion, ...]:
+    """The gate for what the report is about: an index, a model held against its original, or any other model."""
+    if report.subject.startswith("index:"):
+        return RETRIEVAL
+    return FIDELITY if report.score("kl_mean") else GENERATOR
+
+
 def decide(report: Report, criteria: Sequence[Criterion]) -> GateDecision:
     """Judge `report` by `criteria`; `reasons` has one line per criterion, in order, met or not."""
     if not criteria:
