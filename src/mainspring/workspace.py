@@ -217,7 +217,7 @@ class Workspace:
         return self._start(body, kind="train", name=name, config=config, inputs=(source,))
 
     def resume(self, run_id: str) -> Run:
-        """Go on with a training run that was stopped or failed: same recipe, data and plan, from its last checkpoint."""
+        """Go on with training that was stopped or failed: same recipe, data and plan, from its last checkpoint."""
         record = self.store.run(run_id)
         if record.kind != "train" or record.state == "SUCCEEDED":
             raise SpecError(f"{record.kind} run {record.id} is {record.state}", hint="only unfinished training goes on")

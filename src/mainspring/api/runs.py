@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from mainspring.api.access import Access
 from mainspring.spec import TERMINAL, Objective, Plan, Unavailable
 from mainspring.store import parse
-from mainspring.workspace import VOCAB, Run, Workspace
+from mainspring.workspace import VOCAB, Dedup, Run, Workspace
 
 LONGEST_WAIT_S = 30.0
 
@@ -27,7 +27,7 @@ class DataBody(Body):
 
     name: str
     source: str
-    dedup: str = "balanced"
+    dedup: Dedup = "balanced"
 
 
 class PlanBody(Body):
@@ -122,6 +122,14 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
         run = workspace.run(run_id)
         run.stop()
         return _told(run)
+
+    @routes.get("/runs/{run_id}/resume", dependencies=read)
+    def can_resume(run_id: str) -> bool:
+        return workspace.can_resume(run_id)
+
+    @routes.post("/runs/{run_id}/resume", dependencies=write, status_code=202)
+    def resume(run_id: str) -> Any:
+        return _told(workspace.resume(run_id))
 
     @routes.post("/plan", dependencies=write)
     def plan(body: PlanBody) -> Any:

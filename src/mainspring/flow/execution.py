@@ -7,6 +7,7 @@ show them), and a request to stop may come from any process that shares the stor
 Absent on purpose: queues and placement. Work that needs ranks submits a gang to `cluster` from inside its body.
 """
 
+import errno
 import json
 import logging
 import threading
@@ -27,6 +28,7 @@ PROGRESS_FILE = "progress.json"
 LOG_FILE = "run.log"
 METRICS_FILE = "metrics.jsonl"
 TAIL_BYTES = 256 << 10
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Execution:
@@ -73,6 +75,11 @@ class Execution:
             for action in self._on_stop:
                 action()
 
+    def abandon(self) -> None:
+        """Record the work as stopped without waiting for it: the last act of a process that leaves it behind."""
+        if not self.done:
+            self.store.set_run_state(self.id, "CANCELLED", "stopped, and not waited for")
+
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the end and return the body's value, or raise its error.
 
@@ -97,17 +104,27 @@ class Execution:
             # A body that fails because what it waited for was cancelled was itself stopped.
             self._end("CANCELLED" if self._stop.is_set() else "FAILED", error)
         except BaseException as error:  # noqa: BLE001 the edge of a worker thread: recorded, then raised in result()
-            failure = Failed(f"run {self.id} failed: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            self._end("FAILED", failure)
+            self._end("FAILED", self._explain(error))
         finally:
             self._done.set()
 
+    def _explain(self, error: BaseException) -> MainspringError:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            told = f"no room to write {error.filename or self.store.home}: {error.strerror}"
+            failure: MainspringError = Unavailable(told, hint="free some disk space, then run it again")
+        else:
+            failure = Failed(f"{type(error).__name__}: {error}", hint=f"mainspring logs {self.id}")
+        failure.__cause__ = error
+        return failure
+
     def _end(self, state: Any, error: MainspringError) -> None:
         self._error = error
-        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
-            traceback.print_exception(error, file=file)
         log.info("run ended", extra={"run": self.id, "state": state, "reason": str(error)})
+        try:
+            with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
+                traceback.print_exception(error, file=file)
+        except OSError as full:
+            log.warning("the log of a run is not whole", extra={"run": self.id, "reason": str(full)})
         self.store.set_run_state(self.id, state, str(error))
 
     def _watch_for_stop(self) -> None:

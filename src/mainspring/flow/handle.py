@@ -74,6 +74,11 @@ class Run:
             raise SpecError(f"run {self.id} has made nothing yet", hint="wait for .result()")
         return found[0].ref
 
+    def abandon(self) -> None:
+        """Record it as stopped without waiting for it, if it is this process's own: before leaving at once."""
+        if self._live:
+            self._live.abandon()
+
     @property
     def cost(self) -> execution.Cost:
         """Seconds and joules so far."""

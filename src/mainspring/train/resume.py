@@ -1,0 +1,55 @@
+"""Which checkpoints a run of training goes on from, and whether it may.
+
+Checkpoints stay in the folder of the run that wrote the first of them; every continuation, and the continuation of a
+continuation, writes there too. So "resume the last run" is right however often a training was interrupted.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mainspring.spec import TERMINAL, Failed, RunRecord, SpecError
+from mainspring.store import Store
+
+CHECKPOINTS = "checkpoints/step-*"
+
+
+def owner_of(record: RunRecord) -> str:
+    """The run in whose folder `record`'s checkpoints are: itself, or the one it went on from."""
+    return str(json.loads(record.config_json).get("resume") or record.id)
+
+
+def first_attempt(store: Store, run_id: str) -> str:
+    """The run whose checkpoints a continuation of `run_id` shall use.
+
+    Raises `SpecError` while `run_id` is still at work, because two runs must not write the same checkpoints.
+    """
+    store.reap_dead_runs()
+    record = store.run(run_id)
+    if record.kind != "train":
+        raise SpecError(f"run {record.id} is no training", hint="list those with mainspring ps --all --kind train")
+    if record.state not in TERMINAL:
+        raise SpecError(f"run {record.id} is still {record.state}", hint=f"mainspring stop {record.id}")
+    return owner_of(record)
+
+
+def can_resume(store: Store, record: RunRecord) -> bool:
+    """Whether a training ended before its work was done and left a checkpoint."""
+    unfinished = record.kind == "train" and record.state in ("FAILED", "CANCELLED")
+    return unfinished and _has_checkpoint(store, owner_of(record))
+
+
+@contextmanager
+def tell_how_to_resume(store: Store, owner: str, run_id: str) -> Iterator[None]:
+    """Add to a failure how to go on from the checkpoints of run `owner`, when it has left some."""
+    try:
+        yield
+    except Failed as error:
+        if _has_checkpoint(store, owner):
+            how = f"to go on from the last checkpoint: mainspring train --resume {run_id}"
+            error.hint = "\n".join(filter(None, (error.hint, how)))
+        raise
+
+
+def _has_checkpoint(store: Store, run_id: str) -> bool:
+    return any((store.home / "runs" / run_id).glob(CHECKPOINTS))
