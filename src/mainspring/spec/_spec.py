@@ -6,7 +6,7 @@ written to JSON. `STRICT` is read by pydantic when a file or a request is parsed
 `mainspring.store.parse`); pydantic itself is not imported here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ T = TypeVar("T")
 STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def spec(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, slotted, keyword-only dataclass that rejects unknown fields."""
     cls.__pydantic_config__ = STRICT  # pyright: ignore[reportAttributeAccessIssue]

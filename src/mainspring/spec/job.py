@@ -3,6 +3,7 @@
 A job is an entry-point string and a JSON document; nothing registers with the cluster room.
 """
 
+from dataclasses import field
 from typing import Literal
 
 from mainspring.spec._spec import spec
@@ -26,17 +27,24 @@ class Job:
 
     `entry` is `"package.module:function"`, called on each rank as `function(task, payload)` with a `Task` and the
     dict read from `payload_json`. `time_limit_s` of 0 means none. `env` is added to each rank's environment.
+
+    `secret_json` holds those fields of the payload that nobody else may read: a rank finds them in its payload, and
+    they are in no `repr`, log, environment or command line. `needs` are files and folders of the driver that a node
+    must see to be given ranks; `nodes` are the only nodes that may be, any when empty.
     """
 
     id: str
     name: str
     entry: str
     payload_json: str = "{}"
+    secret_json: str = field(default="{}", repr=False)
     ranks: int = 1
     resources: Resources = Resources()
     time_limit_s: float = 0.0
     queue: str = "default"
     env: tuple[tuple[str, str], ...] = ()
+    needs: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
