@@ -6,8 +6,11 @@ bug of ours and keeps its traceback.
 """
 
 import json
+import os
+import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -29,7 +32,9 @@ from mainspring.cli import (
     up,
 )
 from mainspring.cli.session import Session
-from mainspring.spec import MainspringError, logs
+from mainspring.spec import MainspringError, SpecError, logs
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer carries its own click, and exports only this one
 
 cli = typer.Typer(
     name="mainspring",
@@ -87,12 +92,31 @@ for module in (
     module.add_to(cli)
 
 
-def main() -> None:
-    """Run the command line; the process exits with the error's own code."""
+def main() -> NoReturn:
+    """Run the command line; the process exits with the error's own code, or 128 and the signal that ended it."""
+    received = [signal.SIGINT]
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        received[0] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    # `kill` and a closed terminal are as good a reason to stop as Ctrl-C; `nohup` has set its signal to be ignored.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, interrupt)
     try:
-        cli()
+        code = cli(standalone_mode=False)
+        sys.stdout.flush()  # here, so that a reader who has gone is met by the clause below
+        sys.exit(code if isinstance(code, int) else 0)
     except MainspringError as error:
         sys.exit(report(error))
+    except UsageError as error:
+        sys.exit(report(_explain(error)))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(128 + received[0])
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def report(error: MainspringError) -> int:
@@ -105,3 +129,10 @@ def report(error: MainspringError) -> int:
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
     return error.exit_code
+
+
+def _explain(error: Any) -> SpecError:
+    """A command line that makes no sense, as an error of our own."""
+    told = error.format_message().replace("Value error, ", "").rstrip(".")
+    where = error.ctx.command_path if error.ctx else "mainspring"
+    return SpecError(told[:1].lower() + told[1:], hint=f"{where} --help")

@@ -1,11 +1,11 @@
 """`mainspring ls`, `show`, `lineage`: what was made, what is in it, and where it came from."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mainspring.cli.output import ago, print_json, print_table, size
-from mainspring.cli.session import AsJson, workspace_of
+from mainspring.cli.session import AsJson, Ref, complete_ref, workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -26,10 +26,11 @@ def ls(
         print_json(found)
         return
     rows = [(a.ref, size(a.size_bytes), ago(a.created_s), ", ".join(a.tags), a.run) for a in found]
-    print_table(("artifact", "size", "age", "tags", "run"), rows, empty="no artifacts yet")
+    empty = f"no artifacts of kind {kind!r} (mainspring ls shows all)" if kind else "no artifacts yet"
+    print_table(("artifact", "size", "age", "tags", "run"), rows, empty=empty, drop=("tags", "age"))
 
 
-def show(context: typer.Context, ref: str, as_json: AsJson = False) -> None:
+def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
     """What is in one artifact."""
     import json
 
@@ -45,8 +46,8 @@ def show(context: typer.Context, ref: str, as_json: AsJson = False) -> None:
 
 def lineage(
     context: typer.Context,
-    ref: str,
-    direction: Annotated[str, typer.Option(help="up, down or both.")] = "both",
+    ref: Annotated[str, typer.Argument(help="An artifact or a run.", autocompletion=complete_ref)],
+    direction: Annotated[Literal["up", "down", "both"], typer.Option(help="Sources, results, or both.")] = "both",
     as_json: AsJson = False,
 ) -> None:
     """What an artifact was made from and what was made from it."""

@@ -1,12 +1,14 @@
 """`mainspring data`: publish, look at, and compare datasets."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json, print_table, size
-from mainspring.cli.session import AsJson, workspace_of
+from mainspring.cli.session import AsJson, Ref, workspace_of
+
+Dedup = Literal["strict", "balanced", "aggressive", "none"]  # as in `workspace`, which is not imported for --help
 
 verbs = typer.Typer(help="Publish, look at and compare datasets.", no_args_is_help=True)
 
@@ -21,7 +23,7 @@ def publish(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
     source: Annotated[str, typer.Argument(help="A folder, a glob, or python:docs.")],
-    dedup: Annotated[str, typer.Option(help="strict, balanced, aggressive or none.")] = "balanced",
+    dedup: Annotated[Dedup, typer.Option(help="How like each other two documents must be to be copies.")] = "balanced",
     as_json: AsJson = False,
 ) -> None:
     """Read SOURCE, clean and deduplicate it, and publish the next version of NAME."""
@@ -35,7 +37,7 @@ def publish(
 
 
 @verbs.command("show")
-def show(context: typer.Context, ref: str, as_json: AsJson = False) -> None:
+def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
     """What was read, what was dropped and why."""
     if as_json:
         print_json(workspace_of(context).data_report(ref))
@@ -46,8 +48,8 @@ def show(context: typer.Context, ref: str, as_json: AsJson = False) -> None:
 @verbs.command("head")
 def head(
     context: typer.Context,
-    ref: str,
-    count: Annotated[int, typer.Option("-n", help="How many documents.")] = 5,
+    ref: Ref,
+    count: Annotated[int, typer.Option("-n", help="How many documents.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
     """The first documents of a snapshot."""
@@ -55,12 +57,13 @@ def head(
     if as_json:
         print_json(documents)
         return
-    rows = [(d.source, d.title, len(d.text), " ".join(d.text.split())[:80]) for d in documents]
-    print_table(("source", "title", "characters", "text"), rows, empty="no documents")
+    rows = [(d.source, d.title, len(d.text), " ".join(d.text.split())[:160]) for d in documents]
+    columns = ("source", "title", "characters", "text")
+    print_table(columns, rows, empty="no documents", drop=("characters", "title"))
 
 
 @verbs.command("diff")
-def diff(context: typer.Context, old: str, new: str, as_json: AsJson = False) -> None:
+def diff(context: typer.Context, old: Ref, new: Ref, as_json: AsJson = False) -> None:
     """Which documents were added, removed or changed between two snapshots."""
     found = workspace_of(context).data_diff(old, new)
     if as_json:
@@ -74,10 +77,12 @@ def diff(context: typer.Context, old: str, new: str, as_json: AsJson = False) ->
 
 def _print_report(context: typer.Context, ref: str) -> None:
     report = workspace_of(context).data_report(ref)
-    rows = [(rule.rule, rule.dropped, rule.changed, "; ".join(rule.examples[:2])[:90]) for rule in report.rules]
+    active = [rule for rule in report.rules if rule.dropped or rule.changed]
+    rows = [(rule.rule, rule.dropped, rule.changed, "; ".join(rule.examples[:2])[:160]) for rule in active]
+    idle = len(report.rules) - len(active)
     title = (
         f"{report.kept} of {report.read} documents kept, {size(report.kept_bytes)} of {size(report.read_bytes)}, "
-        f"{len(report.skipped)} unreadable"
+        f"{len(report.skipped)} unreadable; {idle} of {len(report.rules)} rules found nothing"
     )
     print_table(("rule", "dropped", "changed", "for example"), rows, title=title, empty=title)
     for skipped in report.skipped[:10]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mainspring.cli.output import print_json, print_table
-from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
+from mainspring.cli.session import AsJson, DryRun, Overrides, local_workspace_of
 from mainspring.spec import MainspringError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run the steps of FLOW that are not fresh, in parallel where the graph allows."""
-    workspace = workspace_of(context)
+    workspace = local_workspace_of(context)
     given = overrides or ()
     if dry_run:
         steps = workspace.flow_steps(flow, overrides=given)
@@ -53,14 +53,12 @@ def run(
 
 def show(result: "FlowResult", *, as_json: bool) -> None:
     """Print how each step ended; raises the error of a step that failed."""
-    rows = [
-        (step.name, step.state, f"{step.seconds:.1f} s", getattr(step.value, "ref", "") or str(step.value or "")[:80])
-        for step in result.steps
-    ]
+    rows = [(step.name, step.state, step.seconds, getattr(step.value, "ref", step.value)) for step in result.steps]
     if as_json:
         keys = ("step", "state", "seconds", "value")
         print_json({"run": result.run, "steps": [dict(zip(keys, row, strict=True)) for row in rows]})
     else:
+        rows = [(name, state, f"{seconds:.1f} s", str(value or "")[:80]) for name, state, seconds, value in rows]
         print_table(("step", "state", "time", "made"), rows, title=f"{result.run.id}: {result.state}")
     result.check()
 
@@ -75,14 +73,19 @@ def drawn(*, quiet: bool = False) -> Iterator["OnEvent"]:
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         columns = (
-            TextColumn("{task.fields[mark]} {task.fields[step]:<20}"),
-            BarColumn(24),
+            TextColumn("{task.fields[mark]} {task.fields[step]:<20}", markup=False),
+            BarColumn(16),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
         )
-        with Progress(*columns, console=Console(stderr=True)) as bars:
+        with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
             rows: dict[str, int] = {}
 
             def draw(event: "FlowEvent") -> None:
@@ -93,7 +96,7 @@ def drawn(*, quiet: bool = False) -> Iterator["OnEvent"]:
                     rows[event.step],  # pyright: ignore[reportArgumentType]
                     completed=1.0 if ended else event.fraction,
                     mark=MARKS[event.state],
-                    description="remembered" if event.state == "CACHED" else event.message[:90],
+                    description="remembered" if event.state == "CACHED" else event.message,
                 )
                 if ended:
                     bars.stop_task(rows[event.step])  # pyright: ignore[reportArgumentType]

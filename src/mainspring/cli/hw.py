@@ -32,25 +32,18 @@ def hw(
             rows.append(
                 (
                     node.name,
-                    device.vendor,
                     device.name,
                     size(device.memory_bytes),
                     f"{device.memory_bytes_per_s / 1e9:.0f} GB/s",
-                    f"{device.fp32_flops_per_s / 1e12:.2f}",
-                    f"{device.bf16_flops_per_s / 1e12:.2f}",
-                    f"{node.link.name} {node.link.bytes_per_s / 1e9:.0f} GB/s",
+                    f"{device.fp32_flops_per_s / 1e12:.3g}",
+                    f"{device.bf16_flops_per_s / 1e12:.3g}",
+                    f"{node.link.name} {node.link.bytes_per_s / 1e9:.3g} GB/s",
                     state,
                 )
             )
-    columns = (
-        "node",
-        "vendor",
-        "device",
-        "memory",
-        "bandwidth",
-        "fp32 TFLOP/s",
-        "bf16 TFLOP/s",
-        "link",
-        "health",
+    print_table(
+        ("node", "device", "memory", "bandwidth", "fp32 TFLOP/s", "bf16 TFLOP/s", "link", "health"),
+        rows,
+        title=f"{found.name}: {len(found.nodes)} node(s), {found.device_count} device(s)",
+        drop=("link", "fp32 TFLOP/s", "bandwidth", "node"),
     )
-    print_table(columns, rows, title=f"{found.name}: {len(found.nodes)} node(s), {found.device_count} device(s)")

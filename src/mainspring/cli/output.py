@@ -1,9 +1,20 @@
-"""Drawing results: tables for people, JSON for programs; one place decides which."""
+"""Drawing results: tables for people, JSON for programs; one place decides which.
+
+A table is never folded into unreadable scraps. Through a pipe every row is one line of its natural width, without
+colour. On a terminal that is too narrow the columns named in `drop` go first, then the last column wraps at words.
+"""
 
 import json
+import os
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+GAP = "  "
+PROSE_WIDTH = 24
 
 
 def print_json(value: Any) -> None:
@@ -13,19 +24,53 @@ def print_json(value: Any) -> None:
     print(json.dumps(parse.to_dict(value), indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", empty: str = "") -> None:
-    """Print rows under columns; `empty` says what to do when there are none."""
-    from rich.console import Console
-    from rich.table import Table
-
-    filled = [[str(cell) for cell in row] for row in rows]
-    if not filled and empty:
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str = "",
+    empty: str = "",
+    drop: Sequence[str] = (),
+) -> None:
+    """Print rows under columns; `empty` is said instead when there are none, `drop` is what a narrow terminal loses."""
+    cells = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    if not cells and empty:
         print(empty)
         return
-    table = Table(*columns, title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for row in filled:
-        table.add_row(*row)
-    Console().print(table)
+    if title:
+        print(title)
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else sys.maxsize
+    bold = terminal and "NO_COLOR" not in os.environ  # noqa: TID251 a convention of terminals, not a setting of ours
+    for number, line in enumerate(table_lines(columns, cells, width=width, drop=drop)):
+        print(f"\x1b[1m{line}\x1b[0m" if bold and number == 0 else line)
+
+
+def table_lines(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], *, width: int, drop: Sequence[str] = ()
+) -> list[str]:
+    """The table as lines of at most `width` cells, if its fixed columns leave room for the last."""
+    from rich.cells import cell_len
+
+    shown = list(range(len(columns)))
+    wide = [max(map(cell_len, [name, *(row[i] for row in cells)])) for i, name in enumerate(columns)]
+
+    def room() -> int:
+        """What the fixed columns leave to the last."""
+        return width - sum(wide[i] + len(GAP) for i in shown[:-1])
+
+    for name in drop:
+        if room() < min(wide[shown[-1]], PROSE_WIDTH):
+            shown.remove(columns.index(name))
+    last = max(room(), PROSE_WIDTH)
+    lines = []
+    for row in [list(columns), *cells]:
+        fixed = GAP.join(row[i] + " " * (wide[i] - cell_len(row[i])) for i in shown[:-1])
+        prose = textwrap.wrap(row[shown[-1]], last) or [""]
+        lines.append(GAP.join(filter(None, (fixed, prose[0]))).rstrip())
+        indent = " " * cell_len(fixed + GAP) if fixed else ""
+        lines += [indent + more for more in prose[1:]]
+    return lines
 
 
 def size(count: float) -> str:

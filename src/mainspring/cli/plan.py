@@ -6,10 +6,11 @@ import typer
 
 from mainspring.cli.output import print_json
 from mainspring.cli.session import AsJson, Overrides, workspace_of
+from mainspring.spec import Objective
 
-Ranks = Annotated[int | None, typer.Option(help="How many ranks; as many as pay off by default.")]
+Ranks = Annotated[int | None, typer.Option(help="How many ranks; as many as pay off by default.", min=1)]
 ClusterPath = Annotated[str, typer.Option(help="Plan for the machines of this file.")]
-Optimize = Annotated[str, typer.Option(help="time, cost or energy.")]
+Optimize = Annotated[Objective, typer.Option(help="What the plan shall spend least of.")]
 
 
 def add_to(cli: typer.Typer) -> None:

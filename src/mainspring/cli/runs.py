@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mainspring.cli.output import ago, print_json, print_table
-from mainspring.cli.session import AsJson, workspace_of
+from mainspring.cli.session import AsJson, RunId, workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -19,31 +19,38 @@ def ps(
     context: typer.Context,
     kind: Annotated[str, typer.Option(help="Only runs of this kind, e.g. train.")] = "",
     everything: Annotated[bool, typer.Option("--all", "-a", help="Ended runs too.")] = False,
-    limit: Annotated[int, typer.Option("-n", help="How many at most.")] = 20,
+    limit: Annotated[int, typer.Option("-n", help="How many at most.", min=1)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
-    records = workspace_of(context).runs(kind=kind, active=not everything, limit=limit)
+    workspace = workspace_of(context)
+    records = workspace.runs(kind=kind, active=not everything, limit=limit)
     if as_json:
         print_json(records)
         return
-    rows = [(r.id, r.kind, r.name, r.state, ago(r.created_s), r.reason[:80]) for r in records]
+    rows = [(r.id, r.kind, r.name, r.state, ago(r.created_s), r.reason[:160]) for r in records]
     empty = "no runs yet" if everything else "nothing is running (mainspring ps --all shows ended runs)"
-    print_table(("run", "kind", "name", "state", "age", "reason"), rows, empty=empty)
+    print_table(("run", "kind", "name", "state", "age", "reason"), rows, empty=empty, drop=("kind", "name", "age"))
+    newest = next((record for record in records if record.kind == "train"), None)
+    if newest is not None and workspace.can_resume(newest.id):
+        print(f"to go on from its last checkpoint: mainspring train --resume {newest.id}")
 
 
 def logs(
     context: typer.Context,
-    run: str,
+    run: RunId,
     rank: Annotated[int | None, typer.Option(help="Only this rank's log.")] = None,
     tail: Annotated[int | None, typer.Option("--tail", "-n", help="Only this many of its last lines.", min=1)] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print what a run said."""
-    print(workspace_of(context).run(run).logs(rank, tail=tail))
+    found = workspace_of(context).run(run)
+    text = found.logs(rank, tail=tail)
+    print_json({"run": found.id, "log": text}) if as_json else print(text)
 
 
-def stop(context: typer.Context, run: str, as_json: AsJson = False) -> None:
+def stop(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
     """Ask a run to stop, whichever process it belongs to."""
     found = workspace_of(context).run(run)
     found.stop()
-    print_json(found.record) if as_json else print(f"asked {run} to stop")
+    print_json(found.record) if as_json else print(f"asked {found.id} to stop")

@@ -1,10 +1,12 @@
 """`mainspring serve`: one model behind an OpenAI-compatible server, in the foreground."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from mainspring.cli.session import workspace_of
+from mainspring.cli.output import print_json
+from mainspring.cli.session import AsJson, local_workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -18,6 +20,15 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need a token.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="Model name clients ask for.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Serve MODEL over the OpenAI API until Ctrl-C."""
-    workspace_of(context).serve_forever(model, host=host, port=port, name=name)
+
+    def ready(url: str) -> None:
+        if as_json:
+            print_json({"url": f"{url}/v1", "metrics": f"{url}/metrics"})
+        else:
+            print(f"OpenAI   {url}/v1\nmetrics  {url}/metrics\nCtrl-C stops it")
+        sys.stdout.flush()  # whoever starts this from a script waits for the address
+
+    local_workspace_of(context).serve_forever(model, host=host, port=port, name=name, on_ready=ready)

@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
-from mainspring.cli.session import workspace_of
+from mainspring.cli.output import print_json
+from mainspring.cli.session import AsJson, local_workspace_of
+from mainspring.spec import Role
 
 verbs = typer.Typer(help="Tokens for callers elsewhere.", no_args_is_help=True)
 
@@ -18,15 +20,17 @@ def add_to(cli: typer.Typer) -> None:
 def create(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Who it is for.")],
-    role: Annotated[str, typer.Option(help="viewer, editor or admin.")] = "editor",
+    role: Annotated[Role, typer.Option(help="What it lets its bearer do.")] = "editor",
     days: Annotated[float | None, typer.Option(help="How long it is good for; for ever by default.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a token and print it once; only its hash is kept."""
-    print(workspace_of(context).create_token(name, role=role, days=days))
+    token = local_workspace_of(context).create_token(name, role=role, days=days)
+    print_json({"name": name, "role": role, "token": token}) if as_json else print(token)
 
 
 @verbs.command("revoke")
-def revoke(context: typer.Context, name: str) -> None:
+def revoke(context: typer.Context, name: str, as_json: AsJson = False) -> None:
     """Make every token of NAME worthless."""
-    workspace_of(context).revoke_token(name)
-    print(f"revoked {name}")
+    local_workspace_of(context).revoke_token(name)
+    print_json({"revoked": name}) if as_json else print(f"revoked {name}")

@@ -7,7 +7,8 @@ import typer
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json
 from mainspring.cli.plan import Optimize, Ranks
-from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
+from mainspring.cli.session import AsJson, DryRun, Overrides, complete_run, workspace_of
+from mainspring.spec import SpecError
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -17,24 +18,40 @@ def add_to(cli: typer.Typer) -> None:
 
 def train(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A Python file that defines `recipe`.")],
-    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.")],
+    recipe: Annotated[str, typer.Argument(help="A Python file that defines `recipe`.")] = "",
+    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.")] = "",
     name: Annotated[str, typer.Option(help="Name of the model; the recipe's file name by default.")] = "",
     optimize: Optimize = "time",
     ranks: Ranks = None,
-    resume: Annotated[str, typer.Option(help="Continue this run from its last checkpoint.")] = "",
+    resume: Annotated[
+        str,
+        typer.Option(
+            help="Go on from the last checkpoint of this run; without RECIPE exactly as it was started.",
+            autocompletion=complete_run,
+        ),
+    ] = "",
     overrides: Overrides = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Plan RECIPE, run it on its ranks, and publish the model with its lineage."""
     workspace = workspace_of(context)
-    plan = workspace.plan(recipe, data=data, optimize=optimize, ranks=ranks, overrides=overrides or ())
-    if dry_run:
-        print_json(plan) if as_json else print(plan)
-        return
-    if not as_json:
-        print(plan)
-    run = workspace.train(recipe, data=data, plan=plan, name=name, resume=resume, overrides=overrides or ())
+    if resume and not recipe:
+        if data or name or overrides or ranks or dry_run:
+            raise SpecError("a run resumed by its id alone takes no other options", hint="give RECIPE and --data too")
+        run = workspace.resume(resume)
+    else:
+        if not recipe or not data:
+            missing = "RECIPE" if not recipe else "--data"
+            raise SpecError(
+                f"{missing} is missing", hint="mainspring train RECIPE --data dataset:NAME, or --resume RUN"
+            )
+        plan = workspace.plan(recipe, data=data, optimize=optimize, ranks=ranks, overrides=overrides or ())
+        if dry_run:
+            print_json(plan) if as_json else print(plan)
+            return
+        if not as_json:
+            print(plan)
+        run = workspace.train(recipe, data=data, plan=plan, name=name, resume=resume, overrides=overrides or ())
     artifact = follow(run, quiet=as_json)
     print_json(artifact) if as_json else print(artifact.ref)

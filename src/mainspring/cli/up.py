@@ -1,10 +1,12 @@
 """`mainspring up`: API, console and every published model and assistant, on one port."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from mainspring.cli.session import workspace_of
+from mainspring.cli.output import print_json
+from mainspring.cli.session import AsJson, local_workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -16,19 +18,25 @@ def up(
     context: typer.Context,
     port: Annotated[int | None, typer.Option(help="Port to listen on (8420 by default).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need a token.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Start API and console until Ctrl-C."""
+    workspace = local_workspace_of(context)
+    host, port = host or workspace.settings.host, port or workspace.settings.port
+    workspace.guard(host)  # before anything heavy is imported
     from mainspring.api.app import create_app
     from mainspring.console.app import mount
     from mainspring.serve.http import serve_forever
 
-    workspace = workspace_of(context)
-    settings = workspace.settings
-    host, port = host or settings.host, port or settings.port
     app = create_app(workspace, host=host)
     mount(app, workspace)
-    print(
-        f"console  http://{host}:{port}\nAPI      http://{host}:{port}/api/v1  (OpenAPI at /docs)\n"
-        f"OpenAI   http://{host}:{port}/v1\nCtrl-C stops it"
-    )
-    serve_forever(app, host=host, port=port)
+
+    def ready(url: str) -> None:
+        told = {"console": url, "api": f"{url}/api/v1", "openapi": f"{url}/docs", "openai": f"{url}/v1"}
+        if as_json:
+            print_json(told)
+        else:
+            print("\n".join(f"{name:<8} {where}" for name, where in told.items()) + "\nCtrl-C stops it")
+        sys.stdout.flush()  # whoever starts this from a script waits for the address
+
+    serve_forever(app, host=host, port=port, on_ready=ready)
