@@ -1,0 +1,156 @@
+"""Who may see the console: anybody on loopback, else whoever has a token of the workspace.
+
+The token is kept in a cookie, signed with a key of this workspace together with the moment it ends, so that it cannot
+be made longer or swapped by a page that can set cookies; it is checked against the store at every request, so that a
+revoked token ends at once. Everything that is not on the short list below is behind it: pages, scripts and websocket.
+"""
+
+import asyncio
+import base64
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from urllib.parse import parse_qs, quote
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mainspring.spec import Denied, Identity
+
+Check = Callable[..., Identity]
+COOKIE = "mainspring_session"
+SESSION_S = 7 * 86400
+KEY_FILE = "console.key"
+OPEN = ("/api/", "/v1/", "/health", "/metrics", "/version", "/login", "/console/")
+"""What answers without a session: what asks for a bearer token itself, and what is the same for everybody."""
+LONGEST_FORM = 4096
+LOCAL = Identity(name="local", role="admin")
+
+
+class Sessions:
+    """Signs what a visitor's cookie holds, and reads it back."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def issue(self, token: str, *, now_s: float) -> str:
+        """A cookie's value that holds `token` until `SESSION_S` from now."""
+        body = base64.urlsafe_b64encode(f"{int(now_s + SESSION_S)}:{token}".encode()).decode()
+        return f"{body}.{self._sign(body)}"
+
+    def token(self, value: str, *, now_s: float) -> str:
+        """The token in a cookie of ours; `Denied` when it is not ours or has ended."""
+        body, _, signature = value.rpartition(".")
+        if not body or not hmac.compare_digest(signature, self._sign(body)):
+            raise Denied("no session", hint="sign in with a token")
+        until, _, token = base64.urlsafe_b64decode(body).decode().partition(":")
+        if int(until) < now_s:
+            raise Denied("the session has ended", hint="sign in again")
+        return token
+
+    def _sign(self, body: str) -> str:
+        return hmac.new(self._key, body.encode(), sha256).hexdigest()
+
+
+def load_key(home: Path) -> bytes:
+    """The workspace's signing key, made on first use and readable by its owner alone."""
+    path = home / KEY_FILE
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    except FileExistsError:
+        pass
+    return path.read_bytes()
+
+
+class Entrance:
+    """Puts the visitor's `Identity` into the request's state, or sends them to the login page."""
+
+    def __init__(self, app: ASGIApp, *, check: Check | None, sessions: Sessions) -> None:
+        self._app, self._check, self._sessions = app, check, sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, redirect it, or refuse the socket."""
+        if scope["type"] not in ("http", "websocket") or scope["path"].startswith(OPEN):
+            await self._app(scope, receive, send)
+            return
+        try:
+            who = await asyncio.to_thread(self._who, HTTPConnection(scope))
+        except Denied:
+            await _refuse(scope, receive, send)
+            return
+        scope.setdefault("state", {})["identity"] = who
+        await self._app(scope, receive, send)
+
+    def _who(self, connection: HTTPConnection) -> Identity:
+        if self._check is None:
+            return LOCAL
+        return self._check(self._sessions.token(connection.cookies.get(COOKIE, ""), now_s=time.time()))
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": "sign in"})
+        return
+    to = quote(scope["path"] + (f"?{scope['query_string'].decode()}" if scope["query_string"] else ""))
+    await RedirectResponse(f"/login?to={to}", 303)(scope, receive, send)
+
+
+def add_to(app: FastAPI, *, check: Check | None, home: Path) -> None:
+    """Guard `app`, and add the page that takes a token."""
+    sessions = Sessions(load_key(home) if check else secrets.token_bytes(32))
+    app.add_middleware(Entrance, check=check, sessions=sessions)
+
+    @app.get("/login", include_in_schema=False)
+    def login(to: str = "/") -> HTMLResponse:
+        return _login_page(to)
+
+    @app.post("/login", include_in_schema=False)
+    async def enter(request: Request) -> Response:
+        form = parse_qs((await request.body())[:LONGEST_FORM].decode("utf-8", "replace"))
+        token, to = form.get("token", [""])[0].strip(), form.get("to", ["/"])[0]
+        try:
+            if check:
+                await asyncio.to_thread(check, token)
+        except Denied as error:
+            return _login_page(to, told=f"{error}.", status=401)
+        response = RedirectResponse(_local(to), 303)
+        cookie = sessions.issue(token, now_s=time.time())
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, cookie, max_age=SESSION_S, httponly=True, samesite="lax", secure=secure)
+        return response
+
+    @app.post("/logout", include_in_schema=False)
+    def leave() -> RedirectResponse:
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(COOKIE)
+        return response
+
+
+def _local(to: str) -> str:
+    """A path of this server: where a login leads must not be somebody else's page."""
+    return to if to.startswith("/") and not to.startswith(("//", "/\\")) else "/"
+
+
+def _login_page(to: str, *, told: str = "", status: int = 200) -> HTMLResponse:
+    alert = f'<div class="alert" role="alert">{escape(told)}</div>' if told else ""
+    return HTMLResponse(
+        f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sign in - Mainspring</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="/console/mark.svg">
+<link rel="stylesheet" href="/console/console.css"><script src="/console/theme.js"></script></head>
+<body class="gate-page"><form class="panel" method="post" action="/login">
+<div class="brand"><img src="/console/mark.svg" alt="">Mainspring</div>{alert}
+<label for="token">Access token</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<input type="hidden" name="to" value="{escape(_local(to))}">
+<button class="button primary">Sign in</button>
+<p class="note">An admin makes one with <code>mainspring token create NAME</code>.</p></form></body></html>""",
+        status_code=status,
+    )
