@@ -74,9 +74,9 @@ def ask(url: str, question: str) -> str:
     body = {"model": "handbook", "messages": [{"role": "user", "content": question}]}
     told = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status().json()
     [choice] = told["choices"]
-    cited = choice.get("mainspring", {}).get("citations", [])
-    sources = "\n".join(f"  [{one['marker']}] {one['source']}" for one in cited)
-    return f"{choice['message']['content']}\n{sources}"
+    extra = choice["mainspring"]
+    sources = "".join(f"\n  [{one['marker']}] {one['source']}" for one in extra["citations"])
+    return f"{choice['message']['content']}{sources}" + (f"\n  ({extra['note']})" if extra["note"] else "")
 
 
 def names(url: str) -> list[str]:
