@@ -17,7 +17,7 @@ import pytest
 from mainspring.cluster import Launcher, require_success
 from mainspring.cluster.engine import LOCAL_CPUS_MIN, LOCAL_CPUS_PER_CORE
 from mainspring.hardware import limits
-from mainspring.spec import DoesNotFit, Job, Resources, SpecError, WorkerLost
+from mainspring.spec import DoesNotFit, Job, Resources, SpecError, Unavailable, WorkerLost
 from mainspring.testing.processes import eventually, marked
 
 
@@ -139,6 +139,13 @@ def test_bad_requests_are_refused_before_anything_starts(launcher):
         launcher.submit(job("huge", "greet", ranks=1000))
     with pytest.raises(SpecError, match="not JSON"):
         launcher.submit(Job(id="json", name="json", entry="m:f", payload_json="{"))
+    for name in ("", "..", "../elsewhere", "a/b", "a\nb"):
+        with pytest.raises(SpecError, match="cannot be the id of a job"):
+            launcher.submit(job(name, "greet"))
+    launcher.run_root.joinpath("taken").write_text("a file where the folder should be")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="cannot make .*taken"):
+            launcher.submit(job("taken", "greet"))
     running = launcher.submit(job("twice", "linger"))
     with pytest.raises(SpecError, match="a job with the id 'twice' is"):
         launcher.submit(job("twice", "linger"))
@@ -174,6 +181,26 @@ DRIVER = """
 """
 
 
+def test_a_home_that_cannot_be_written_and_clusters_one_after_another_are_no_problem(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    said = isolated(
+        """
+        import sys
+        from pathlib import Path
+        from mainspring.cluster import Launcher
+        from mainspring.spec import Job
+
+        states = []
+        for name in ("one", "two"):
+            with Launcher(address="local", run_root=Path(sys.argv[1])) as launcher:
+                states.append(launcher.submit(Job(id=name, name=name, entry="cluster_entries:greet")).wait(60).state)
+        print(*states)
+        """,
+        str(tmp_path),
+    )
+    assert said == "SUCCEEDED SUCCEEDED"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_nothing_survives_the_driver(tmp_path, how):
@@ -188,11 +215,11 @@ def test_nothing_survives_the_driver(tmp_path, how):
         assert sum("cluster.rank" in line for line in before) == 2
         assert any("raylet" in line for line in before)
         driver.send_signal(how)
-        driver.wait(20)
+        driver.wait(60)
     finally:
         driver.kill()
         driver.wait()
-    gone = eventually(lambda: not marked("CLUSTER_TEST_DRIVER", mark), within_s=6)
+    gone = eventually(lambda: not marked("CLUSTER_TEST_DRIVER", mark), within_s=30)
     left = marked("CLUSTER_TEST_DRIVER", mark)
     for pid in left:
         os.kill(pid, signal.SIGKILL)

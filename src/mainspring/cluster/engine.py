@@ -10,10 +10,14 @@ shares of time and not places: a two-rank gang must run on one core, and beside 
 """
 
 import logging
+import secrets
 import socket
 import subprocess
 import tempfile
 import threading
+import warnings
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +26,7 @@ from mainspring.cluster.guard import open_guard
 from mainspring.cluster.placement import Capacity
 from mainspring.hardware import limits
 from mainspring.spec import SpecError, Unavailable, spec
-from mainspring.spec.settings import quiet_third_parties
+from mainspring.spec.settings import quiet_third_parties, variable
 
 LOCAL_CPUS_PER_CORE = 2
 LOCAL_CPUS_MIN = 4
@@ -95,13 +99,18 @@ class Engine:
             self._thread.join(_START_S)
 
     def _hold(self) -> None:
-        try:
-            if self.address == "local":
-                self._start()
-            else:
-                self._join()
-        except Exception as error:  # noqa: BLE001 the edge of the thread: `connect` raises it as Unavailable
-            self._problem = error
+        with ExitStack() as held:
+            try:
+                if self.address == "local":
+                    held.enter_context(_own_token())
+                    self._start()
+                else:
+                    self._join()
+            except Exception as error:  # noqa: BLE001 the edge of the thread: `connect` raises it as Unavailable
+                self._problem = error
+            self._wait_and_leave()
+
+    def _wait_and_leave(self) -> None:
         self._ready.set()
         if self._problem is None:
             self._closing.wait()
@@ -148,6 +157,21 @@ class Engine:
         )
 
 
+@contextmanager
+def _own_token() -> Generator[None]:
+    """A secret for a local Ray, whose ports others on the network can reach, in the environment alone.
+
+    Left to itself Ray writes one to the home folder, readable by everybody, and fails where that is read-only.
+    """
+    _import_ray()
+    from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue] compiled
+
+    with variable("RAY_AUTH_TOKEN", secrets.token_hex(32)):
+        AuthenticationTokenLoader.instance().reset_cache()
+        yield
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 _lock = threading.Lock()
 _current: Engine | None = None
 
@@ -179,6 +203,8 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise Unavailable(f"Ray is not installed: {error}") from error
     logging.getLogger("ray").setLevel(logging.ERROR)  # importing Ray sets it to INFO
+    # Where Lance is loaded it warns of every fork; each of Ray's is followed by an exec.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
     if ray.is_initialized():
         raise Unavailable("this process has called ray.init itself, and Ray allows one connection per process")
     return ray

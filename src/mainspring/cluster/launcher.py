@@ -140,6 +140,8 @@ class Launcher:
         Raises `DoesNotFit` for a gang larger than the whole cluster, `SpecError` for a payload that is not JSON or the
         id of a live job, `Unavailable` when Ray cannot be started or reached. `on_state` is called from other threads.
         """
+        if not job.id or job.id.startswith(".") or "/" in job.id or not job.id.isprintable():
+            raise SpecError(f"{job.id!r} cannot be the id of a job", hint="it names a folder of the runs")
         try:
             json.loads(job.payload_json)
         except ValueError as error:
@@ -156,8 +158,7 @@ class Launcher:
             total = tuple(member.capacity for member in self._engine.members())
             if reason := refusal(job, total):
                 raise DoesNotFit(reason, hint="ask for fewer ranks or less per rank, or join a larger cluster")
-            handle = self._handles[job.id] = Handle(job, self.run_root / job.id, on_state)
-        handle.run_dir.mkdir(parents=True, exist_ok=True)
+            handle = self._handles[job.id] = Handle(job, self._run_dir(job), on_state)
         handle.move("PENDING")  # outside the lock, as it calls the caller's code
         with self._lock:
             self._pending.append(handle)
@@ -180,6 +181,14 @@ class Launcher:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+    def _run_dir(self, job: Job) -> Path:
+        folder = self.run_root / job.id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"cannot make {folder}: {error.strerror}", hint="free some disk space") from error
+        return folder
 
     def _spawn(self, target: Callable[..., None], *args: object, name: str) -> None:
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)

@@ -6,8 +6,9 @@ default is found hours later.
 
 import difflib
 import os
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import field, fields
 from pathlib import Path
 
 from mainspring.spec._spec import spec
@@ -31,16 +32,17 @@ class Settings:
 
     `database_url` is an SQLAlchemy URL and `artifacts_url` any fsspec URL or folder; when empty they are
     `<home>/mainspring.db` and `<home>/artifacts`. `address` is the Ray cluster: `local`, `auto` or `ray://host:port`.
+    What may hold a password or a token is not in the `repr`, which ends up in logs.
     """
 
     home: str = "~/.mainspring"
     workspace: str = "default"
-    database_url: str = ""
-    artifacts_url: str = ""
+    database_url: str = field(default="", repr=False)
+    artifacts_url: str = field(default="", repr=False)
     address: str = "local"
     host: str = "127.0.0.1"
     port: int = 8420
-    token: str = ""
+    token: str = field(default="", repr=False)
     log_level: str = "WARNING"
 
     @property
@@ -92,6 +94,19 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def process_environment() -> dict[str, str]:
     """A copy of the environment, for handing to a child process."""
     return dict(os.environ)
+
+
+@contextmanager
+def variable(name: str, value: str) -> Generator[None]:
+    """Have `name` in the environment of this process and its children meanwhile; what the user has set wins."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def quiet_third_parties() -> None:
