@@ -5,17 +5,23 @@ page from ours is where it came from, so a foreign `Origin` and a foreign `Host`
 """
 
 from collections.abc import Callable
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mainspring.spec import Denied, Identity, Role
 from mainspring.workspace import LOOPBACK
 
 CheckToken = Callable[..., Identity]
+BODY_BYTES = 16 << 20
+Count = Annotated[int, Query(ge=0, le=10_000)]
+"""How many of something to list."""
+Position = Annotated[int, Query(ge=0, lt=1 << 53)]
+"""Where to go on in a list."""
 
 
 class Access:
@@ -62,8 +68,36 @@ class SameOrigin:
 
     def _foreign(self, headers: Headers) -> str:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._loopback and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        try:
+            named, from_there = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+        except ValueError:  # brackets that do not hold an IPv6 address
+            return f"host {host!r} or origin {origin!r} is no address"
+        if self._loopback and named not in LOOPBACK:
             return f"host {host!r} is not this machine"
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and from_there != host:
             return f"origin {origin!r} is not this server"
         return ""
+
+
+class BodyLimit:
+    """Refuses bodies of more than `BODY_BYTES` under `/api`: FastAPI reads a body whole before it asks who sends it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and stop reading it where it becomes too long."""
+        if scope["type"] != "http" or not scope["path"].startswith("/api/"):
+            await self._app(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > BODY_BYTES:
+                raise HTTPException(413, f"the request body is larger than {BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, counted, send)

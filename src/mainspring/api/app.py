@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from mainspring import __version__
 from mainspring.api import apps, artifacts, data, machine, runs
-from mainspring.api.access import Access, SameOrigin
+from mainspring.api.access import Access, BodyLimit, SameOrigin
 from mainspring.serve.http import router
 from mainspring.spec import MainspringError
 from mainspring.workspace import Workspace
@@ -25,6 +25,7 @@ def create_app(workspace: Workspace, *, host: str = "127.0.0.1") -> FastAPI:
     app = FastAPI(title="Mainspring", version=__version__, description="The verbs of a Mainspring workspace.")
     app.state.check_token = check_token
     access = Access(check_token)
+    app.add_middleware(BodyLimit)
     app.add_middleware(SameOrigin, loopback=check_token is None)
     for resource in (runs, artifacts, data, machine, apps):
         app.include_router(resource.router(workspace, access), prefix="/api/v1")

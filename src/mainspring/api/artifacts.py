@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 
-from mainspring.api.access import Access
+from mainspring.api.access import Access, Count, Position
 from mainspring.store import parse
 from mainspring.store.lineage import Direction
 from mainspring.workspace import Workspace
@@ -40,7 +40,7 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
         return workspace.report_page(ref)
 
     @routes.get("/events")
-    def events(kind: str = "", subject: str = "", after: int = 0, limit: int = 1000) -> Any:
-        return parse.to_dict(workspace.events(kind=kind, subject=subject, after=after, limit=min(limit, 10_000)))
+    def events(kind: str = "", subject: str = "", after: Position = 0, limit: Count = 1000) -> Any:
+        return parse.to_dict(workspace.events(kind=kind, subject=subject, after=after, limit=limit))
 
     return routes

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends
 
-from mainspring.api.access import Access
+from mainspring.api.access import Access, Count, Position
 from mainspring.store import parse
 from mainspring.workspace import Workspace
 
@@ -18,8 +18,8 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
         return parse.to_dict(workspace.data_report(ref))
 
     @routes.get("/datasets/{ref}/documents")
-    def documents(ref: str, count: int = 20, offset: int = 0) -> Any:
-        return parse.to_dict(workspace.documents(ref, count=min(count, 1000), offset=offset))
+    def documents(ref: str, count: Count = 20, offset: Position = 0) -> Any:
+        return parse.to_dict(workspace.documents(ref, count=count, offset=offset))
 
     @routes.get("/datasets/{old}/diff/{new}")
     def diff(old: str, new: str) -> Any:

@@ -1,6 +1,8 @@
 """Runs: start one by its verb, follow it, read what it says, stop it."""
 
 import hashlib
+import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,12 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
-from mainspring.api.access import Access
-from mainspring.spec import TERMINAL, Objective, Plan, Unavailable
+from mainspring.api.access import Access, Count
+from mainspring.spec import TERMINAL, Objective, Plan, SpecError, Unavailable
 from mainspring.store import parse
 from mainspring.workspace import VOCAB, Dedup, Run, Workspace
 
-LONGEST_WAIT_S = 30.0
+RECIPE_NAME = re.compile(r"\w[\w. -]{0,99}\.py")
 
 
 class Body(BaseModel):
@@ -95,7 +97,7 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
     read, write = [Depends(access.needs("viewer"))], [Depends(access.needs("editor"))]
 
     @routes.get("/runs", dependencies=read)
-    def list_runs(kind: str = "", active: bool = False, limit: int = 100) -> Any:  # noqa: FBT001, FBT002 a query
+    def list_runs(kind: str = "", active: bool = False, limit: Count = 100) -> Any:  # noqa: FBT001, FBT002 a query
         return parse.to_dict(workspace.runs(kind=kind, active=active, limit=limit))
 
     @routes.get("/runs/{run_id}", dependencies=read)
@@ -103,7 +105,7 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
         return _told(workspace.run(run_id))
 
     @routes.get("/runs/{run_id}/logs", dependencies=read, response_class=PlainTextResponse)
-    def logs(run_id: str, rank: int | None = None, tail: int | None = None) -> str:
+    def logs(run_id: str, rank: int | None = None, tail: Count | None = None) -> str:
         return workspace.run(run_id).logs(rank, tail=tail)
 
     @routes.get("/runs/{run_id}/metrics", dependencies=read)
@@ -200,9 +202,17 @@ def _told(run: Run) -> dict[str, Any]:
 
 
 def _keep(workspace: Workspace, text: str, name: str) -> Path:
-    """The recipe as a file of its own, found again by its digest."""
-    folder = workspace.store.home / "recipes" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (Path(name).name or "recipe.py")
-    path.write_text(text, encoding="utf-8")
+    """The recipe as a file of its own, found again by its digest; written once, as ranks may be reading it."""
+    if not RECIPE_NAME.fullmatch(name):
+        raise SpecError(f"{name!r} is not the name of a recipe", hint="a file name such as recipe.py")
+    path = workspace.store.home / "recipes" / hashlib.sha256(text.encode()).hexdigest()[:16] / name
+    if path.exists():
+        return path
+    partial = path.with_name(f"{name}.{secrets.token_hex(6)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise Unavailable(f"cannot keep the recipe {name}: {error.strerror}", hint="free some disk space") from error
     return path
