@@ -21,6 +21,11 @@ def greet(task, payload):
     (folder / "out" / f"weights-{task.rank}.bin").write_bytes(bytes([task.rank]) * 5_000_000)
 
 
+def priority(task, payload):
+    """Print what the scheduler thinks of this rank."""
+    print("nice", os.nice(0))
+
+
 def reduce(task, payload):
     """An all-reduce over gloo: the gang can find itself."""
     import torch

@@ -49,6 +49,12 @@ def test_a_gang_runs_and_its_files_are_in_the_runs_folder(launcher):
     assert (handle.run_dir / "out/weights-1.bin").stat().st_size == 5_000_000
 
 
+def test_ranks_have_the_priority_of_their_driver(launcher):
+    handle = launcher.submit(job("priority", "priority"))
+    require_success(handle.wait(60))
+    assert handle.logs(0) == f"nice {os.nice(0)}\n"
+
+
 def test_a_gang_can_reduce_over_the_master_it_was_given(launcher):
     handle = launcher.submit(job("reduce", "reduce", ranks=2))
     require_success(handle.wait(90))

@@ -140,8 +140,9 @@ class Engine:
             log_to_driver=False,
             _temp_dir=folder,
             # Ray's memory monitor would kill the agent, which is small, and with it the whole gang. The kernel's
-            # kills the rank that is too large, and the agent lives to say so.
-            _system_config={"memory_monitor_refresh_ms": 0},
+            # kills the rank that is too large, and the agent lives to say so. Workers, and so the ranks they start,
+            # would also be at nice 15, which leaves a rank 3 % of a core beside any other process that is busy.
+            _system_config={"memory_monitor_refresh_ms": 0, "worker_niceness": 0},
         )
 
     def _join(self) -> None:
