@@ -22,7 +22,7 @@ def up(
 ) -> None:
     """Start API and console until Ctrl-C."""
     workspace = local_workspace_of(context)
-    host, port = host or workspace.settings.host, port or workspace.settings.port
+    host, port = host or workspace.settings.host, workspace.settings.port if port is None else port
     workspace.guard(host)  # before anything heavy is imported
     from mainspring.api.app import create_app
     from mainspring.console.app import mount

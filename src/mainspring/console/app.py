@@ -31,7 +31,8 @@ def mount(app: FastAPI, workspace: Workspace) -> None:
     def report(ref: str) -> HTMLResponse:
         return HTMLResponse(workspace.report_page(ref), headers={"Content-Security-Policy": REPORT_POLICY})
 
-    ui.add_head_html(f'<link rel="stylesheet" href="/console/console.css?{__version__}">', shared=True)
+    style = f'<link rel="stylesheet" href="/console/console.css?{__version__}">'
+    ui.add_head_html(f'{style}<script src="/console/console.js?{__version__}"></script>', shared=True)
     for pages in (overview, runs, flows, data, models, playground, assistant, hardware):
         pages.add_to(workspace)
     ui.run_with(

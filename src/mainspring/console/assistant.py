@@ -14,7 +14,7 @@ from mainspring.serve.servable import Prompt
 from mainspring.spec import MainspringError, SamplingParams, Thumb
 from mainspring.workspace import Workspace
 
-MARKER = re.compile(r"\[(\d+)\]")
+INLINE = re.compile(r"\*\*([^*\n]+)\*\*|`([^`\n]+)`|\[(\d+)\]")
 UP = "M7 9l3-6c1.300 0 2 .9 1.700 2.200L11 8h4.500l-1.300 7.500H7zM7 9H4v6.500h3"
 DOWN = "M13 11l-3 6c-1.300 0-2-.9-1.700-2.200L9 12H4.500l1.300-7.500H13zM13 11h3V4.500h-3"
 MODES = {
@@ -112,8 +112,8 @@ class _Verdict:
             self._told = show().classes("note")
         with ui.dialog() as self._dialog, ui.element("div").classes("dialog"):
             show(tag("h2", "What should it have said?"))
-            self._correction = ui.textarea("Correction").props("outlined autogrow")
-            self._comment = ui.input("Comment, if you like").props("outlined")
+            self._correction = ui.textarea("Correction").props("outlined autogrow stack-label")
+            self._comment = ui.input("Comment, if you like").props("outlined stack-label")
             show(
                 tag(
                     "p",
@@ -128,7 +128,7 @@ class _Verdict:
     def _thumb(self, label: str, path: str, act: Any) -> ui.element:
         button = ui.element("button").classes("thumb").props(f'type=button aria-pressed=false title="{label}"')
         with button.on("click", act):
-            ui.html(join(icon(path), tag("span", label)), sanitize=False, tag="span").classes("row").style("gap:7px")
+            ui.html(join(icon(path), tag("span", label)), sanitize=False, tag="span").classes("inner")
         return button
 
     def _open(self) -> None:
@@ -170,11 +170,18 @@ def view(text: str, found: Mapping[str, Any]) -> Markup:
 
 
 def _marked(text: str, trace: str) -> list[Child]:
-    """The text with each `[n]` a link to its passage."""
+    """The text with each `[n]` a link to its passage, and the little Markdown that answers carry."""
     parts: list[Child] = []
-    for index, part in enumerate(MARKER.split(text)):
-        parts.append(tag("sup", tag("a", part, href=f"#{trace}-{part}")) if index % 2 else part)
-    return parts
+    end = 0
+    for found in INLINE.finditer(text):
+        bold, code, marker = found.groups()
+        parts.append(text[end : found.start()])
+        if marker:
+            parts.append(tag("sup", tag("a", marker, href=f"#{trace}-{marker}")))
+        else:
+            parts.append(tag("b", bold) if bold else tag("code", code))
+        end = found.end()
+    return [*parts, text[end:]]
 
 
 def _card(citation: Mapping[str, Any], trace: str) -> Markup:

@@ -72,7 +72,7 @@ async def page(title: str, *, section: str) -> AsyncIterator[None]:
     theme = ui.dark_mode(THEMES.get(client.request.cookies.get(THEME_COOKIE, "")))
     show(tag("a", "Skip to content", href="#main", class_="skip"))
     show(_navigation(section))
-    with ui.element("main").classes("main").props("id=main"), ui.element("div").classes("sheet"):
+    with ui.element("div").classes("main").props("id=main"), ui.element("div").classes("sheet"):
         try:
             yield
         except MainspringError as error:

@@ -87,7 +87,7 @@ def _device(device: Device, well: Health | None) -> Markup:
     if well and well.used_bytes:
         used = bar(well.used_bytes / device.memory_bytes, f"{size(well.used_bytes)} of memory in use")
     reasons = (
-        tag("div", [tag("p", reason) for reason in well.reasons], class_="alert") if well and well.reasons else None
+        tag("div", [tag("p", reason) for reason in well.reasons], class_="alert run") if well and well.reasons else None
     )
     return tag("div", head, reasons, used, facts(rows), class_="stack")
 

@@ -97,7 +97,10 @@ async def _watch(workspace: Workspace, record: RunRecord) -> None:
     status = show().classes("stack")
     curves = _Curves()
     logs = _Logs()
-    below = show().classes("stack")
+    graph = show()
+    with ui.element("div").classes("split even"):
+        about = show()
+        show(_settings(record))
 
     def draw(seen: Seen) -> None:
         running = seen.record.state in RUNNING
@@ -106,7 +109,9 @@ async def _watch(workspace: Workspace, record: RunRecord) -> None:
         status.content = _status(seen)
         curves.draw(seen.metrics)
         logs.draw(seen.logs, running=running)
-        below.content = _below(seen)
+        drawn = lineage.draw(seen.lineage, current=record.id)
+        graph.content = panel("Lineage", drawn) if drawn else ""
+        about.content = _about(seen.record)
 
     await live(load, draw)
 
@@ -184,7 +189,8 @@ class _Logs:
         for name, button in self._buttons.items():
             button.props(f"aria-pressed={'true' if name == self._chosen else 'false'}")
         nothing = "It has said nothing yet." if running else "It said nothing."
-        self._text.content = tag("pre", said, class_="log", tabindex=0) if said else tag("p", nothing, class_="soft")
+        log = tag("div", tag("pre", said, class_="log"), class_="tail", tabindex=0)
+        self._text.content = log if said else tag("p", nothing, class_="soft")
 
 
 def split_logs(text: str) -> dict[str, str]:
@@ -224,41 +230,24 @@ def _status(seen: Seen) -> Markup:
     return join(parts)
 
 
-def _below(seen: Seen) -> Markup:
-    record = seen.record
-    config = json.loads(record.config_json)
-    drawn = lineage.draw(seen.lineage, current=record.id)
-    about = facts(
-        [
-            ("Created", at(record.created_s)),
-            ("Started", at(record.started_s) or "not yet"),
-            ("Ended", at(record.ended_s) or "not yet"),
-            ("Code", record.code),
-            ("Seed", record.seed),
-        ]
-    )
-    flow = tag("a", "Open the flow's graph", href=f"/flows/{record.id}") if record.kind == "flow" else None
-    if record.kind == "step":
-        flow = tag("a", "Open the flow it belongs to", href=f"/flows/{config.get('flow', '')}")
-    source = tag(
-        "details",
-        tag("summary", "Configuration"),
-        tag("pre", json.dumps(config, indent=2, ensure_ascii=False), class_="code"),
-        class_="fold",
-    )
-    around = tag(
-        "details", tag("summary", "Environment"), environment(json.loads(record.environment_json)), class_="fold"
-    )
-    graph = panel("Lineage", drawn) if drawn else None
-    return join(
-        graph,
-        tag(
-            "div",
-            panel("Record", about, flow and tag("p", flow, class_="lead")),
-            tag("div", panel("Settings", source, around), class_="stack"),
-            class_="split even",
-        ),
-    )
+def _about(record: RunRecord) -> Markup:
+    rows = [
+        ("Created", at(record.created_s)),
+        ("Started", at(record.started_s) or "not yet"),
+        ("Ended", at(record.ended_s) or "not yet"),
+        ("Code", record.code),
+        ("Seed", record.seed),
+    ]
+    flow = json.loads(record.config_json).get("flow") if record.kind == "step" else record.id
+    link = tag("a", "the flow's graph", href=f"/flows/{flow}") if record.kind in ("flow", "step") else None
+    return panel("Record", facts(rows), aside=link)
+
+
+def _settings(record: RunRecord) -> Markup:
+    config = json.dumps(json.loads(record.config_json), indent=2, ensure_ascii=False)
+    asked = tag("details", tag("summary", "Configuration"), tag("pre", config, class_="code"), class_="fold")
+    around = environment(json.loads(record.environment_json))
+    return panel("Settings", asked, tag("details", tag("summary", "Environment"), around, class_="fold"))
 
 
 def environment(found: dict[str, Any]) -> Markup:

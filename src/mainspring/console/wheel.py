@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi, sin
 
-from mainspring.console.frame import SPRING
 from mainspring.console.markup import Child, Markup, tag
 from mainspring.console.parts import RUNNING
 from mainspring.console.words import DOT, ago, count, link_to, meta, size
@@ -38,33 +37,16 @@ def turns(artifacts: Sequence[Artifact], records: Sequence[RunRecord], feedback:
 
 def draw(stages: Sequence[Turn]) -> Markup:
     """The ring beside its list."""
-    done = sum(stage.tone == "good" for stage in stages)
-    around = 2 * pi * RADIUS
+    done = sum(stage.when_s is not None for stage in stages)
     ring = tag("circle", cx=CENTRE, cy=CENTRE, r=RADIUS, class_="track")
-    turned = tag(
-        "circle",
-        cx=CENTRE,
-        cy=CENTRE,
-        r=RADIUS,
-        class_="turn",
-        stroke_dasharray=f"{around * done / len(stages):.1f} {around:.1f}",
-        transform=f"rotate({-90 - 180 / len(stages):.1f} {CENTRE} {CENTRE})",
-    )
-    coil = tag(
-        "path",
-        d=SPRING,
-        class_="spring",
-        transform=f"translate({CENTRE} {CENTRE}) scale(7.2) translate(-16 -16)",
-        stroke_width="0.45",
-    )
+    arcs = [_arc(index, len(stages)) for index, stage in enumerate(stages) if stage.when_s is not None]
     stops = [_stop(index, stage, len(stages)) for index, stage in enumerate(stages)]
     hub = tag("text", f"{done}/{len(stages)}", x=CENTRE, y=CENTRE - 6, class_="hub")
     note = tag("text", "stages turned", x=CENTRE, y=CENTRE + 20, class_="hub-note")
     drawing = tag(
         "svg",
-        coil if not done else None,
         ring,
-        turned if done else None,
+        arcs,
         stops,
         hub,
         note,
@@ -85,9 +67,19 @@ def draw(stages: Sequence[Turn]) -> Markup:
     return tag("div", drawing, tag("ol", lines, class_="stages"), class_="wheel")
 
 
-def _stop(index: int, stage: Turn, of: int) -> Markup:
+def _place(index: int, of: int) -> tuple[float, float]:
     angle = 2 * pi * index / of - pi / 2
-    x, y = CENTRE + RADIUS * cos(angle), CENTRE + RADIUS * sin(angle)
+    return CENTRE + RADIUS * cos(angle), CENTRE + RADIUS * sin(angle)
+
+
+def _arc(index: int, of: int) -> Markup:
+    """The piece of the ring from a stage to the next."""
+    (x, y), (x2, y2) = _place(index, of), _place(index + 1, of)
+    return tag("path", d=f"M{x:.1f} {y:.1f}A{RADIUS} {RADIUS} 0 0 1 {x2:.1f} {y2:.1f}", class_="turn")
+
+
+def _stop(index: int, stage: Turn, of: int) -> Markup:
+    x, y = _place(index, of)
     dot = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=20, class_=f"stop {stage.tone}")
     number = tag("text", index + 1, x=f"{x:.1f}", y=f"{y:.1f}", class_=stage.tone)
     return tag("g", tag("title", stage.name), dot, number)

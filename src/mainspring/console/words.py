@@ -20,7 +20,7 @@ def ago(moment_s: float | None, *, now_s: float | None = None) -> str:
     if moment_s is None:
         return "never"
     seconds = max(0.0, (time.time() if now_s is None else now_s) - moment_s)
-    return "just now" if seconds < 5 else f"{duration(seconds)} ago"
+    return "just now" if seconds < 10 else f"{duration(seconds)} ago"
 
 
 def duration(seconds: float) -> str:
