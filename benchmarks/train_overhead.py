@@ -83,7 +83,7 @@ CASES = (
 
 def write_tokens(folder: Path) -> Path:
     """A packed dataset of uniformly random tokens: what they say does not change how long a step takes."""
-    split = TokenSplit(name="train", file="train.bin", tokens=TOKENS, documents=1, text_bytes=TOKENS)
+    split = TokenSplit(name="train", file="train.bin", tokens=TOKENS, documents=1)
     made = TokenSet(splits=(split,), vocab=VOCAB, dtype="uint16", tokenizer="", snapshot="")
     np.random.default_rng(0).integers(0, VOCAB, TOKENS, np.uint16).tofile(folder / split.file)
     (folder / "tokens.json").write_text(to_json(made), encoding="utf-8")

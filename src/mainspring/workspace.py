@@ -371,7 +371,7 @@ class Workspace:
 
         ref = self.store.resolve(name if ":" in name else f"app:{name}").ref
         if ref not in self._apps:
-            self._apps[ref] = assistant.open_app(self.store, ref)
+            self._apps[ref] = assistant.Rag(self.store, ref)
         return self._apps[ref]
 
     def ask(self, name: str, question: str) -> Answer:

@@ -150,7 +150,7 @@ def test_bad_requests_are_refused_before_anything_starts(launcher):
             launcher.submit(job(name, "greet"))
     launcher.run_root.joinpath("taken").write_text("a file where the folder should be")
     for _ in range(2):
-        with pytest.raises(Unavailable, match="cannot make .*taken"):
+        with pytest.raises(Unavailable, match=r"cannot make .*taken"):
             launcher.submit(job("taken", "greet"))
     running = launcher.submit(job("twice", "linger"))
     with pytest.raises(SpecError, match="a job with the id 'twice' is"):

@@ -174,7 +174,7 @@ class _Packer:
         self._folder = folder
         self._tokenizer = tokenizer
         self._end = np.array([tokenizer.eos_id], dtype)
-        self._counts = {name: {"tokens": 0, "documents": 0, "text_bytes": 0} for name in (TRAIN, HELD_OUT)}
+        self._counts = {name: {"tokens": 0, "documents": 0} for name in (TRAIN, HELD_OUT)}
 
     def write(self, documents: Iterable[Document], kept_back: frozenset[str]) -> tuple[TokenSplit, ...]:
         """Append every document to the file of its split; splits without a document are left out."""
@@ -203,7 +203,6 @@ class _Packer:
             open_files[name].write(np.asarray(ids, self._end.dtype).tobytes() + self._end.tobytes())
             self._counts[name]["tokens"] += len(ids) + 1
             self._counts[name]["documents"] += 1
-            self._counts[name]["text_bytes"] += len(document.text.encode())
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

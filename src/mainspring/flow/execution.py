@@ -129,7 +129,7 @@ class Execution:
 
     def _watch_for_stop(self) -> None:
         while not self._done.wait(STOP_POLL_S):
-            if not self._stop.is_set() and self.store.events(kind="run.stop", subject=self.id, limit=1):
+            if not self._stop.is_set() and is_stop_requested(self.store, self.id):
                 self.stop()
 
 
@@ -155,8 +155,17 @@ def request_stop(store: Store, run_id: str) -> RunRecord:
     """Ask the process that owns `run_id` to stop it; a run that has ended is returned as it is."""
     record = store.run(run_id)
     if record.state not in TERMINAL:
-        store.emit("run.stop", run_id, {})
+        store.emit("run.stop", record.id, {})
     return record
+
+
+def is_stop_requested(store: Store, run_id: str) -> bool:
+    """Whether anybody asked for the run's end; a store that does not answer now is asked again later."""
+    try:
+        return bool(store.events(kind="run.stop", subject=run_id, limit=1))
+    except Unavailable as error:
+        log.warning("cannot ask whether a run is to stop", extra={"run": run_id, "reason": str(error)})
+        return False
 
 
 def write_progress(folder: Path, fraction: float, message: str) -> None:

@@ -150,7 +150,7 @@ def _gather_value(name: str, value: Any, owner: FunctionType, parts: dict[str, s
             _gather(value, name, parts)
         return
     try:
-        parts[name] = to_json(value) if not isinstance(value, CONSTANT) else repr(value)
+        parts[name] = to_json(value) if not isinstance(value, CONSTANT) else _written(value)
     except SpecError as error:
         if name.startswith("."):
             return  # a module's own object in capitals, such as a lock or a logger
@@ -159,6 +159,15 @@ def _gather_value(name: str, value: Any, owner: FunctionType, parts: dict[str, s
             f"{owner.__qualname__} uses {inner!r} of the function around it, which cannot be compared",
             hint="pass it as an argument, or set cache = false",
         ) from error
+
+
+def _written(constant: Any) -> str:
+    """Like `repr`, but sets in an order that is the same in every process."""
+    if isinstance(constant, frozenset):
+        return f"{{{', '.join(sorted(map(_written, constant)))}}}"
+    if isinstance(constant, tuple):
+        return f"({', '.join(map(_written, constant))},)"
+    return repr(constant)
 
 
 def _source(value: Any) -> str:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from mainspring.flow.check import Checked, check_graph, convert
-from mainspring.flow.execution import LOG_FILE
+from mainspring.flow.execution import LOG_FILE, STOP_POLL_S, is_stop_requested
 from mainspring.flow.graph import Graph
 from mainspring.flow.key import Digests, action_key, artifacts_in, decode, encode
 from mainspring.flow.node import Output, Param, references, replace_references
@@ -129,7 +129,7 @@ def run_graph(
         steps={checked.node.name: checked for checked in steps},
         record=record,
         workers=workers,
-        on_event=on_event or _nobody,
+        on_event=on_event or (lambda _: None),
         stop=stop or threading.Event(),
         waits=TopologicalSorter({checked.node.name: checked.needs for checked in steps}),
     )
@@ -199,6 +199,7 @@ class _Conductor:
     running: dict[str, _Running] = field(default_factory=dict)
     reports: queue.SimpleQueue[_Report] = field(default_factory=queue.SimpleQueue)
     unwritten: list[FlowEvent] = field(default_factory=list)
+    asked_s: float = 0.0
 
     def conduct(self) -> FlowResult:
         """Run to the end, whatever that is, and record it."""
@@ -223,6 +224,14 @@ class _Conductor:
             if not self.running:
                 return
             self._hear(0.2)
+            self._heed()
+
+    def _heed(self) -> None:
+        """Stop when another process asked for it."""
+        if time.monotonic() - self.asked_s > STOP_POLL_S:
+            self.asked_s = time.monotonic()
+            if is_stop_requested(self.store, self.record.id):
+                self.stop.set()
 
     def _advance(self) -> None:
         """Settle every step that can be settled without running, and start as many others as there are workers."""
@@ -465,8 +474,11 @@ class _Work:
 
     def _keep_traceback(self, failure: BaseException, attempt: int) -> None:
         text = "".join(traceback.format_exception(failure))
-        with (self.store.run_dir(self.run) / LOG_FILE).open("a", encoding="utf-8") as sink:
-            sink.write(f"attempt {attempt} of step {self.checked.node.name}\n{text}\n")
+        try:
+            with (self.store.run_dir(self.run) / LOG_FILE).open("a", encoding="utf-8", errors="replace") as sink:
+                sink.write(f"attempt {attempt} of step {self.checked.node.name}\n{text}\n")
+        except (OSError, MainspringError) as full:  # the conductor waits for a word from this thread, whatever happens
+            log.warning("the log of a step is not whole", extra={"run": self.run, "reason": str(full)})
 
 
 def _as_data(event: FlowEvent) -> dict[str, object]:
@@ -483,7 +495,3 @@ def _as_data(event: FlowEvent) -> dict[str, object]:
 
 def _told(error: BaseException) -> str:
     return str(error) if isinstance(error, MainspringError) else f"{type(error).__name__}: {error}"
-
-
-def _nobody(_event: FlowEvent) -> None:
-    return

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from mainspring.spec import Device, Link, SpecError, spec
 
@@ -28,7 +28,6 @@ class Entry:
     device: Device
     link: Link
     matches: tuple[str, ...]
-    confidence: Literal["high", "low"]
 
 
 def devices() -> Mapping[str, Device]:
@@ -107,12 +106,9 @@ def _entry(name: str, row: Mapping[str, Any]) -> Entry:
         bf16_flops_per_s=row["bf16_tflops"] * 1e12,
         int8_ops_per_s=row["int8_tops"] * 1e12,
         power_watts=float(row["watts"]),
-        source=row["source"],
+        source=row["source"] + (", low confidence" if row.get("confidence") == "low" else ""),
     )
-    confidence = row.get("confidence", "high")
-    return Entry(
-        device=device, link=find_link(row["link"]), matches=tuple(row.get("matches", ())), confidence=confidence
-    )
+    return Entry(device=device, link=find_link(row["link"]), matches=tuple(row.get("matches", ())))
 
 
 def _key(name: str) -> str:

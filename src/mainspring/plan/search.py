@@ -238,7 +238,6 @@ def _plan(
     peak = sum(peak_flops_per_s(rank.device, config.precision) * rank.share for rank in ranks)
     useful = model_flops(model, tokens=config.global_batch * config.seq_len, seq_len=config.seq_len)
     stage = Stage(
-        first_block=0,
         blocks=sum(block.count for block in model.blocks),
         device=" + ".join(dict.fromkeys(rank.device.name for rank in ranks)),
         ranks=tuple(range(len(ranks))),

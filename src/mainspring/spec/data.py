@@ -77,13 +77,12 @@ class SnapshotDiff:
 
 @spec
 class TokenSplit:
-    """One split of a packed dataset: `tokens` token ids in `file`, from `documents` documents of `text_bytes`."""
+    """One split of a packed dataset: `tokens` token ids in `file`, from `documents` documents."""
 
     name: str
     file: str
     tokens: int
     documents: int
-    text_bytes: int
 
 
 @spec

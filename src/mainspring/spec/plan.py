@@ -46,12 +46,11 @@ class Mesh:
 
 @spec
 class Stage:
-    """A pipeline stage: which blocks it holds (by position in the model's block order) and on which ranks.
+    """A pipeline stage: how many of the model's blocks it holds and on which ranks.
 
     `microbatches[r]` is how many micro-batches data replica `r` runs per step: uneven on mixed devices.
     """
 
-    first_block: int
     blocks: int
     device: str
     ranks: tuple[int, ...]

@@ -17,7 +17,7 @@ def packed(folder: Path, tokens: int, *, dtype: str = "uint16") -> Path:
     """A packed dataset whose token `i` is `i`, so that a row shows where it came from."""
     folder.mkdir(parents=True, exist_ok=True)
     np.arange(tokens).astype(np.dtype(dtype).newbyteorder("<")).tofile(folder / "train.bin")
-    split = TokenSplit(name="train", file="train.bin", tokens=tokens, documents=1, text_bytes=tokens)
+    split = TokenSplit(name="train", file="train.bin", tokens=tokens, documents=1)
     token_set = TokenSet(splits=(split,), vocab=1 << 16, dtype=dtype, tokenizer="tokenizer:t@1", snapshot="dataset:d@1")
     (folder / "tokens.json").write_text(to_json(token_set))
     return folder

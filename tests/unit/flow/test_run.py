@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from mainspring.flow.execution import request_stop
 from mainspring.flow.graph import Graph, from_toml
 from mainspring.flow.node import Output, StepOptions
 from mainspring.flow.run import FlowEvent, FlowResult, run_graph
@@ -371,11 +372,30 @@ def test_a_step_without_cache_runs_every_time_and_its_dependants_only_when_its_v
     assert _states(run_graph(graph, store)) == {"uncached": "SUCCEEDED", "add": "CACHED"}
 
 
+def test_a_step_that_fails_where_nothing_can_be_written_still_ends(store: Store) -> None:
+    (store.home / "runs").write_text("a file where the folder of runs should be")
+    graph = Graph("full")
+    graph.add(lambda: 1 / 0, name="divide")
+    assert isinstance(run_graph(graph, store).step("divide").failure, ZeroDivisionError)
+
+
 def patient(marks: str, progress: Progress) -> None:
     for index in range(1000):
         progress(index / 1000, "waiting")
         _mark(marks, "patient")
         threading.Event().wait(0.01)
+
+
+def test_a_flow_is_stopped_by_whoever_shares_its_store(store: Store, marks: Path) -> None:
+    graph = Graph("stopping")
+    graph.add(patient, {"marks": str(marks)})
+
+    def listen(event: FlowEvent) -> None:
+        if event.state == "RUNNING" and not event.fraction:
+            (flow,) = store.runs(kind="flow")
+            request_stop(store, flow.id[: -len("abc")])
+
+    assert run_graph(graph, store, on_event=listen).state == "CANCELLED"
 
 
 def test_a_flow_that_is_stopped_keeps_what_was_finished(store: Store, marks: Path) -> None:

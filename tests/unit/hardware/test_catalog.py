@@ -1,3 +1,5 @@
+"""The catalogue: every entry is complete, named as drivers report it, and a typo meets the nearest name."""
+
 import dataclasses
 
 import pytest

@@ -1,3 +1,5 @@
+"""Health: each sign of trouble gives its state and its reason, and this machine reports its own."""
+
 from typing import Any
 
 import pytest

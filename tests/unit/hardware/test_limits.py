@@ -1,3 +1,5 @@
+"""What a container may use: cores and memory under both versions of cgroups."""
+
 import os
 from pathlib import Path
 

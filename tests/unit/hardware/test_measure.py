@@ -1,3 +1,5 @@
+"""Measured peaks: remembered per machine and plausible against what the silicon can do."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Energy: counters where there are any, an estimate that says so where there are none."""
+
 from pathlib import Path
 
 import pytest

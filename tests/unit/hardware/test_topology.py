@@ -1,3 +1,5 @@
+"""Clusters from files and from this machine."""
+
 import pytest
 
 from mainspring.hardware.topology import build_cluster, local_cluster

@@ -1,3 +1,5 @@
+"""How ranks become groups and batches become shares."""
+
 import itertools
 
 from hypothesis import given

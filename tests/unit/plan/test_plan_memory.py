@@ -1,3 +1,5 @@
+"""Bytes per rank: hand-computed cases, and what sharding may and may not change."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

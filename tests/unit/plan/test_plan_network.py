@@ -1,3 +1,5 @@
+"""Seconds of collectives against the formulas they come from."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

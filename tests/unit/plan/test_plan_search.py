@@ -1,3 +1,5 @@
+"""The search: against brute force, monotone in what it is given, and honest about what does not fit."""
+
 from dataclasses import replace
 
 import pytest

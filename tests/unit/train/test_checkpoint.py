@@ -1,3 +1,5 @@
+"""Checkpoints: never torn, never half there, resumed bit for bit on any number of ranks."""
+
 import logging
 import shutil
 from collections.abc import Iterator
@@ -24,9 +26,10 @@ from training_gang import (
 )
 
 from mainspring.spec import Mesh, SpecError
-from mainspring.train.checkpoint import MANIFEST, MARKER, Checkpoints, Saved
+from mainspring.train.checkpoint import Checkpoints, Saved
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.parallel import Group
+from mainspring.train.place import MANIFEST, MARKER
 
 SINGLE, DP2, FSDP2 = Mesh(), Mesh(dp=2), Mesh(fsdp=2)
 SAVING = replace(CONFIG, steps=6, checkpoint_every=2)
@@ -88,7 +91,7 @@ def test_the_trainer_waits_for_the_copy_before_it_updates(tmp_path):
     checkpoints = checkpoints_in(tmp_path)
     for step in (1, 2, 3):
         found = torch.empty(LADING)
-        checkpoints.load(Saved(step=step, folder=tmp_path / f"step-{step:08d}", notes={}), {"model.lading": found})
+        checkpoints.load(Saved(step=step, where=str(tmp_path / f"step-{step:08d}"), notes={}), {"model.lading": found})
         assert (found == step).all(), f"the checkpoint of step {step} holds {found.unique()}"
     checkpoints.close()
     trainer.close()

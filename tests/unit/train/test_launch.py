@@ -62,7 +62,7 @@ def home(tmp_path_factory) -> Iterator[tuple[Store, Launcher, str]]:
             for name, part in parts.items():
                 part.tofile(scratch / f"{name}.bin")
                 splits.append(
-                    TokenSplit(name=name, file=f"{name}.bin", tokens=len(part), documents=1, text_bytes=len(part))
+                    TokenSplit(name=name, file=f"{name}.bin", tokens=len(part), documents=1)
                 )
             made = TokenSet(
                 splits=tuple(splits),

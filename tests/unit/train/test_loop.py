@@ -1,3 +1,5 @@
+"""The loop on real gangs: every layout computes what plain PyTorch computes."""
+
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path

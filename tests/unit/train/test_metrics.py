@@ -1,3 +1,5 @@
+"""The live record: each step once, also after a crash."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""What the planner is told of a recipe."""
+
 from dataclasses import replace
 
 import pytest

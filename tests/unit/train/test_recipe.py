@@ -1,3 +1,5 @@
+"""Recipes: what a user may write, and what is said to one who wrote something else."""
+
 from pathlib import Path
 
 import pytest

@@ -79,16 +79,11 @@ def publish_app(
         return store.publish("app", name, folder / "app.json", meta=meta, run=run, inputs=inputs)
 
 
-def open_app(store: Store, ref: str, *, generate: Generate | None = None) -> "Rag":
-    """The assistant published as `ref`, ready to be asked; close it when done.
+class Rag:
+    """One application, opened; threads may share it. Close it when done.
 
     `generate` speaks for the application's model; by default the model itself, if it passed its gate.
     """
-    return Rag(store, ref, generate=generate)
-
-
-class Rag:
-    """One application, opened; threads may share it."""
 
     def __init__(self, store: Store, app_ref: str, generate: Generate | None = None) -> None:
         artifact = store.resolve(app_ref)

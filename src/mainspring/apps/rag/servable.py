@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 
-from mainspring.apps.rag.assistant import LONGEST_QUESTION, Rag, open_app
+from mainspring.apps.rag.assistant import LONGEST_QUESTION, Rag
 from mainspring.serve.servable import Piece, Prompt
 from mainspring.spec import SamplingParams, SpecError
 from mainspring.store import Store
@@ -51,7 +51,7 @@ class RagServable:
 def open_servable(store: Store, ref: str, *, name: str = "") -> RagServable:
     """The assistant published as `ref` under the name it is asked by (its own by default)."""
     artifact = store.resolve(ref)
-    return RagServable(open_app(store, artifact.ref), name=name or artifact.name, created_s=artifact.created_s)
+    return RagServable(Rag(store, artifact.ref), name=name or artifact.name, created_s=artifact.created_s)
 
 
 def _question(prompt: Prompt) -> str:

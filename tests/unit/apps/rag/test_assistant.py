@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mainspring.apps.rag.assistant import LONGEST_QUESTION, NOTHING, Rag, open_app, publish_app
+from mainspring.apps.rag.assistant import LONGEST_QUESTION, NOTHING, Rag, publish_app
 from mainspring.data.feedback import feedback_table, to_corrections
 from mainspring.data.snapshot import texts
 from mainspring.spec import DoesNotFit, GateDecision, NotFound, SpecError, Trace
@@ -20,7 +20,7 @@ QUESTION = "Which function joins two paths?"
 @pytest.fixture
 def rag(library: Store) -> Iterator[Rag]:
     publish_app(library, name="book", index_ref="index:handbook", gate=FAILED)
-    with_index = open_app(library, "app:book")
+    with_index = Rag(library, "app:book")
     yield with_index
     with_index.close()
 
@@ -34,7 +34,7 @@ def speaking(library: Store, *words: str) -> tuple[Rag, list[str]]:
         heard.append(prompt)
         return words[len(heard) - 1]
 
-    return open_app(library, "app:talker", generate=generate), heard
+    return Rag(library, "app:talker", generate=generate), heard
 
 
 def test_an_answer_names_the_function_and_cites_the_passage_it_quotes(rag: Rag, library: Store) -> None:
@@ -95,7 +95,7 @@ def test_without_a_passed_gate_the_generator_is_never_asked(library: Store) -> N
     def generate(prompt: str) -> str:
         raise AssertionError(prompt)
 
-    assert open_app(library, "app:silent", generate=generate).ask(QUESTION).mode == "extracted"
+    assert Rag(library, "app:silent", generate=generate).ask(QUESTION).mode == "extracted"
 
 
 def test_a_trace_holds_all_that_a_replay_needs(rag: Rag, library: Store) -> None:
@@ -138,9 +138,9 @@ def test_bad_requests_are_refused_with_the_numbers(rag: Rag, library: Store) -> 
         rag.rate(trace, thumb="up", correction="x" * 1_000_000)
     publish_app(library, name="other", index_ref="index:handbook", gate=FAILED)
     with pytest.raises(NotFound):
-        open_app(library, "app:other").rate(trace, thumb="up")
+        Rag(library, "app:other").rate(trace, thumb="up")
     with pytest.raises(SpecError, match="not an app"):
-        open_app(library, "index:handbook")
+        Rag(library, "index:handbook")
 
 
 def test_an_app_descends_from_its_index(rag: Rag, library: Store) -> None:

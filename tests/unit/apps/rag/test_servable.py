@@ -8,7 +8,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from mainspring.apps.rag.assistant import open_app, publish_app
+from mainspring.apps.rag.assistant import Rag, publish_app
 from mainspring.apps.rag.publish import judge, measure, publish
 from mainspring.apps.rag.servable import RagServable, open_servable
 from mainspring.evaluate.report import read_report
@@ -88,7 +88,7 @@ def test_a_published_model_that_passed_its_gate_speaks_through_its_engine(librar
     save_pretrained(Decoder(config), tmp_path / "m", tokenizer=tokenizer)
     model = library.publish("model", "tiny", tmp_path / "m")
     publish_app(library, name="tiny", index_ref="index:handbook", model_ref=model.ref, gate=PASSED)
-    rag = open_app(library, "app:tiny")
+    rag = Rag(library, "app:tiny")
     answer = rag.ask(QUESTION)
     rag.close()
     trace = rag.trace(answer.trace)
@@ -106,7 +106,7 @@ def test_publishing_builds_the_index_measures_it_and_says_why_the_gate_failed(st
     corpus = publish_pages(store, pages)
     app = publish(store, "tools", corpus=corpus.ref)
     assert json.loads(app.meta_json)["gate"] == "fail"
-    assert "no model was given" in open_app(store, app.ref).ask("What returns the smell of mown gardens?").note
+    assert "no model was given" in Rag(store, app.ref).ask("What returns the smell of mown gardens?").note
     assert judge(store, "", data=corpus.ref).reasons == ("no model was given",)
 
 
