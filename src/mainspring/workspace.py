@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from mainspring.flow.run import FlowEvent, FlowResult
     from mainspring.remote import RemoteWorkspace
 
+# house: one method per verb, all in one file, is the design
 VOCAB = 4096
 CALIBRATION = 32
 MAKES = {"data": "dataset", "train": "model", "app": "app"}
@@ -448,7 +449,7 @@ class Workspace:
         """A new token for `name`; only its hash is kept."""
         return self.store.create_token(name, role, ttl_s=days * 86400 if days else None)
 
-    def revoke_token(self, name: str) -> None:
+    def revoke_token(self, name: str) -> None:  # house: the workspace is the only way in
         """Make every token of `name` worthless."""
         self.store.revoke_token(name)
 

@@ -103,7 +103,7 @@ async def live(load: Callable[[], T], draw: Callable[[T], None], *, every_s: flo
     ui.timer(every_s, again, immediate=False)
 
 
-async def read(load: Callable[[], T]) -> T:
+async def read(load: Callable[[], T]) -> T:  # house: says once why every page does it
     """What `load` returns, worked out on a thread: the loop of this process also carries the streams of models."""
     return await asyncio.to_thread(load)
 

@@ -45,7 +45,7 @@ class Question:
 
     text: str
     document: str
-    form: Form
+    form: Form  # house: for whoever asks why a question reads as it does
 
 
 def make_questions(documents: Sequence[Document], n: int, seed: int = 0) -> tuple[Question, ...]:

@@ -29,7 +29,7 @@ class Citation:
     chunk: str
     source: str
     path: tuple[str, ...]
-    quote: str
+    quote: str  # house: what an answer tells its reader; clients of the API show it
     score: float
 
 

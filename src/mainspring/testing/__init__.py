@@ -1,0 +1,1 @@
+"""Fakes, faults and probes for the tests: imported by nothing that ships."""

@@ -93,7 +93,7 @@ class Recorder:
         due = result.step % self._log_every == 0 or result.step == final_step or result.held_out_loss is not None
         if not due:
             return
-        now_s = time.perf_counter()
+        now_s, energy = time.perf_counter(), self._meter.read()
         steps_per_s = (result.step - self._logged_step) / (now_s - self._logged_s)
         row = {
             "step": result.step,
@@ -103,7 +103,7 @@ class Recorder:
             "tokens": result.step * self._capacity.step_tokens,
             "tokens_per_s": steps_per_s * self._capacity.step_tokens,
             "mfu": steps_per_s * self._capacity.step_flops / self._capacity.peak_flops_per_s,
-            "joules": self._before_joules + self._meter.read().joules * self._machines,
+            "joules": self._before_joules + energy.joules * self._machines,
             "seconds": self._before_s + now_s - self._started_s,
         }
         if result.held_out_loss is not None:
@@ -111,7 +111,8 @@ class Recorder:
         if failed_saves:
             row["failed_saves"] = failed_saves
         self.rows.append(row)
-        log.info("step", extra={name: f"{value:.5g}" for name, value in row.items() if name in LOGGED})
+        told = {name: f"{value:.5g}" for name, value in row.items() if name in LOGGED}
+        log.info("step", extra={**told, "joules_by": "+".join(energy.methods)})
         self._logged_s, self._logged_step = now_s, result.step
 
     def close(self) -> None:

@@ -216,12 +216,12 @@ def _pack(text: str, pieces: list[_Block], target: int) -> Iterator[list[_Block]
         elif current and piece.end - current[0].start > target:
             headings = _trailing_headings(current)
             kept = current[: len(current) - len(headings)]
-            if not kept and piece.end - current[0].start > (HARD_LIMIT + 1) * target:
-                yield current  # headings too far from what follows them
-                current = []
-            elif kept:
+            if kept:
                 yield kept
                 current = headings or _overlap(text, kept, piece, target)
+            if current and piece.end - current[0].start > (HARD_LIMIT + 1) * target:
+                yield current  # headings too far from what follows them
+                current = []
         current.append(piece)
     if current:
         yield current
