@@ -22,10 +22,7 @@ Relative paths in a flow (files in `call`, `watch`, literals of arguments annota
 """
 
 import difflib
-import hashlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -35,7 +32,7 @@ from typing import Any, TypeVar, overload
 from mainspring.flow.node import NAME, Node, Output, Param, StepOptions, read_references, write_references
 from mainspring.flow.toml import write_toml
 from mainspring.spec import SpecError, spec
-from mainspring.spec.plugin import load_entry
+from mainspring.spec.plugin import load_entry, run_file
 from mainspring.store.parse import read_dict, read_toml, to_dict
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -260,30 +257,12 @@ def _load(entry: str, base: Path, modules: dict[Path, ModuleType], where: str) -
 
 
 def _execute(path: Path, where: str) -> ModuleType:
-    """Run a user's file as a module of its own. Its present text is compiled, never a cached byte code."""
     try:
         source = path.read_bytes()
     except OSError as error:
         raise SpecError(f"{where}: cannot read {path}: {error.strerror}") from error
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module  # where typing, pickle and dataclasses look a function's module up
     try:
-        with _importable(path.parent):
-            exec(compile(source, str(path), "exec"), module.__dict__)
+        return run_file(path, source)
     except Exception as error:  # a user's file may raise anything
-        del sys.modules[name]
         at = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise SpecError(f"{where}: {path}{at} raises {type(error).__name__}: {error}") from error
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a user's file import its neighbours, as it could when run as a script."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))

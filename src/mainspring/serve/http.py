@@ -52,6 +52,8 @@ CheckToken = Callable[[str], object]
 """Returns who a bearer token belongs to, or raises `Denied`."""
 
 BODY_BYTES = 16 * 1024**2
+CHOICES = 2048
+"""One request may not fill the engine's queue with millions of one-letter prompts."""
 DEFAULT_TOKENS = 16
 """What `/v1/completions` generates when not told, as in the OpenAI API."""
 
@@ -140,7 +142,10 @@ class Endpoints:
         body = await self.read(request, CompletionBody)
         asked = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = body.sampling(max_tokens=asked or 1, logprobs=body.logprobs)
-        asks = [ask for prompt in body.prompts() for ask in _asks(prompt, sampling, body, drop=not asked)]
+        prompts = body.prompts()
+        if len(prompts) * (body.n or 1) > CHOICES:
+            raise Refusal(f"{len(prompts)} prompts times n = {body.n or 1} is above {CHOICES} choices", param="prompt")
+        asks = [ask for prompt in prompts for ask in _asks(prompt, sampling, body, drop=not asked)]
         servable = await self.find(body.model)
         return Answer(servable, asks, CompletionFormat(), stream=bool(body.stream), include_usage=body.include_usage)
 

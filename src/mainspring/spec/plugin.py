@@ -1,12 +1,16 @@
-"""Find a named implementation: built in, or installed by another distribution.
+"""Find a named implementation: built in, installed by another distribution, or in a file of the user's.
 
 One mechanism for devices, engines, readers, embedders and apps. A plugin is an entry point
 `<name> = "module:attribute"` in the group `mainspring.<kind>`; its `api` attribute must equal this version.
 """
 
+import hashlib
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mainspring.spec.errors import SpecError
@@ -42,3 +46,25 @@ def load_entry(entry: str) -> Any:
     if not hasattr(found, attribute):
         raise SpecError(f"module {module!r} has no {attribute!r}")
     return getattr(found, attribute)
+
+
+def run_file(path: Path, source: bytes) -> ModuleType:
+    """Run `source`, the text of the user's file `path`, as a module of its own; lets through whatever it raises.
+
+    The text itself is compiled, never a cached byte code: Python believes that one for an edit of the same length
+    within a second. The file may import its neighbours, as it could when run as a script.
+    """
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode() + source).hexdigest()[:12]}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # where typing, pickle and dataclasses look a function's module up
+    folder = str(path.parent)
+    sys.path.insert(0, folder)
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(folder)
+    return module

@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.util
 import inspect
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mainspring.spec import SpecError, TrainConfig
+from mainspring.spec.plugin import run_file
 from mainspring.store import parse
 
 if TYPE_CHECKING:
@@ -115,7 +113,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
             f"cannot read the recipe {file}: {error.strerror}", hint="give the path of a recipe.py"
         ) from error
     digest = hashlib.sha256(source).hexdigest()
-    recipe = _find_recipe(_execute(file, digest), file)
+    recipe = _find_recipe(_execute(file, source), file)
     if overrides:
         recipe = replace(recipe, config=override(recipe.config, overrides))
     return LoadedRecipe(recipe=recipe, path=file, digest=digest)
@@ -140,33 +138,15 @@ def _check_facts(model: Callable[..., nn.Module]) -> None:
             )
 
 
-def _execute(file: Path, digest: str) -> Mapping[str, Any]:
-    name = f"mainspring_recipe_{digest[:16]}"
-    found = importlib.util.spec_from_file_location(name, file)
-    if found is None or found.loader is None:
-        raise SpecError(f"{file} is not a Python file", hint="a recipe is a file that ends in .py")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
+def _execute(file: Path, source: bytes) -> Mapping[str, Any]:
     try:
-        with _importable(file.parent):
-            found.loader.exec_module(module)
+        return vars(run_file(file, source))
     except SyntaxError as error:
         raise SpecError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except SpecError as error:
         raise SpecError(f"{_where(error, file)}: {error}", hint=error.hint) from error
     except Exception as error:  # the user's code: anything may come out of it
         raise SpecError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
-    return vars(module)
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a recipe import the modules that lie beside it."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def _where(error: BaseException, file: Path) -> str:

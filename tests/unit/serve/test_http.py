@@ -242,6 +242,7 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str | None, str]] = [
     ("completions", {"prompt": "a" * 2000}, 400, None, "context_length_exceeded", "256 tokens, but 2016 were"),
     ("completions", {"prompt": []}, 400, "prompt", None, "empty"),
     ("completions", {"prompt": ""}, 400, None, None, "the prompt is empty"),
+    ("completions", {"prompt": ["x"] * 100, "n": 100}, 400, "prompt", None, "100 prompts times n = 100 is above 2048"),
     ("completions", {"prompt": {"text": "x"}}, 400, "prompt", "invalid_type", "must be a string, a list"),
     ("completions", {"prompt": [1, "x"]}, 400, "prompt", "invalid_type", "must be a string"),
     ("completions", {"prompt": [99999]}, 400, None, None, "token id 99999 is outside"),

@@ -76,6 +76,7 @@ def test_log_probabilities_are_of_the_model_not_of_the_temperature() -> None:
 def test_rows_may_ask_for_no_alternatives_at_all() -> None:
     logits = torch.tensor([[0.0, 1.0]])
     assert describe(logits, [0], tops=[0])[0].top == ()
+    assert len(describe(logits, [0], tops=[10_000])[0].top) == logits.shape[-1]
 
 
 def test_a_row_that_is_not_made_of_numbers_has_no_token() -> None:

@@ -1,5 +1,6 @@
 """Recipes: what a user may write, and what is said to one who wrote something else."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_the_digest_follows_the_content_and_not_the_place(tmp_path):
     first = load_recipe(recipe_file(tmp_path, GOOD)).digest
     assert load_recipe(recipe_file(tmp_path / "other", GOOD)).digest == first
     assert load_recipe(recipe_file(tmp_path, GOOD + "\n# more")).digest != first
+
+
+def test_an_edit_of_the_same_length_within_a_second_is_seen(tmp_path):
+    path = recipe_file(tmp_path, GOOD)
+    stat = path.stat()
+    assert load_recipe(path).recipe.config.steps == 7
+    recipe_file(tmp_path, GOOD.replace("steps=7", "steps=9"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert load_recipe(path).recipe.config.steps == 9
 
 
 def test_a_recipe_may_import_a_module_beside_it(tmp_path):

@@ -7,7 +7,6 @@ wake-up, which at 16 streams costs a tenth of one wake-up per piece. A failed st
 
 import asyncio
 import logging
-import os
 import secrets
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from mainspring.hardware import limits
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
 from mainspring.models.weights import load_pretrained, read_config
@@ -232,7 +232,7 @@ def pick_threads(model: Decoder, *, rows: int = 16) -> int:
 
 
 def _memory_bytes(device: torch.device) -> int:
-    """Free memory of an accelerator, or the host's memory."""
+    """Free memory of an accelerator, or what this process may use of the host's."""
     if device.type == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return limits.memory_bytes()
     return torch.accelerator.get_memory_info(device)[0]

@@ -85,7 +85,7 @@ def describe(logits_NV: Tensor, tokens: Sequence[int], *, tops: Sequence[int]) -
     """The log-probability of each given token, and of the `tops[row]` likeliest in its row."""
     logprobs_NV = logits_NV.float().log_softmax(-1)
     own = logprobs_NV[range(len(tokens)), list(tokens)].tolist()
-    values, ids = logprobs_NV.topk(max(tops), dim=-1)
+    values, ids = logprobs_NV.topk(min(max(tops), logprobs_NV.shape[-1]), dim=-1)
     alternatives = zip(ids.tolist(), values.tolist(), strict=True)
     return [
         Sampled(token, logprob, tuple(zip(row_ids[:top], row_values[:top], strict=True)))
