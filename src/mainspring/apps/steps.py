@@ -5,16 +5,20 @@ of the flow's own.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from mainspring.flow.graph import step
 from mainspring.spec import Artifact, Progress
 from mainspring.store import Store
 
+Policy = Literal["strict", "balanced", "aggressive"]
 CALIBRATION_DOCUMENTS = 32
 
 
 @step(cache=False)  # reads a source that no digest in the graph describes; equal content gives the same version again
-def documents(source: str, name: str, store: Store, run: str, progress: Progress, policy: str = "balanced") -> Artifact:
+def documents(
+    source: str, name: str, store: Store, run: str, progress: Progress, policy: Policy = "balanced"
+) -> Artifact:
     """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""
     from mainspring.data.dataset import Dataset
 
@@ -43,10 +47,13 @@ def train(
     """Plan the recipe for the machines at hand, train it on its ranks and publish `model:<name>`."""
     from mainspring.cluster import Launcher, survey
     from mainspring.train import launch
+    from mainspring.train import resume as attempts
 
     machines = survey(store.settings.address)
     facts = launch.facts_of(store, tokens.ref)
     plan = launch.plan_for(recipe, cluster=machines, facts=facts, ranks=ranks, overrides=overrides)
+    # A step that was interrupted goes on from its checkpoints when the same step, with the same inputs, runs again.
+    resume = attempts.same_step(store, run)
     with Launcher(address=store.settings.address, run_root=store.home / "runs") as launcher:
         return launch.train(
             store,
@@ -56,6 +63,7 @@ def train(
             tokens_ref=tokens.ref,
             name=name,
             run=run,
+            resume=resume,
             overrides=overrides,
             progress=progress,
         )

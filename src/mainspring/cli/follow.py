@@ -69,7 +69,7 @@ def _tell(run: "Run") -> None:
     while not run.done:
         fraction, message = run.progress
         word = message.partition(" ")[0]
-        if word != last or time.monotonic() - said_s > SAY_EVERY_S:
+        if message and (word != last or time.monotonic() - said_s > SAY_EVERY_S):
             last, said_s = word, time.monotonic()
             print(f"{kind} {fraction:4.0%} {message}", file=sys.stderr, flush=True)
         threading.Event().wait(POLL_S)

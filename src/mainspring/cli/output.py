@@ -15,6 +15,7 @@ from typing import Any
 
 GAP = "  "
 PROSE_WIDTH = 24
+WORD_WIDTH = 40
 
 
 def print_json(value: Any) -> None:
@@ -53,6 +54,7 @@ def table_lines(
     from rich.cells import cell_len
 
     shown = list(range(len(columns)))
+    words = max((cell_len(word) for row in cells for word in row[-1].split()), default=0)
     wide = [max(map(cell_len, [name, *(row[i] for row in cells)])) for i, name in enumerate(columns)]
 
     def room() -> int:
@@ -60,13 +62,13 @@ def table_lines(
         return width - sum(wide[i] + len(GAP) for i in shown[:-1])
 
     for name in drop:
-        if room() < min(wide[shown[-1]], PROSE_WIDTH):
+        if room() < min(wide[-1], max(PROSE_WIDTH, min(words, WORD_WIDTH))):
             shown.remove(columns.index(name))
     last = max(room(), PROSE_WIDTH)
     lines = []
     for row in [list(columns), *cells]:
         fixed = GAP.join(row[i] + " " * (wide[i] - cell_len(row[i])) for i in shown[:-1])
-        prose = textwrap.wrap(row[shown[-1]], last) or [""]
+        prose = textwrap.wrap(row[-1], last, break_on_hyphens=False) or [""]
         lines.append(GAP.join(filter(None, (fixed, prose[0]))).rstrip())
         indent = " " * cell_len(fixed + GAP) if fixed else ""
         lines += [indent + more for more in prose[1:]]

@@ -12,6 +12,7 @@ from mainspring.spec import TERMINAL, Failed, RunRecord, SpecError
 from mainspring.store import Store
 
 CHECKPOINTS = "checkpoints/step-*"
+LOOK_BACK = 200
 
 
 def owner_of(record: RunRecord) -> str:
@@ -31,6 +32,20 @@ def first_attempt(store: Store, run_id: str) -> str:
     if record.state not in TERMINAL:
         raise SpecError(f"run {record.id} is still {record.state}", hint=f"mainspring stop {record.id}")
     return owner_of(record)
+
+
+def same_step(store: Store, run_id: str) -> str:
+    """The newest earlier run of the same step of a flow, with the same inputs, that left checkpoints; "" for none."""
+    key = _step_key(store.run(run_id))
+    for record in store.runs(kind="step", limit=LOOK_BACK):
+        interrupted = record.state in ("FAILED", "CANCELLED") and record.id != run_id
+        if key and interrupted and _step_key(record) == key and _has_checkpoint(store, record.id):
+            return record.id
+    return ""
+
+
+def _step_key(record: RunRecord) -> str:
+    return str(json.loads(record.config_json).get("key", ""))
 
 
 def can_resume(store: Store, record: RunRecord) -> bool:

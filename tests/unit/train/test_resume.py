@@ -1,0 +1,64 @@
+"""Which checkpoints a continuation uses: those of the first attempt, however often training was interrupted."""
+
+import pytest
+
+from mainspring.spec import Failed, SpecError
+from mainspring.store import Store
+from mainspring.train import resume
+
+
+def attempt(store: Store, *, kind: str = "train", state: str = "FAILED", saved: bool = False, **config: object) -> str:
+    """A recorded run that has ended in `state`, with a checkpoint when it has `saved` one."""
+    run = store.start_run(kind, "x", config=config).id
+    store.set_run_state(run, "RUNNING")
+    if state != "RUNNING":
+        store.set_run_state(run, state)  # pyright: ignore[reportArgumentType]
+    if saved:
+        (store.run_dir(run) / "checkpoints" / "step-00000010").mkdir(parents=True)
+    return run
+
+
+def test_a_continuation_of_a_continuation_uses_the_checkpoints_of_the_first_attempt(store: Store) -> None:
+    first = attempt(store, saved=True, resume="")
+    second = attempt(store, resume=first)
+    third = attempt(store, resume=resume.first_attempt(store, second))
+    assert resume.first_attempt(store, third[-8:]) == first
+    assert resume.can_resume(store, store.run(third))
+
+
+def test_two_runs_never_write_the_same_checkpoints(store: Store) -> None:
+    first = attempt(store, saved=True)
+    at_work = attempt(store, state="RUNNING", resume=first)
+    for run in (first, at_work):
+        with pytest.raises(SpecError, match="still at it") as caught:
+            resume.first_attempt(store, run)
+        assert at_work in caught.value.hint
+    store.set_run_state(at_work, "CANCELLED")
+    assert resume.first_attempt(store, first) == first
+
+
+def test_only_training_that_ended_too_early_and_left_a_checkpoint_can_go_on(store: Store) -> None:
+    ready = attempt(store, saved=True, state="CANCELLED")
+    finished, empty = attempt(store, saved=True, state="SUCCEEDED"), attempt(store)
+    other = attempt(store, kind="eval", saved=True)
+    assert [resume.can_resume(store, store.run(run)) for run in (ready, finished, empty, other)] == [True] + [False] * 3
+    with pytest.raises(SpecError, match="no training"):
+        resume.first_attempt(store, other)
+
+
+def test_a_step_goes_on_from_the_same_step_with_the_same_inputs_only(store: Store) -> None:
+    same = attempt(store, kind="step", saved=True, key="k1")
+    attempt(store, kind="step", saved=True, key="k2")
+    attempt(store, kind="step", key="k1")  # newer, but it left nothing
+    assert resume.same_step(store, attempt(store, kind="step", state="RUNNING", key="k1")) == same
+    assert resume.same_step(store, attempt(store, kind="step", state="RUNNING", key="k3")) == ""
+    assert resume.same_step(store, attempt(store, state="RUNNING")) == ""
+
+
+def test_a_failure_says_how_to_go_on_only_when_there_is_a_checkpoint(store: Store) -> None:
+    for saved in (True, False):
+        run = attempt(store, saved=saved)
+        with pytest.raises(Failed) as caught, resume.tell_how_to_resume(store, run, run):
+            raise Failed("a rank died", hint="its log")
+        assert caught.value.hint.startswith("its log")
+        assert (f"train --resume {run}" in caught.value.hint) == saved
