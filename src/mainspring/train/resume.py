@@ -23,15 +23,17 @@ def owner_of(record: RunRecord) -> str:
 def first_attempt(store: Store, run_id: str) -> str:
     """The run whose checkpoints a continuation of `run_id` shall use.
 
-    Raises `SpecError` while `run_id` is still at work, because two runs must not write the same checkpoints.
+    Raises `SpecError` while one of that run's attempts is still at work, because two must not write the same files.
     """
     store.reap_dead_runs()
     record = store.run(run_id)
     if record.kind != "train":
         raise SpecError(f"run {record.id} is no training", hint="list those with mainspring ps --all --kind train")
-    if record.state not in TERMINAL:
-        raise SpecError(f"run {record.id} is still {record.state}", hint=f"mainspring stop {record.id}")
-    return owner_of(record)
+    owner = owner_of(record)
+    for other in store.runs(kind="train", limit=LOOK_BACK):
+        if other.state not in TERMINAL and owner_of(other) == owner:
+            raise SpecError(f"run {other.id} is still at it: {other.state}", hint=f"mainspring stop {other.id}")
+    return owner
 
 
 def same_step(store: Store, run_id: str) -> str:
