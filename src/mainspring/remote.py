@@ -95,6 +95,11 @@ class RemoteRun:
         found = self.workspace.get(f"runs/{self.id}/result")
         return parse.read_dict(found, Artifact) if found else None
 
+    @property
+    def ref(self) -> str:
+        """The artifact it made, or the model it serves; `SpecError` while there is none."""
+        return self.workspace.get(f"runs/{self.id}/ref")
+
     def logs(self, rank: int | None = None, *, tail: int | None = None) -> str:
         """What it said."""
         given = {"rank": rank, "tail": tail}

@@ -268,7 +268,7 @@ class Workspace:
         from mainspring.evaluate import gate
 
         report = self.report(ref)
-        return gate.decide(report, gate.criteria_of(report))
+        return gate.decide(report, gate.criteria_for(report))
 
     def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
         """Quantise a model, calibrated on documents of dataset `data` when given, and publish the result."""

@@ -12,8 +12,10 @@ from mainspring import __version__
 from mainspring.api import apps, artifacts, data, machine, runs
 from mainspring.api.access import Access, BodyLimit, SameOrigin
 from mainspring.serve.http import router
-from mainspring.spec import MainspringError
+from mainspring.spec import MainspringError, NotFound
 from mainspring.workspace import Workspace
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 def create_app(workspace: Workspace, *, host: str = "127.0.0.1") -> FastAPI:
@@ -30,9 +32,14 @@ def create_app(workspace: Workspace, *, host: str = "127.0.0.1") -> FastAPI:
     for resource in (runs, artifacts, data, machine, apps):
         app.include_router(resource.router(workspace, access), prefix="/api/v1")
     app.include_router(router(workspace.offers(), check_token=check_token))
+    app.add_api_route("/api/{path:path}", _nowhere, methods=list(METHODS), include_in_schema=False)
     app.add_exception_handler(MainspringError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_body)
     return app
+
+
+def _nowhere(request: Request) -> None:
+    raise NotFound(f"there is nothing to {request.method} at {request.url.path}", hint="see /docs for what there is")
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:

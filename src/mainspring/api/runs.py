@@ -119,6 +119,10 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
             raise Unavailable(f"run {run_id} is {run.record.state}", hint="ask again later")
         return parse.to_dict(run.result())
 
+    @routes.get("/runs/{run_id}/ref", dependencies=read)
+    def ref(run_id: str) -> str:
+        return workspace.run(run_id).ref
+
     @routes.post("/runs/{run_id}/stop", dependencies=write)
     def stop(run_id: str) -> Any:
         run = workspace.run(run_id)

@@ -29,15 +29,10 @@ FIDELITY = (
 
 
 def criteria_for(report: Report) -> tuple[Criterion, ...]:
-    """What a model must meet before it may write answers: where it was held against an original, fidelity too."""
-    return GENERATOR + FIDELITY if report.score("kl_mean") else GENERATOR
-
-
-def criteria_of(report: Report) -> tuple[Criterion, ...]:
-    """The gate for what the report is about: an index, a model held against its original, or any other model."""
+    """What the report's subject is judged by: an index, a model, and a model that was measured beside its original."""
     if report.subject.startswith("index:"):
         return RETRIEVAL
-    return FIDELITY if report.score("kl_mean") else GENERATOR
+    return GENERATOR + FIDELITY if report.score("kl_mean") else GENERATOR
 
 
 def decide(report: Report, criteria: Sequence[Criterion]) -> GateDecision:
