@@ -31,7 +31,7 @@ class Spread:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+        return f"{readable(self.median)} ({readable(self.low)} to {readable(self.high)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,11 @@ def spread(samples: Sequence[float]) -> Spread:
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
     """The ratio of each round."""
     return [one / other for one, other in zip(numerators, denominators, strict=True)]
+
+
+def readable(number: float) -> str:
+    """Three digits, and no fewer before the point."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def publish(findings: Findings, *, packages: Sequence[str] = ()) -> None:

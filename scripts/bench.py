@@ -96,18 +96,23 @@ def stored(root: Path) -> dict[str, Found]:
     return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(paths)}
 
 
-def quoted(key: str, findings: Mapping[str, Found]) -> str:
-    """What a text quotes as `key`: a headline, a table or a number. `KeyError` when nothing is kept under it."""
-    name, _, part = key.partition(".")
-    found = findings[name]
+def quoted(part: str, found: Found) -> str:
+    """What a text quotes of a benchmark: the headline, the `table`, or a number, by its name."""
     if part == "table":
         return f"\n{table(found)}\n"
     return f"{found['numbers'][part]:.3g}" if part else found["headline"]
 
 
 def fill(text: str, findings: Mapping[str, Found]) -> str:
-    """`text` with every marked quotation brought up to date."""
-    return MARKED.sub(lambda at: f"<!-- bench:{at[1]} -->{quoted(at[1], findings)}{CLOSE}", text)
+    """`text` with every marked quotation brought up to date; of what was never measured, nothing is changed."""
+
+    def replace(quotation: re.Match[str]) -> str:
+        name, _, part = quotation[1].partition(".")
+        if name not in findings:
+            return quotation[0]
+        return f"<!-- bench:{quotation[1]} -->{quoted(part, findings[name])}{CLOSE}"
+
+    return MARKED.sub(replace, text)
 
 
 def write_texts(root: Path) -> None:
