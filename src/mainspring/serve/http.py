@@ -115,9 +115,9 @@ class Endpoints:
 
     async def find(self, name: str) -> Servable:
         """The named model, loaded. An unknown name is the client's error, a model that does not load is ours."""
-        if name not in self.models.names():
-            served = ", ".join(self.models.names()) or "nothing"
-            raise NotFound(f"the model {name!r} does not exist", hint=f"served: {served}")
+        names = await asyncio.to_thread(self.models.names)  # may ask a database
+        if name not in names:
+            raise NotFound(f"the model {name!r} does not exist", hint=f"served: {', '.join(names) or 'nothing'}")
         try:
             return await asyncio.to_thread(self.models.get, name)
         except SpecError as error:
@@ -130,7 +130,8 @@ class Endpoints:
     async def list_models(self, request: Request) -> dict[str, object]:
         """Every name that can be asked for."""
         await self.admit(request)
-        return {"object": "list", "data": [self.card(name) for name in self.models.names()]}
+        names = await asyncio.to_thread(self.models.names)
+        return {"object": "list", "data": [self.card(name) for name in names]}
 
     async def show_model(self, request: Request, name: str) -> dict[str, object]:
         """One name, with the longest prompt plus answer; loads it."""

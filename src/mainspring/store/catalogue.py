@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, func, select
 
 from mainspring.spec import Artifact, FileEntry, NotFound, SpecError
 from mainspring.store.database import artifacts, files, insert_or_update, tags
@@ -58,6 +58,20 @@ class Catalogue(EventLog):
         with self.read() as connection:
             rows = connection.execute(query.order_by(artifacts.c.id.desc()).limit(limit)).all()
             return _artifacts(connection, rows)
+
+    def newest(self, kind: str) -> tuple[Artifact, ...]:
+        """The newest version of every name of a kind, however many versions others have; by name."""
+        mine = (artifacts.c.workspace == self.workspace) & (artifacts.c.kind == kind)
+        last = (
+            select(artifacts.c.name, func.max(artifacts.c.version).label("version"))
+            .where(mine)
+            .group_by(artifacts.c.name)
+            .subquery()
+        )
+        same = (artifacts.c.name == last.c.name) & (artifacts.c.version == last.c.version)
+        query = select(artifacts).join(last, same).where(mine).order_by(artifacts.c.name)
+        with self.read() as connection:
+            return _artifacts(connection, connection.execute(query).all())
 
     def tag(self, ref: str, tag: str) -> Artifact:
         """Point `kind:name@tag` at the artifact `ref` names, moving the tag if it stood elsewhere."""
