@@ -31,7 +31,8 @@ from mainspring.spec import (
     TrainConfig,
 )
 from mainspring.train.loop import StepResult, Trainer, TrainingData
-from mainspring.train.recipe import LoadedRecipe, Recipe
+from mainspring.train.muon import muon
+from mainspring.train.recipe import LoadedRecipe, Recipe, adamw
 
 LADING = 10_000_000
 VOCAB, SEQ_LEN, GLOBAL_BATCH = 48, 12, 8
@@ -140,6 +141,7 @@ def exploding_loss(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 MODELS = {"decoder": decoder, "tied": tied, "dropped": dropped, "laden": LadenModel}
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
 LOSSES = {"masked": masked_loss, "mean": mean_loss, "exploding": exploding_loss}
 
 
@@ -191,6 +193,7 @@ class Order:
     full_at: int = 0
     victim: int = 0
     rebuild_at: int = 0
+    optimizer: str = "adamw"
     waits_for_saves: bool = False
 
 
@@ -210,7 +213,8 @@ class Outcome:
 
 
 def recipe_of(order: Order) -> LoadedRecipe:
-    recipe = Recipe(model=MODELS[order.model], loss=LOSSES[order.loss], config=order.config)
+    parts = {"model": MODELS[order.model], "loss": LOSSES[order.loss], "optimizer": OPTIMIZERS[order.optimizer]}
+    recipe = Recipe(**parts, config=order.config)
     return LoadedRecipe(recipe=recipe, path=Path("recipe.py"), digest="0" * 64)
 
 
