@@ -23,6 +23,8 @@ from mainspring.spec import Settings
 from mainspring.store import Store
 from mainspring.testing.processes import eventually
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",

@@ -53,7 +53,7 @@ def listing(found: Sequence[Artifact]) -> Markup:
     rows = []
     for artifact in found:
         noted = meta(artifact)
-        kept, came = noted["rows"], noted["read"]
+        kept, came = noted.get("rows", 0), noted.get("read", 0)  # absent where another program published it
         rows.append(
             (
                 link_to(artifact.ref),

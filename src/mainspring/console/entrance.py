@@ -48,7 +48,7 @@ class Sessions:
     def token(self, value: str, *, now_s: float) -> str:
         """The token in a cookie of ours; `Denied` when it is not ours or has ended."""
         body, _, signature = value.rpartition(".")
-        if not body or not hmac.compare_digest(signature, self._sign(body)):
+        if not body or not hmac.compare_digest(signature.encode(), self._sign(body).encode()):
             raise Denied("no session", hint="sign in with a token")
         until, _, token = base64.urlsafe_b64decode(body).decode().partition(":")
         if int(until) < now_s:

@@ -23,7 +23,8 @@ Child = str | int | float | None | Iterable["Child"]
 
 def tag(name: str, *children: Child, **attributes: str | float | bool | None) -> Markup:
     """`<name ...>children</name>`. A trailing underscore of an attribute falls away and others become hyphens."""
-    given = "".join(_attribute(key, value) for key, value in attributes.items() if value not in (None, False))
+    wanted = {key: value for key, value in attributes.items() if value is not None and value is not False}
+    given = "".join(_attribute(key, value) for key, value in wanted.items())
     if name in EMPTY:
         return Markup(f"<{name}{given}/>")
     return Markup(f"<{name}{given}>{join(*children)}</{name}>")

@@ -89,7 +89,10 @@ def _turn(name: str, artifact: Artifact | None, state: str, say: Callable[[Mappi
     running, failed = state in RUNNING, state == "FAILED"
     if artifact is None:
         return Turn(name, "run" if running else "bad" if failed else "off", _PENDING[name], None)
-    told = say(meta(artifact)) or size(artifact.size_bytes)
+    try:
+        told = say(meta(artifact)) or size(artifact.size_bytes)
+    except KeyError:  # published by somebody else's code, without the notes of our stages
+        told = size(artifact.size_bytes)
     what = tag("span", link_to(artifact.ref, f"{artifact.name}@{artifact.version}"), DOT, told)
     return Turn(name, "run" if running else "good", what, artifact.created_s)
 
@@ -137,11 +140,19 @@ def _smaller(noted: Mapping) -> str:
     return f"{noted['scheme']}{DOT}{size(noted['bytes_before'])} to {size(noted['bytes_after'])}"
 
 
+def _judged(noted: Mapping) -> str:
+    return f"{noted['subject']}{DOT}gate {noted['gate']}"
+
+
+def _is_model_report(artifact: Artifact) -> bool:
+    return artifact.kind == "report" and artifact.name.startswith("model-")
+
+
 _STAGES: tuple[tuple[str, str, Callable[[Artifact], bool], Callable[[Mapping], str]], ...] = (
     ("Documents", "data", lambda a: a.kind == "dataset", lambda m: f"{count(m['rows'])} of {count(m['read'])} kept"),
     ("Tokens", "tokens", lambda a: a.kind == "tokens", lambda m: f"{count(m['train'])} tokens to learn from"),
     ("Training", "train", lambda a: a.kind == "model" and not _quantised(a), _trained),
-    ("Evaluation", "eval", lambda a: a.kind == "report" and a.name.startswith("model-"), lambda m: str(m["subject"])),
+    ("Evaluation", "eval", _is_model_report, _judged),
     ("Compression", "compress", _quantised, _smaller),
     ("Index", "index", lambda a: a.kind == "index", lambda m: f"{count(m['chunks'])} passages"),
     ("Assistant", "app", lambda a: a.kind == "app", lambda m: f"generator gate {m['gate']}"),

@@ -1,0 +1,123 @@
+"""Pages as functions of what was seen: escaped, thinned, split and worded."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mainspring.console import assistant, charts, data, flows, models, runs, wheel, words
+from mainspring.console.markup import Markup, join, tag
+from mainspring.console.parts import bar, table
+from mainspring.spec import CurationReport, Event, RuleCount, Score, Skipped
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@given(st.text())
+def test_text_is_text_wherever_it_stands(text: str) -> None:
+    drawn = tag("p", text, title=text)
+    assert drawn.count("<") == 2
+    assert join(drawn, tag("b", 1)) == Markup(f"{drawn}<b>1</b>")
+
+
+def test_an_answer_cannot_bring_markup_but_keeps_its_markers() -> None:
+    quoted = {"source": HOSTILE, "path": (HOSTILE,), "quote": HOSTILE}
+    citation = {"marker": 1, "chunk": "c" * 40, "score": 1.0, **quoted}
+    found = {"trace": "t", "mode": "extracted", "note": HOSTILE, "citations": [citation]}
+    drawn = assistant.view(f"**join** uses `sep` {HOSTILE} [1].", found)
+    assert "<img" not in drawn
+    assert "<b>join</b> uses <code>sep</code>" in drawn
+    assert '<sup><a href="#t-1">1</a></sup>.' in drawn
+    assert 'id="t-1"' in drawn
+
+
+@given(st.integers(1, 20_000))
+def test_a_curve_is_thinned_but_keeps_its_end(count: int) -> None:
+    rows = [{"step": float(step), "loss": 1.0 / step} for step in range(1, count + 1)]
+    found = charts.points(rows, "loss")
+    assert len(found) <= 2 * charts.MAX_POINTS + 1
+    assert found[-1] == [count, 1.0 / count]
+    assert found == sorted(found)
+
+
+def test_a_column_that_is_not_there_is_no_curve() -> None:
+    rows = [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0, "held_out_loss": 1.5}]
+    assert charts.points(rows, "mfu") == []
+    series = charts.loss_options(rows)["series"]
+    assert [(one["name"], len(one["data"])) for one in series] == [("loss", 2), ("held-out loss", 1)]
+
+
+def test_logs_are_split_by_their_files() -> None:
+    text = "== rank-0.log\none\n== not a heading\n\n== run.log\nTraceback\n"
+    assert runs.split_logs(text) == {"rank-0.log": "one\n== not a heading", "run.log": "Traceback"}
+    assert runs.split_logs("") == {}
+
+
+def test_what_was_dropped_is_ordered_and_named() -> None:
+    rules = (
+        RuleCount(rule="short", dropped=1, examples=(HOSTILE,)),
+        RuleCount(rule="copies", dropped=4),
+        RuleCount(rule="quiet", dropped=0),
+    )
+    skipped = (Skipped(source="a.pdf", reason=HOSTILE),)
+    drawn = data.curation(CurationReport(read=10, kept=5, read_bytes=100, kept_bytes=50, rules=rules, skipped=skipped))
+    assert drawn.index("copies") < drawn.index("short")
+    assert "4 (40.0%)" in drawn
+    assert "Found nothing: quiet" in drawn
+    assert "<img" not in drawn
+
+
+def test_scores_of_one_unit_share_a_scale_from_zero() -> None:
+    def score(name: str, value: float, unit: str, baseline: float | None = None) -> Score:
+        return Score(name=name, value=value, unit=unit, higher_is_better=False, baseline=baseline, baseline_name="b")
+
+    scores = [score("a", 2.0, "bits", 3.0), score("b", -1.0, "bits"), score("c", 0.4, "share")]
+    assert models.scales(scores) == {"bits": (-1.0, 3.0), "share": (0.0, 1.0)}
+    assert "better than b 3" in models.score_line(scores[0], (-1.0, 3.0))
+    assert "not better" not in models.score_line(scores[0], (-1.0, 3.0))
+    assert models.score_line(score("zero", 0.0, "x"), (0.0, 0.0))
+
+
+def test_a_flow_is_where_its_latest_event_left_it() -> None:
+    config = {"steps": {"b": {"call": "x:b"}, "a": {"call": "x:a"}}, "needs": {"b": ["a"]}}
+    steps = {step.name: step for step in flows.described(config)}
+    told = {"state": "RUNNING", "fraction": 0.5, "message": "half", "run": "r1", "seconds": 2.0, "attempt": 2}
+    events = [
+        Event(seq=seq, time_s=0.0, kind="flow.step", subject="f", data_json=json.dumps({"step": name, **told}))
+        for seq, name in enumerate(("a", "unknown"))
+    ]
+    after = flows.heard(steps, events)
+    assert (after["a"].state, after["a"].attempt, after["a"].needs) == ("RUNNING", 2, ())
+    assert (after["b"].state, after["b"].needs) == ("PENDING", ("a",))
+
+
+def test_an_empty_workspace_has_a_wheel_that_stands_still() -> None:
+    stages = wheel.turns((), (), ())
+    assert len(stages) == 8
+    assert {stage.tone for stage in stages} == {"off"}
+    assert "0/8" in wheel.draw(stages)
+
+
+def test_columns_without_anything_are_left_out() -> None:
+    drawn = table(("name", "tags", "size"), [("a", "", 1), ("b", Markup(""), 2)], numbers=(2,))
+    assert "tags" not in drawn
+    assert drawn.count('class="number"') == 3
+
+
+def test_a_bar_stays_within_its_track() -> None:
+    assert "width:100.0%" in bar(7.0, "over")
+    assert 'aria-valuenow="0"' in bar(-1.0, "under")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.0, "0.0 s"), (0.002, "2 ms"), (3.21, "3.2 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (200_000, "2 d")],
+)
+def test_durations_read_like_a_person_says_them(seconds: float, told: str) -> None:
+    assert words.duration(seconds) == told
+
+
+@pytest.mark.parametrize(("number", "told"), [(12, "12"), (4096, "4,096"), (1_234_567, "1.23 M"), (0.25, "0.25")])
+def test_counts_read_like_a_person_says_them(number: float, told: str) -> None:
+    assert words.count(number) == told
