@@ -133,10 +133,6 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
     def can_resume(run_id: str) -> bool:
         return workspace.can_resume(run_id)
 
-    @routes.post("/runs/{run_id}/resume", dependencies=write, status_code=202)
-    def resume(run_id: str) -> Any:
-        return _told(workspace.resume(run_id))
-
     @routes.post("/plan", dependencies=write)
     def plan(body: PlanBody) -> Any:
         recipe = _keep(workspace, body.recipe, body.recipe_name)
@@ -157,6 +153,10 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
 
 def _add_verbs(routes: APIRouter, workspace: Workspace, write: list[Any]) -> None:
     """One POST per verb; each answers with the run it started."""
+
+    @routes.post("/runs/{run_id}/resume", dependencies=write, status_code=202)
+    def resume(run_id: str) -> Any:
+        return _told(workspace.resume(run_id))
 
     @routes.post("/data", dependencies=write, status_code=202)
     def publish_data(body: DataBody) -> Any:

@@ -182,8 +182,8 @@ def _leading_directions(rows: Sequence[tuple[npt.NDArray[np.int64], Vectors]], t
 def _orthonormal(columns: "Tensor") -> "Tensor":
     """An orthonormal basis of what `columns` span, by the eigenvectors of their float64 Gram matrix.
 
-    Ten times faster than the QR of a 6,000 x 288 matrix. Squaring the condition number costs nothing in float64: directions
-    weaker than a millionth of the strongest are rounding errors of the float32 columns, and are left out.
+    Ten times faster than the QR of a 6,000 x 288 matrix. Squaring the condition number costs nothing in float64:
+    directions weaker than a millionth of the strongest are rounding errors of the float32 columns, and are left out.
     """
     import torch
 

@@ -61,9 +61,7 @@ def home(tmp_path_factory) -> Iterator[tuple[Store, Launcher, str]]:
             splits = []
             for name, part in parts.items():
                 part.tofile(scratch / f"{name}.bin")
-                splits.append(
-                    TokenSplit(name=name, file=f"{name}.bin", tokens=len(part), documents=1)
-                )
+                splits.append(TokenSplit(name=name, file=f"{name}.bin", tokens=len(part), documents=1))
             made = TokenSet(
                 splits=tuple(splits),
                 vocab=tokenizer.vocab,
