@@ -12,6 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -62,11 +63,13 @@ class Sessions:
 def load_key(home: Path) -> bytes:
     """The workspace's signing key, made on first use and readable by its owner alone."""
     path = home / KEY_FILE
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    if not path.exists():
+        partial = home / f".{KEY_FILE}.{secrets.token_hex(6)}"
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):  # another process was first, and its key is whole
+            os.link(partial, path)
+        partial.unlink()
     return path.read_bytes()
 
 

@@ -1,5 +1,7 @@
 """The console's sessions: only ours, only as long as they last, and no way out to another site."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,16 @@ def test_the_key_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None:
     assert len(key) == 32
     assert load_key(tmp_path) == key
     assert (tmp_path / entrance.KEY_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_processes_that_start_at_once_share_one_whole_key(tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def load(_: int) -> bytes:
+        start.wait()
+        return load_key(tmp_path)
+
+    with ThreadPoolExecutor(8) as pool:
+        keys = set(pool.map(load, range(8)))
+    assert [len(key) for key in keys] == [32]
+    assert not list(tmp_path.glob(".console.key*"))
