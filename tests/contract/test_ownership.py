@@ -10,6 +10,7 @@ OWNERS = {
     "altair": {"evaluate"},
     "daft": {"data"},
     "fastapi": {"api", "console", "serve"},
+    "fastapi_offline": {"api", "serve"},
     "fsspec": {"store"},
     "httpx": {"remote"},
     "huggingface_hub": {"models"},

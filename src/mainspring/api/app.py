@@ -7,6 +7,7 @@ The same process serves `/v1`, the OpenAI-compatible side of everything publishe
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 
 from mainspring import __version__
 from mainspring.api import apps, artifacts, data, machine, runs
@@ -24,7 +25,7 @@ def create_app(workspace: Workspace, *, host: str = "127.0.0.1") -> FastAPI:
     Raises `SpecError` when others could reach `host` and the workspace has no token to keep them out.
     """
     check_token = workspace.guard(host)
-    app = FastAPI(title="Mainspring", version=__version__, description="The verbs of a Mainspring workspace.")
+    app = FastAPIOffline(title="Mainspring", version=__version__, description="The verbs of a Mainspring workspace.")
     app.state.check_token = check_token
     access = Access(check_token)
     app.add_middleware(BodyLimit)

@@ -24,6 +24,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -79,7 +80,7 @@ class OpenAIRoute(APIRoute):
 
 def create_app(models: Registry, *, check_token: CheckToken | None = None) -> FastAPI:
     """A server for `models`; with `check_token`, `/v1` wants a bearer token."""
-    app = FastAPI(title="Mainspring", version=__version__)
+    app = FastAPIOffline(title="Mainspring", version=__version__)
     app.include_router(router(models, check_token=check_token))
 
     @app.exception_handler(HTTPException)

@@ -1,5 +1,6 @@
 """The control API over a real socket: who may do what, where requests may come from, what a wrong one is told."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,3 +175,11 @@ def test_a_broken_workspace_does_not_take_the_server_down(tmp_path: Path) -> Non
     with Workspace(Settings(home=str(tmp_path / "home"))) as workspace, listen(create_app(workspace)) as url:
         assert httpx.get(f"{url}/api/v1/reports/report:x").status_code == 404
         assert httpx.get(f"{url}/api/v1/runs").json() == []
+
+
+def test_the_documentation_page_comes_whole_from_this_machine(url: str) -> None:
+    page = httpx.get(f"{url}/docs").text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert sources
+    assert all(source.startswith("/") for source in sources)
+    assert all(httpx.get(url + source).status_code == 200 for source in sources)
