@@ -124,8 +124,12 @@ class Execution:
             with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
                 traceback.print_exception(error, file=file)
         except OSError as full:
-            log.warning("the log of a run is not whole", extra={"run": self.id, "reason": str(full)})
-        self.store.set_run_state(self.id, state, str(error))
+            log.info("the log of a run is not whole", extra={"run": self.id, "reason": str(full)})
+        try:
+            self.store.set_run_state(self.id, state, str(error))
+        except MainspringError as unwritten:
+            # A full disk. The caller hears `error`; the record is closed when this process is seen to be gone.
+            log.info("the end of a run is not recorded", extra={"run": self.id, "reason": str(unwritten)})
 
     def _watch_for_stop(self) -> None:
         while not self._done.wait(STOP_POLL_S):
