@@ -176,10 +176,11 @@ def test_a_listener_that_raises_does_not_lose_the_job(launcher):
 
 
 DRIVER = """
-    import sys, threading
+    import signal, sys
     from pathlib import Path
     from mainspring.cluster import Launcher
     from mainspring.spec import Job
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
     sys.path.insert(0, {entries!r})
     with Launcher(address="local", run_root=Path({root!r})) as launcher:
         handle = launcher.submit(Job(id="j", name="j", entry="cluster_entries:linger", ranks=2))
@@ -187,6 +188,7 @@ DRIVER = """
 """
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_and_clusters_one_after_another_are_no_problem(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/dev/null/home")
     said = isolated(
