@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import mainspring
 from mainspring.cluster.guard import open_guard
 from mainspring.cluster.placement import Capacity
+from mainspring.cluster.reach import sees
 from mainspring.hardware import limits
 from mainspring.spec import SpecError, Unavailable, spec
 from mainspring.spec.settings import quiet_third_parties, variable
@@ -86,6 +87,22 @@ class Engine:
         else:
             left = _available()
         return {node: _capacity(node, resources) for node, resources in left.items()}
+
+    def seeing(self, paths: Sequence[str], *, run_root: str) -> frozenset[str]:
+        """The names of the nodes that see every one of `paths`; see `reach.sees`."""
+        import ray
+        from ray.exceptions import RayError
+
+        ask, members = ray.remote(num_cpus=0)(sees), self.members()
+        try:
+            answers = [
+                ask.options(label_selector={"ray.io/node-id": member.id}).remote(list(paths), run_root)
+                for member in members
+            ]
+            seen: list[bool] = ray.get(answers, timeout=_START_S)
+        except RayError as error:
+            raise Unavailable(f"cannot ask the nodes of {self.address!r} what they see: {error}") from error
+        return frozenset(member.capacity.node for member, yes in zip(members, seen, strict=True) if yes)
 
     def close(self) -> None:
         """Give the connection back; the last user disconnects, which ends a local Ray."""
@@ -204,8 +221,9 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise Unavailable(f"Ray is not installed: {error}") from error
     logging.getLogger("ray").setLevel(logging.ERROR)  # importing Ray sets it to INFO
-    # Where Lance is loaded it warns of every fork; each of Ray's is followed by an exec.
+    # Where Lance and LanceDB are loaded they warn of every fork; each of Ray's is followed by an exec.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    warnings.filterwarnings("ignore", message="lancedb fork support is experimental")
     if ray.is_initialized():
         raise Unavailable("this process has called ray.init itself, and Ray allows one connection per process")
     return ray
