@@ -31,6 +31,7 @@ from mainspring.spec import DecoderConfig, Plan, Task, TokenSet, TokenSplit, Tra
 from mainspring.store.parse import to_json
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.metrics import FILE, Recorder
+from mainspring.train.parallel import Group
 from mainspring.train.profile import profile_recipe
 from mainspring.train.recipe import LoadedRecipe, Recipe
 from measure import Findings, parse_options, publish, ratios, spread, take_turns
@@ -113,7 +114,7 @@ def run_ours(case: Case, tokens: Path, scratch: Path, *, stack: ExitStack) -> It
     recorder = Recorder(scratch / FILE, plan, model, task, log_every=1)
     stack.callback(recorder.close)
     data = TrainingData(train=open_loader(tokens, case.config), facts={})
-    trainer = Trainer(loaded, plan, task, data=data, folder=scratch / "checkpoints")
+    trainer = Trainer(loaded, plan, Group(task), data=data, folder=scratch / "checkpoints")
     stack.callback(trainer.close)
     recorder.start(0)
     for result in trainer.steps():

@@ -198,6 +198,7 @@ class Workspace:
         first = attempts.first_attempt(self.store, resume) if resume else ""
 
         def body(work: Execution) -> Artifact:
+            launch.check_reach(self.store, self.launcher, plan=chosen, run=work.id)
             tokens = pack.tokens_of(self.store, source, vocab=vocab, run=work.id, progress=work.progress)
             with attempts.tell_how_to_resume(self.store, first or work.id, work.id):
                 return launch.train(
@@ -489,6 +490,7 @@ def connect(address: str = "", *, token: str = "", settings: Settings | None = N
 
     Without an address, `MAINSPRING_ADDRESS` or this machine. Close it, or use it in `with`.
     """
+    quiet_third_parties()
     given = settings or load_settings()
     given = replace(given, address=address or given.address, token=token or given.token)
     if given.address.startswith(("http://", "https://")):

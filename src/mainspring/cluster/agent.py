@@ -23,9 +23,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 import mainspring
 from mainspring.cluster.guard import open_guard
-from mainspring.cluster.mirror import Chunk, Cursor, grown, listing, read_piece
+from mainspring.cluster.mirror import Chunk, Cursor, grown, listing, read_piece, write_piece
+from mainspring.cluster.reach import own_home, sees
 from mainspring.cluster.verdict import RankEnd
 from mainspring.hardware import limits
 from mainspring.spec import Job, RankExit, Task, spec
@@ -41,13 +44,17 @@ log = logging.getLogger(__name__)
 
 @spec
 class Order:
-    """What one agent is to start. `imports` and `folder` are the driver's sys.path and working directory."""
+    """What one agent is to start. `imports` and `folder` are the driver's sys.path and working directory.
+
+    `address` is this node's own, under which the others reach it.
+    """
 
     job: Job
     node: str
     tasks: tuple[Task, ...]
     imports: tuple[str, ...]
     folder: str
+    address: str = ""
 
 
 @spec
@@ -88,15 +95,16 @@ class NodeAgent:
         self._folder: Path | None = None
         self._scratch: Path | None = None
 
-    def prepare(self, shared: str, scratch: str) -> str:
-        """The folder for the run's files on this node: `shared` if this node sees it, else a fresh one.
+    def prepare(self, shared: str, scratch: str, run_root: str) -> str:
+        """The folder for the run's files on this node: that of `shared` if this node sees it, else a fresh one.
 
-        The driver has put a file there; seeing it proves a common file system better than any configuration.
+        The driver has put that file there, below `run_root`; seeing it proves a common file system.
         """
-        if not scratch and Path(shared).is_file():
+        if not scratch and sees([shared], run_root):
             self._folder = Path(shared).parent
         else:
-            parent = scratch or tempfile.gettempdir()
+            home = own_home()
+            parent = scratch or (str(home / "gangs") if home else tempfile.gettempdir())
             Path(parent).mkdir(parents=True, exist_ok=True)
             self._scratch = Path(tempfile.mkdtemp(prefix="mainspring-run-", dir=parent))
             self._folder = self._scratch
@@ -120,6 +128,11 @@ class NodeAgent:
             ends = tuple(self._ends.values())
         chunks = grown(self.folder, cursors) if cursors is not None else ()
         return Poll(ends=ends, chunks=chunks)
+
+    def restore(self, chunk: Chunk) -> int:
+        """Put a piece of a file that an earlier attempt has left with the driver back; returns its inode here."""
+        write_piece(self.folder, chunk)
+        return (self.folder / chunk.path).stat().st_ino
 
     def files(self) -> tuple[str, ...]:
         """Relative paths of the files that `poll` does not follow."""
@@ -191,7 +204,7 @@ class NodeAgent:
         os.set_blocking(ours, False)
         folder = order.folder if Path(order.folder).is_dir() else task.run_dir
         with tempfile.TemporaryFile() as orders, (Path(task.run_dir) / f"rank-{task.rank}.log").open("ab") as out:
-            payload = json.loads(order.job.payload_json)
+            payload = json.loads(order.job.payload_json) | json.loads(order.job.secret_json)
             orders.write(json.dumps({"task": asdict(task), "entry": order.job.entry, "payload": payload}).encode())
             orders.seek(0)
             try:
@@ -261,6 +274,9 @@ def rank_environment(order: Order, task: Task) -> dict[str, str]:
     }
     if task.local_world == task.world:
         launch["GLOO_SOCKET_IFNAME"] = "lo"  # one node: no dependence on how its host name resolves
+    elif "GLOO_SOCKET_IFNAME" not in inherited and (interface := interface_of(order.address)):
+        # Left to itself gloo asks what the host name resolves to, which on Debian is 127.0.1.1.
+        launch["GLOO_SOCKET_IFNAME"] = interface
     own = dict(order.job.env)
     paths = [own.pop("PYTHONPATH", ""), str(Path(mainspring.__path__[0]).parent)]
     paths += [path for path in order.imports if Path(path).exists()]
@@ -268,6 +284,12 @@ def rank_environment(order: Order, task: Task) -> dict[str, str]:
     variables = {key: str(value) for key, value in launch.items()}
     unique = dict.fromkeys(part for path in paths for part in path.split(os.pathsep) if part)
     return {**inherited, **variables, **own, "PYTHONPATH": os.pathsep.join(unique)}
+
+
+def interface_of(address: str) -> str:
+    """The network interface of this node that has `address`; empty when none has."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, addresses in found if any(one.address == address for one in addresses)), "")
 
 
 def _tell(pipe: IO[str], line: str) -> None:

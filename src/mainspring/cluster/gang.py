@@ -6,6 +6,7 @@ the launcher's job thread calls these methods in turn, and cancellation is looke
 
 import logging
 import os
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from mainspring.cluster.agent import NodeAgent, Order, Poll
 from mainspring.cluster.engine import Member
-from mainspring.cluster.mirror import Chunk, Mirror
+from mainspring.cluster.mirror import TAIL_BYTES, Chunk, Cursor, Mirror, followed, read_piece
 from mainspring.cluster.verdict import RankEnd
 from mainspring.spec import Job, Placement, RankExit, Task, Unavailable, WorkerLost
 
@@ -39,6 +40,21 @@ class Post:
     def node(self) -> str:
         """The node's name."""
         return self.member.capacity.node
+
+    def hand_back(self, folder: Path) -> None:
+        """Give this node what earlier attempts wrote, so that logs and other followed files go on where they were."""
+        import ray
+
+        others = re.compile(r"rank-(?!(" + "|".join(map(str, self.ranks)) + r")\.)\d+\.log")
+        for name in followed(folder) if self.mirror else ():
+            offset, tail = 0, b""
+            inode: Any = 0
+            while not others.fullmatch(name) and (chunk := read_piece(folder, name, offset=offset)).data:
+                inode = ray.get(self.agent.restore.remote(chunk), timeout=ANSWER_S)
+                offset += len(chunk.data)
+                tail = (tail + chunk.data)[-TAIL_BYTES:]
+            if self.mirror and offset:
+                self.mirror.cursors[name] = Cursor(inode=inode, offset=offset, tail=tail)
 
     def collect(self) -> None:
         """Bring the copy of this node's files up to date, whole files included."""
@@ -85,8 +101,8 @@ class Gang:
         """Whether Ray has set the places aside; waits for it a little."""
         return self._group.wait(timeout_seconds=RESERVE_S)
 
-    def prepare(self, *, scratch: str) -> None:
-        """Start the agents and agree with each on the folder for the run's files."""
+    def prepare(self, *, scratch: str, run_root: str) -> None:
+        """Start the agents and agree with each on the folder for the run's files; see `reach` for `run_root`."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -108,10 +124,11 @@ class Gang:
                 .remote()
             )
         try:
-            answers = [post.agent.prepare.remote(str(marker), scratch) for post in self.posts]
+            answers = [post.agent.prepare.remote(str(marker), scratch, run_root) for post in self.posts]
             for post, folder in zip(self.posts, self._get(answers, "start", within_s=START_S), strict=True):
                 post.run_dir = folder
                 post.mirror = None if folder == str(self.run_dir) else Mirror(self.run_dir)
+                post.hand_back(self.run_dir)
         finally:
             marker.unlink(missing_ok=True)
 
@@ -134,7 +151,14 @@ class Gang:
                 )
                 for local_rank, rank in enumerate(post.ranks)
             )
-            order = Order(job=self.job, node=post.node, tasks=tasks, imports=driver_imports(), folder=str(Path.cwd()))
+            order = Order(
+                job=self.job,
+                node=post.node,
+                tasks=tasks,
+                imports=driver_imports(),
+                folder=str(Path.cwd()),
+                address=post.member.address,
+            )
             answers.append(post.agent.start.remote(order))
         self._get(answers, "start the ranks")
 

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -137,8 +138,9 @@ class Launcher:
     def submit(self, job: Job, on_state: OnState | None = None) -> Handle:
         """Queue `job` and return its handle.
 
-        Raises `DoesNotFit` for a gang larger than the whole cluster, `SpecError` for a payload that is not JSON or the
-        id of a live job, `Unavailable` when Ray cannot be started or reached. `on_state` is called from other threads.
+        Raises `DoesNotFit` for a gang larger than the whole cluster, `SpecError` for a payload that is not JSON, the id
+        of a live job, or files that the nodes do not see, `Unavailable` when Ray cannot be started or reached.
+        `on_state` is called from other threads.
         """
         if not job.id or job.id.startswith(".") or "/" in job.id or not job.id.isprintable():
             raise SpecError(f"{job.id!r} cannot be the id of a job", hint="it names a folder of the runs")
@@ -152,18 +154,18 @@ class Launcher:
             earlier = self._handles.get(job.id)
             if earlier is not None and earlier.state not in TERMINAL:
                 raise SpecError(f"a job with the id {job.id!r} is {earlier.state}")
-            if self._engine is None:
-                self._engine = connect(self.address)
-                self._spawn(self._admit_forever, name="admission")
-            total = tuple(member.capacity for member in self._engine.members())
-            if reason := refusal(job, total):
-                raise DoesNotFit(reason, hint="ask for fewer ranks or less per rank, or join a larger cluster")
+            job = self._within_reach(job)
             handle = self._handles[job.id] = Handle(job, self._run_dir(job), on_state)
         handle.move("PENDING")  # outside the lock, as it calls the caller's code
         with self._lock:
             self._pending.append(handle)
         self._wake.set()
         return handle
+
+    def check(self, job: Job) -> None:
+        """Raise what `submit` would raise because of the cluster, and submit nothing."""
+        with self._lock:
+            self._within_reach(job)
 
     def close(self) -> None:
         """Cancel what still runs, wait until it is gone, and disconnect."""
@@ -181,6 +183,30 @@ class Launcher:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+    def _within_reach(self, job: Job) -> Job:
+        """`job`, kept to the nodes that see what it needs. Nodes that join later are not asked for this job."""
+        if self._engine is None:
+            self._engine = connect(self.address)
+            self._spawn(self._admit_forever, name="admission")
+        total = tuple(member.capacity for member in self._engine.members())
+        if reason := refusal(job, total):
+            raise DoesNotFit(reason, hint="ask for fewer ranks or less per rank, or join a larger cluster")
+        if not job.needs or self.address == "local":
+            return job
+        seeing = self._engine.seeing(job.needs, run_root=str(self.run_root))
+        if len(seeing) == len(total):
+            return job
+        nodes = tuple(sorted(node.node for node in total if node.node in seeing))
+        blind = sorted(node.node for node in total if node.node not in seeing)
+        if not nodes or refusal(replace(job, nodes=nodes), total):
+            raise SpecError(
+                f"{len(blind)} of the {len(total)} nodes of {self.address} do not see what is on this machine's disk: "
+                f"{', '.join(blind[:3])}{', ...' if len(blind) > 3 else ''} need {' and '.join(job.needs)}",
+                hint="nothing was started; set MAINSPRING_DATABASE_URL to a PostgreSQL server and "
+                "MAINSPRING_ARTIFACTS_URL to an object store, or share the disk among the nodes",
+            )
+        return replace(job, nodes=nodes)
 
     def _run_dir(self, job: Job) -> Path:
         folder = self.run_root / job.id
@@ -257,7 +283,7 @@ class Launcher:
         try:
             handle.move("ADMITTED", f"on {', '.join(dict.fromkeys(placement.nodes))}")
             self._reserve(handle, gang)
-            gang.prepare(scratch=self._scratch)
+            gang.prepare(scratch=self._scratch, run_root="" if self.address == "local" else str(self.run_root))
             handle.move("PLACED", f"on {', '.join(dict.fromkeys(placement.nodes))}")
             gang.start()
             handle.move("RUNNING")

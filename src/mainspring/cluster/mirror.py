@@ -63,12 +63,28 @@ def listing(folder: Path) -> tuple[str, ...]:
     return tuple(path.as_posix() for path in files if path.suffix not in FOLLOWED)
 
 
+def followed(folder: Path) -> tuple[str, ...]:
+    """The files that are followed."""
+    files = (path.relative_to(folder) for path in _files(folder))
+    return tuple(path.as_posix() for path in files if path.suffix in FOLLOWED)
+
+
 def read_piece(folder: Path, name: str, *, offset: int, size: int = PIECE_BYTES) -> Chunk:
     """Up to `size` bytes of the file `name` from `offset`."""
     with (folder / name).open("rb") as file:
         inode = os.fstat(file.fileno()).st_ino
         file.seek(offset)
         return Chunk(path=name, inode=inode, offset=offset, data=file.read(size))
+
+
+def write_piece(folder: Path, chunk: Chunk) -> None:
+    """Put `chunk` where it belongs below `folder`; the file ends behind it."""
+    target = folder / chunk.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("r+b" if target.exists() and chunk.offset else "wb") as file:
+        file.seek(chunk.offset)
+        file.write(chunk.data)
+        file.truncate()
 
 
 class Mirror:
@@ -81,12 +97,7 @@ class Mirror:
     def apply(self, chunks: Sequence[Chunk]) -> None:
         """Write `chunks` where they belong and move the cursors behind them."""
         for chunk in chunks:
-            target = self.folder / chunk.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("r+b" if target.exists() and chunk.offset else "wb") as file:
-                file.seek(chunk.offset)
-                file.write(chunk.data)
-                file.truncate()
+            write_piece(self.folder, chunk)
             end = chunk.offset + len(chunk.data)
             before = self.cursors[chunk.path].tail if chunk.offset else b""
             tail = (before + chunk.data)[-TAIL_BYTES:]

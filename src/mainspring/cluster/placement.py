@@ -24,6 +24,11 @@ class Capacity:
     memory_bytes: int = 0
 
 
+def allowed(job: Job, nodes: Sequence[Capacity]) -> tuple[Capacity, ...]:
+    """Those of `nodes` that `job` may use."""
+    return tuple(node for node in nodes if not job.nodes or node.node in job.nodes)
+
+
 def slots(free: Capacity, need: Resources) -> int:
     """How many ranks that each need `need` fit into `free`."""
     wants = (
@@ -42,6 +47,7 @@ _UNBOUNDED = 1 << 30
 def place(job: Job, free: Sequence[Capacity]) -> Placement | None:
     """A node for every rank of `job`, or None when the gang does not fit as a whole."""
     need = job.resources
+    free = allowed(job, free)
     room = {node.node: slots(node, need) for node in free}
     if sum(room.values()) < job.ranks:
         return None

@@ -8,7 +8,7 @@ numbers instead of waiting for ever.
 
 from collections.abc import Sequence
 
-from mainspring.cluster.placement import Capacity, occupy, place, slots
+from mainspring.cluster.placement import Capacity, allowed, occupy, place, slots
 from mainspring.spec import Job, Placement, Resources, spec
 
 
@@ -55,7 +55,7 @@ def admit(state: QueueState, pending: Sequence[Job]) -> Decision:
             free = occupy(free, placement, job.resources)
         else:
             heads[job.queue] = job.id
-            room = sum(slots(node, job.resources) for node in free)
+            room = sum(slots(node, job.resources) for node in allowed(job, free))
             reason = f"needs {_ranks(job.ranks)} of {_each(job.resources)} at once, {room} would fit now"
             waiting.append(Held(job_id=job.id, reason=reason))
     return Decision(placed=tuple(placed), waiting=tuple(waiting), refused=tuple(refused))
@@ -63,12 +63,14 @@ def admit(state: QueueState, pending: Sequence[Job]) -> Decision:
 
 def refusal(job: Job, total: Sequence[Capacity]) -> str:
     """Why `job` cannot run even when nothing else does, with the two numbers; empty when it can."""
+    total = allowed(job, total)
     room = sum(slots(node, job.resources) for node in total)
     if room >= job.ranks:
         return ""
     return (
         f"job {job.id} needs {_ranks(job.ranks)} of {_each(job.resources)}, "
-        f"the whole cluster ({len(total)} node{'s' * (len(total) != 1)}) has room for {room}"
+        f"{'its part of the cluster' if job.nodes else 'the whole cluster'} "
+        f"({len(total)} node{'s' * (len(total) != 1)}) has room for {room}"
     )
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 
 from mainspring.spec import MainspringError, Task, logs
 from mainspring.spec.plugin import load_entry
+from mainspring.spec.settings import quiet_third_parties
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TERMINATED = 128 + signal.SIGTERM
@@ -60,6 +61,7 @@ def main() -> None:
     order = json.load(sys.stdin)
     task = Task(**order["task"])
     logs.configure("INFO")
+    quiet_third_parties()
     try:
         load_entry(order["entry"])(task, order["payload"])
     except BaseException as error:  # noqa: BLE001 the edge of the process: report, log, exit

@@ -19,7 +19,8 @@ def deploy(
     Raises `Failed` or `WorkerLost` with the rank's reason when it does not come up.
     """
     payload = ServePayload(models=tuple((name, str(folder)) for name, folder in models), port=port)
-    job = Job(id=run, name=f"serve {models[0][0]}", entry=ENTRY, payload_json=parse.to_json(payload))
+    needs = tuple(str(folder) for _, folder in models)
+    job = Job(id=run, name=f"serve {models[0][0]}", entry=ENTRY, payload_json=parse.to_json(payload), needs=needs)
     handle = launcher.submit(job)
     endpoint = handle.run_dir / "endpoint.json"
     waiting = threading.Event()

@@ -1,5 +1,7 @@
 """Training nouns: the numbers a recipe fixes and the messages a run leaves behind."""
 
+from dataclasses import field
+
 from mainspring.spec._spec import spec
 from mainspring.spec.plan import Precision
 
@@ -32,25 +34,25 @@ class TrainConfig:
     eval_every: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("steps", "global_batch", "seq_len", "log_every", "keep_checkpoints"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for name in ("steps", "global_batch", "seq_len", "log_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.microbatch and self.global_batch % self.microbatch:
             raise ValueError(f"global_batch ({self.global_batch}) is not a multiple of microbatch ({self.microbatch})")
 
 
 @spec
 class TrainPayload:
-    """What each training rank is started with; everything it needs to rebuild the run from nothing.
+    """What each training rank is started with; everything it needs to rebuild the run from nothing, on any machine.
 
-    `recipe` is the path of a recipe file, `plan_json` a `Plan` and `config_json` the `TrainConfig` in force; `tokens`
-    is the packed dataset's folder; `tokenizer` a folder with tokenizer.json; `checkpoints` the folder that is saved to
-    and resumed from; `output` the name of the model to publish, made from the artifacts `inputs`; `settings_json` the
-    `Settings` of the publisher.
+    `sources` are the recipe and the modules beside it that it imports, as (relative path, text), the recipe first;
+    `plan_json` is a `Plan` and `config_json` the `TrainConfig` in force; `tokens` and `tokenizer` are references of
+    artifacts; `checkpoints` is the folder or fsspec URL that is saved to and resumed from; `output` the name of the
+    model to publish, made from the artifacts `inputs`; `settings_json` the `Settings` of the store they are all in.
     """
 
     run_id: str
-    recipe: str
+    sources: tuple[tuple[str, str], ...]
     plan_json: str
     config_json: str
     tokens: str
@@ -58,4 +60,4 @@ class TrainPayload:
     checkpoints: str
     output: str
     inputs: tuple[str, ...] = ()
-    settings_json: str = "{}"
+    settings_json: str = field(default="{}", repr=False)

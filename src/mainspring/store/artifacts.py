@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select
 
 from mainspring.spec import Artifact, FileEntry, NotFound, Settings, SpecError, Unavailable
-from mainspring.store.blobs import open_blobs, owned_name
+from mainspring.store.blobs import LocalBlobs, open_blobs, owned_name
 from mainspring.store.catalogue import check_name, check_tag
 from mainspring.store.database import artifacts, files, store_facts
 from mainspring.store.lock import file_lock
@@ -34,6 +34,26 @@ class Shelf(RunLog):
         with self.read() as connection:
             ours = connection.execute(select(store_facts.c.value).where(store_facts.c.key == "id")).scalar_one()
         self._blobs = open_blobs(settings.artifacts, ours)
+        url = settings.artifacts_url
+        self._shared = f"{url.removeprefix('file://').rstrip('/')}/{ours}" if "://" in url else str(self.home)
+
+    def place(self, path: str) -> str:
+        """The folder or fsspec URL `path` for what is no artifact but must be as reachable as artifacts are.
+
+        Beside them, when settings give them a URL; under home when they are just a folder.
+        """
+        return f"{self._shared}/{path}"
+
+    def needs(self, run_id: str) -> tuple[str, ...]:
+        """What a process on another machine must see of this one's disk to work on a run with this store.
+
+        Nothing, when the database is a server and artifacts are on an object store. The paths hold the run's or the
+        store's own id, so that another machine's home of the same name is not taken for this one.
+        """
+        found = [self.run_dir(run_id)] if self._engine.dialect.name == "sqlite" else []
+        if isinstance(self._blobs, LocalBlobs):
+            found.append(self._blobs.root)
+        return tuple(map(str, found))
 
     def publish(
         self,

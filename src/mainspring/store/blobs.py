@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
-from mainspring.spec import Failed, FileEntry, SpecError, Unavailable
+from mainspring.spec import Failed, FileEntry, Unavailable
+from mainspring.store.folder import open_filesystem
 from mainspring.store.process import Owner, is_alive, is_gone, this_process
 
 PIECE = 1 << 20
@@ -60,6 +61,7 @@ class LocalBlobs(Blobs):
     """Blobs in a folder: `blobs/ab/abcdef...`, read-only, hard-linked into fetched folders where that is possible."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._blobs = root / "blobs"
         self._partial = root / "partial"
 
@@ -142,14 +144,7 @@ class RemoteBlobs(Blobs):
     """Blobs behind an fsspec URL such as `s3://bucket/folder` or `memory://blobs`."""
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
-        try:
-            filesystem, root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise SpecError(f"cannot use {url!r} for artifacts: {error}", hint="a folder or an fsspec URL") from error
-        self._fs: Any = filesystem
-        self._root = root.rstrip("/")
+        self._fs, self._root = open_filesystem(url)
 
     def put(self, source: Path) -> tuple[str, int, bool]:
         """Upload under a partial name, then rename on the server."""

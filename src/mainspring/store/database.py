@@ -310,7 +310,7 @@ def _url(settings: Settings) -> URL:
         url.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise SpecError(
-            f"cannot understand the database URL {given!r}",
+            "cannot understand the database URL",  # which is not repeated here: it may hold a password
             hint="write sqlite:////path/to/file.db or postgresql://user@host/name",
         ) from error
     if url.get_backend_name() not in ("sqlite", "postgresql"):

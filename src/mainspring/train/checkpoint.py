@@ -10,8 +10,8 @@ stores the copies in the format of torch.distributed.checkpoint, so that any num
                      manifest.json      step, configuration, SHA-256 of every file
                      committed          SHA-256 of the manifest; written last
 
-Everything is written to a hidden folder that is renamed when complete. A failed save never stops training: it is
-logged and kept in `errors`.
+Where that is, and how it gets there whole, is `place`'s matter: a folder that every rank sees, or an object store. A
+failed save never stops training: it is logged and kept in `errors`.
 """
 # torch re-exports these names without saying so in its type information.
 # pyright: reportPrivateImportUsage=false
@@ -21,8 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,23 +36,22 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from mainspring.spec import SpecError
+from mainspring.train.place import MANIFEST, MARKER, open_place, reader, step_of
 
 log = logging.getLogger(__name__)
-
-MANIFEST, MARKER = "manifest.json", "committed"
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A complete checkpoint: the step after which it was taken, and the `notes` it was saved with."""
+    """A complete checkpoint: the step after which it was taken, its folder or URL, the `notes` it was saved with."""
 
     step: int
-    folder: Path
+    where: str
     notes: Mapping[str, Any]
 
     def shapes(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Name, global shape and type of every tensor in it."""
-        entries = dcp.FileSystemReader(self.folder).read_metadata().state_dict_metadata
+        entries = reader(self.where).read_metadata().state_dict_metadata
         return {
             name: (entry.size, entry.properties.dtype)
             for name, entry in entries.items()
@@ -63,10 +60,10 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder, seen by every rank; `keep` newest are kept."""
+    """The checkpoints of one run in one folder or behind one URL; every rank sees it, the `keep` newest are kept."""
 
-    def __init__(self, folder: Path, *, rank: int, world: int, keep: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path, *, rank: int, world: int, keep: int) -> None:
+        self._place = open_place(folder)
         self.errors: list[str] = []
         self._rank = rank
         self._world = world
@@ -85,9 +82,8 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._staged: Future[Any] | None = None
         self._written: Future[None] | None = None
-        if rank == 0 and folder.exists():
-            for leftover in folder.glob(".step-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        if rank == 0:
+            self._place.sweep()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Begin to save `tensors`, which must not change before `wait_staged`. Waits for an earlier save to end.
@@ -123,77 +119,57 @@ class Checkpoints:
 
     def newest(self) -> Saved | None:
         """The newest complete, undamaged checkpoint, agreed by all ranks; damaged ones are logged and passed over."""
-        for step in self._agree(self._committed_steps()):
-            folder = self._folder_of(step)
-            damage = [problem for problem in self._gather(self._damage(folder)) if problem]
+        for name in self._agree(self._place.committed() if self._rank == 0 else None):
+            damage = [problem for problem in self._gather(self._damage(name)) if problem]
             if not damage:
-                manifest = json.loads((folder / MANIFEST).read_text())
-                return Saved(step=step, folder=folder, notes=manifest["notes"])
-            log.warning("checkpoint damaged, falling back to an older one", extra={"step": step, "damage": damage[0]})
+                manifest = json.loads(self._place.read(f"{name}/{MANIFEST}"))
+                return Saved(step=step_of(name), where=self._place.where(name), notes=manifest["notes"])
+            extra = {"step": step_of(name), "damage": damage[0]}
+            log.warning("checkpoint damaged, falling back to an older one", extra=extra)
         return None
 
     def load(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
         """Copy the saved values into `tensors`, however they are sharded now. Raises `SpecError` for a mismatch."""
-        reader = dcp.FileSystemReader(saved.folder)
         try:
-            dcp.load(dict(tensors), storage_reader=reader, process_group=self._group)
+            dcp.load(dict(tensors), storage_reader=reader(saved.where), process_group=self._group)
         except (CheckpointException, RuntimeError, ValueError) as error:
             raise SpecError(
-                f"checkpoint {saved.folder} does not fit this model: {error}",
+                f"checkpoint {saved.where} does not fit this model: {error}",
                 hint="the recipe's model changed since; train it under a new run",
             ) from error
 
-    def _folder_of(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
-    def _committed_steps(self) -> list[int]:
-        found = self.folder.glob(f"step-*/{MARKER}")
-        return sorted((int(marker.parent.name.removeprefix("step-")) for marker in found), reverse=True)
-
-    def _damage(self, folder: Path) -> str:
-        """What is wrong with this rank's share of the files in `folder`; empty when nothing is."""
+    def _damage(self, name: str) -> str:
+        """What is wrong with this rank's share of the files of `name`; empty when nothing is."""
         try:
-            if (folder / MARKER).read_text() != _digest(folder / MANIFEST):
-                return f"{folder / MANIFEST} is not the one that was committed"
-            files: dict[str, str] = json.loads((folder / MANIFEST).read_text())["files"]
-            for name in sorted(files)[self._rank :: self._world]:
-                if _digest(folder / name) != files[name]:
-                    return f"{folder / name} does not have the digest in its manifest"
+            manifest = self._place.read(f"{name}/{MANIFEST}")
+            if self._place.read(f"{name}/{MARKER}").decode() != hashlib.sha256(manifest).hexdigest():
+                return f"{name}/{MANIFEST} is not the one that was committed"
+            files: dict[str, str] = json.loads(manifest)["files"]
+            for file in sorted(files)[self._rank :: self._world]:
+                if self._place.digest(f"{name}/{file}") != files[file]:
+                    return f"{name}/{file} does not have the digest in its manifest"
         except OSError as error:
-            return f"{error.filename}: {error.strerror}"
+            return f"{error.filename or name}: {error.strerror or error}"
         return ""
 
     def _write(self, step: int, staged: Future[Any], notes: str) -> None:
-        final = self._folder_of(step)
-        partial = final.with_name(f".{final.name}")
+        name: str = self._agree(self._place.begin(step) if self._rank == 0 else None)
         try:
-            writer = dcp.FileSystemWriter(partial, sync_files=True)
+            writer = self._place.writer(name)
             dcp.save(staged.result(), storage_writer=writer, process_group=self._group)
-            mine = {path.name: _digest(path) for path in partial.glob(f"__{self._rank}_*.distcp")}
-            files = {name: digest for part in self._gather(mine) for name, digest in part.items()}
+            digests = self._gather(self._place.digests(writer, self._rank))
             if self._rank == 0:
-                self._commit(step, partial, files=files, notes=json.loads(notes))
+                files = {file: digest for part in digests for file, digest in part.items()}
+                manifest = {"step": step, "world": self._world, "notes": json.loads(notes), "files": files}
+                self._place.commit(name, json.dumps(manifest, indent=1))
+                for old in self._place.committed()[self._keep :]:
+                    self._place.drop(old)
         except (Exception, CheckpointException) as error:  # the library's own is a BaseException
             # Whatever it was, a failed save must not stop training.
             reason = _innermost(error)
             log.exception("checkpoint not saved", extra={"step": step, "reason": reason})
             self.errors.append(f"step {step}: {reason}")
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def _commit(self, step: int, partial: Path, *, files: dict[str, str], notes: Mapping[str, Any]) -> None:
-        final = self._folder_of(step)
-        files[".metadata"] = _digest(partial / ".metadata")
-        manifest = {"step": step, "world": self._world, "notes": notes, "files": files}
-        _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
-        shutil.rmtree(final, ignore_errors=True)  # uncommitted or damaged, or it would have been resumed from
-        partial.rename(final)
-        _write_synced(final / f".{MARKER}", _digest(final / MANIFEST))
-        (final / f".{MARKER}").rename(final / MARKER)
-        _sync_folder(final)
-        _sync_folder(self.folder)
-        for old in self._committed_steps()[self._keep :]:
-            (self._folder_of(old) / MARKER).unlink()  # so that half a deletion is no checkpoint
-            shutil.rmtree(self._folder_of(old))
+            self._place.discard(name)
 
     def _gather(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self._world
@@ -211,23 +187,3 @@ def _innermost(error: BaseException) -> str:
         failure = next(iter(error.failures.values()))
         error = failure[0] if isinstance(failure, tuple) else failure
     return f"{type(error).__name__}: {error}"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mainspring.cluster import Handle, Launcher, require_success
@@ -31,6 +31,7 @@ from mainspring.spec import (
 )
 from mainspring.store import Store, parse
 from mainspring.train.recipe import Facts, load_recipe
+from mainspring.train.resume import checkpoints_of
 
 ENTRY = "mainspring.train.worker:main"
 METRICS, RESULT = "metrics.jsonl", "result.json"  # written by the worker
@@ -110,33 +111,50 @@ def train(
     Checkpoints belong to `resume`, else to `run`; whichever has some is continued. Raises `WorkerLost` or `Failed` with
     the reason of the rank that ended it and the end of its log; the checkpoints stay for the next call.
     """
+    # Torch is imported by what follows, which is why planning comes without it.
+    from mainspring.train.travel import settings_for_ranks, sources_of, split_secret
+
     loaded = load_recipe(recipe_path, overrides)
     source = open_tokens(store, tokens_ref)
     run_id = run or f"train-{name}"
     payload = TrainPayload(
         run_id=run,
-        recipe=str(loaded.path),
+        sources=sources_of(loaded),
         plan_json=parse.to_json(plan),
         config_json=parse.to_json(_agreed(loaded.recipe.config, plan)),
-        tokens=str(source.tokens),
-        tokenizer=str(source.tokenizer),
-        checkpoints=str(store.run_dir(resume or run_id) / "checkpoints"),
+        tokens=source.inputs[0],
+        tokenizer=source.inputs[1],
+        checkpoints=checkpoints_of(store, resume or run_id),
         output=name,
         inputs=source.inputs,
-        settings_json=parse.to_json(store.settings),
+        settings_json=parse.to_json(settings_for_ranks(store)),
     )
-    job = Job(
-        id=run_id,
-        name=f"train {name}",
-        entry=ENTRY,
-        payload_json=parse.to_json(payload),
-        ranks=plan.mesh.world,
-        resources=_resources(plan),
-    )
+    open_part, secret = split_secret(payload)
+    job = replace(_job(store, plan, run_id), payload_json=open_part, secret_json=secret)
     result = launcher.run_root / job.id / RESULT
     result.unlink(missing_ok=True)
     _follow(launcher.submit(job), steps=plan.steps, progress=progress)
     return store.resolve(json.loads(result.read_text("utf-8"))["ref"])
+
+
+def check_reach(store: Store, launcher: Launcher, *, plan: Plan, run: str) -> None:
+    """Raise what `train` would raise because the cluster has no room for `plan` or its nodes cannot reach the store.
+
+    For callers who have long work to do before they train. Costs nothing on a local cluster.
+    """
+    if launcher.address != "local":
+        launcher.check(_job(store, plan, run))
+
+
+def _job(store: Store, plan: Plan, run_id: str) -> Job:
+    return Job(
+        id=run_id,
+        name=f"train {plan.model}",
+        entry=ENTRY,
+        ranks=plan.mesh.world,
+        resources=_resources(plan),
+        needs=store.needs(run_id),
+    )
 
 
 def _agreed(config: TrainConfig, plan: Plan) -> TrainConfig:

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from mainspring.hardware import devices
-from mainspring.spec import Failed, Plan, SpecError, Task, TrainConfig
+from mainspring.spec import Failed, Plan, SpecError, TrainConfig
 from mainspring.train.checkpoint import Checkpoints
 from mainspring.train.parallel import Group, Parallel, local, share_of, whole
 from mainspring.train.recipe import Facts, LoadedRecipe
@@ -97,20 +96,20 @@ def numerics(config: TrainConfig) -> dict[str, Any]:
 class Trainer:
     """One rank's part of a training run. `step` counts finished steps."""
 
-    def __init__(self, loaded: LoadedRecipe, plan: Plan, task: Task, *, data: TrainingData, folder: Path) -> None:
+    def __init__(
+        self, loaded: LoadedRecipe, plan: Plan, group: Group, *, data: TrainingData, folder: str | Path
+    ) -> None:
         self.step = 0
         self.recipe = loaded.recipe
         self.config = loaded.recipe.config
         self._plan = plan
-        self._task = task
+        self._task = group.task
+        self._device = group.device
+        self._group = group
         self._data = data
         self._folder = folder
         self._digest = loaded.digest
-        self._share = share_of(plan, task.rank)
-        self._device = torch.device(devices.torch_device(task.local_rank))
-        if self._device.index is not None:
-            torch.accelerator.set_device_index(self._device.index)
-        self._group = Group(task, self._device)
+        self._share = share_of(plan, group.task.rank)
         self._form(0)
 
     @property
@@ -156,7 +155,7 @@ class Trainer:
         changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
         if changed:
             raise SpecError(
-                f"cannot resume {saved.folder}: the configuration changed ({', '.join(changed)})",
+                f"cannot resume {saved.where}: the configuration changed ({', '.join(changed)})",
                 hint="undo the change, or train under a new run",
             )
         if saved.notes["recipe"] != self._digest:

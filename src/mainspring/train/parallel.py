@@ -14,7 +14,8 @@ Deliberately absent: tensor, pipeline, context and expert parallelism.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -31,6 +32,11 @@ from torch.utils.checkpoint import checkpoint
 from mainspring.hardware import devices
 from mainspring.spec import Plan, SpecError, Task, WorkerLost
 from mainspring.train.recipe import Loss
+
+QUIET_S = 0.2
+
+
+_FOR_EVER = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +90,20 @@ class Group:
     store itself (hosted by rank 0) outlives the groups.
     """
 
-    def __init__(self, task: Task, device: torch.device, *, timeout_s: float = 600.0) -> None:
+    def __init__(self, task: Task, *, timeout_s: float = 600.0) -> None:
         self.task = task
-        self.device = device
+        self.device = torch.device(devices.torch_device(task.local_rank))
+        if self.device.index is not None:
+            torch.accelerator.set_device_index(self.device.index)
         self._timeout = timedelta(seconds=timeout_s)
         self._store: dist.Store | None = None
 
     def join(self, epoch: int) -> None:
         """Meet the other ranks in `epoch` and make the groups. One rank is a group too, and needs no port."""
         try:
-            if self._store is None:
-                self._store = self._open_store()
             dist.init_process_group(
                 process_group_backend(self.device),
-                store=dist.PrefixStore(f"{self.task.job_id}/{self.task.attempt}/{epoch}", self._store),
+                store=dist.PrefixStore(f"{self._attempt}/{epoch}", self._reach()),
                 rank=self.task.rank,
                 world_size=self.task.world,
                 timeout=self._timeout,
@@ -106,6 +112,31 @@ class Group:
             raise WorkerLost(
                 f"rank {self.task.rank} of {self.task.world} could not meet the others at {self.task.master}: {error}"
             ) from error
+
+    def once_per_node(self, make: Callable[[], str]) -> str:
+        """What `make` returns on the first rank of this rank's node; the node's other ranks wait for it.
+
+        For as long as it takes: when that rank fails, the launcher ends the gang.
+        """
+        task = self.task
+        key = f"node-{task.rank - task.local_rank}"  # ranks of a node follow one another
+        try:
+            store = dist.PrefixStore(self._attempt, self._reach())  # before the work, so that others can meet here
+            if task.local_rank == 0:
+                store.set(key, make())
+            store.wait([key], _FOR_EVER)
+            return store.get(key).decode()
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            raise WorkerLost(f"rank {task.rank} could not hear from the first rank of its node: {error}") from error
+
+    @property
+    def _attempt(self) -> str:
+        return f"{self.task.job_id}/{self.task.attempt}"
+
+    def _reach(self) -> dist.Store:
+        if self._store is None:
+            self._store = self._open_store()
+        return self._store
 
     def _open_store(self) -> dist.Store:
         if self.task.world == 1:
@@ -124,6 +155,10 @@ class Group:
         """Tear the process groups down, whatever state their peers are in."""
         if dist.is_initialized():
             dist.destroy_process_group()
+            # Freeing the last reference to a group joins gloo's thread under the interpreter's lock. If that thread
+            # still wants the lock, to drop the tensors of the last collective, both wait for ever (torch 2.13; seen
+            # on a busy machine): so it is offered the lock for a moment first.
+            threading.Event().wait(QUIET_S)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add `values` up over all ranks, in place."""

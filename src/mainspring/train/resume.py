@@ -7,12 +7,18 @@ continuation, writes there too. So "resume the last run" is right however often 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mainspring.spec import TERMINAL, Failed, RunRecord, SpecError
 from mainspring.store import Store
+from mainspring.store.folder import RemoteFolder
 
-CHECKPOINTS = "checkpoints/step-*"
 LOOK_BACK = 200
+
+
+def checkpoints_of(store: Store, run_id: str) -> str:
+    """The folder or URL of a run's checkpoints: where all its ranks can be, also when they share no disk."""
+    return store.place(f"runs/{run_id}/checkpoints")
 
 
 def owner_of(record: RunRecord) -> str:
@@ -69,4 +75,7 @@ def tell_how_to_resume(store: Store, owner: str, run_id: str) -> Iterator[None]:
 
 
 def _has_checkpoint(store: Store, run_id: str) -> bool:
-    return any((store.home / "runs" / run_id).glob(CHECKPOINTS))
+    where = checkpoints_of(store, run_id)
+    if "://" in where:
+        return any(name.startswith("step-") for name in RemoteFolder(where).files())
+    return any(Path(where).glob("step-*"))

@@ -18,12 +18,14 @@ from mainspring.hardware import limits
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
 from mainspring.models.weights import save_pretrained, save_tensors
-from mainspring.spec import Plan, Settings, Task, TrainConfig, TrainPayload
+from mainspring.spec import Plan, Task, TrainConfig, TrainPayload
 from mainspring.store import Store, parse
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.metrics import FILE, Recorder
+from mainspring.train.parallel import Group
 from mainspring.train.profile import profile_recipe
-from mainspring.train.recipe import Facts, LoadedRecipe, load_recipe
+from mainspring.train.recipe import Facts, LoadedRecipe
+from mainspring.train.travel import Inputs, fetch_inputs, rank_settings, unpack_recipe
 
 RESULT = "result.json"
 TRAIN, HELD_OUT = "train", "held_out"  # the splits of data.pack, whose import would load Lance on every rank
@@ -37,15 +39,17 @@ def main(task: Task, payload: Mapping[str, Any]) -> None:
     torch.set_num_threads(max(1, limits.cores() // task.local_world))
     plan = parse.read_json(order.plan_json, Plan)
     config = parse.read_json(order.config_json, TrainConfig)
-    loaded = load_recipe(order.recipe)
+    loaded = unpack_recipe(order, task)
     loaded = replace(loaded, recipe=replace(loaded.recipe, config=config))
-    facts = read_facts(Path(order.tokens), Path(order.tokenizer) if order.tokenizer else None, config)
+    group = Group(task)
+    inputs = fetch_inputs(order, group)
+    facts = read_facts(inputs, config)
     recorder = None
     if task.rank == 0:
         model = profile_recipe(loaded.recipe, facts, name=order.output)
         recorder = Recorder(Path(task.run_dir) / FILE, plan, model, task, log_every=config.log_every)
-    data = _open_data(order, config, facts)
-    trainer = Trainer(loaded, plan, task, data=data, folder=Path(order.checkpoints))
+    data = _open_data(inputs.tokens, config, facts)
+    trainer = Trainer(loaded, plan, group, data=data, folder=order.checkpoints)
     try:
         state = _train(trainer, recorder)
     except BaseException:
@@ -55,25 +59,30 @@ def main(task: Task, payload: Mapping[str, Any]) -> None:
         raise
     trainer.close()
     if recorder is not None:
-        _publish(order, plan, loaded, model=trainer.model, state=state, run_dir=Path(task.run_dir), recorder=recorder)
+        meta = _describe(plan, loaded, state, recorder)
+        with Store.open(rank_settings(order, task)) as store, store.scratch() as folder:
+            export(trainer.model, state, folder, tokenizer=inputs.tokenizer)
+            shutil.copyfile(loaded.path, folder / "recipe.py")
+            made = store.publish("model", order.output, folder, meta=meta, run=order.run_id, inputs=order.inputs)
+        _write_result(Path(task.run_dir), made.ref, meta=meta, recorder=recorder)
         recorder.close()
 
 
-def read_facts(tokens: Path, tokenizer: Path | None, config: TrainConfig) -> Facts:
+def read_facts(inputs: Inputs, config: TrainConfig) -> Facts:
     """What a recipe's model may ask about its data."""
-    words = Tokenizer.load(tokenizer) if tokenizer is not None else None
+    words = Tokenizer.load(inputs.tokenizer)
     return {
-        "vocab": read_token_set(tokens).vocab,
+        "vocab": read_token_set(inputs.tokens).vocab,
         "seq_len": config.seq_len,
-        "eos_id": words.eos_id if words else None,
-        "bos_id": words.bos_id if words else None,
+        "eos_id": words.eos_id,
+        "bos_id": words.bos_id,
     }
 
 
-def _open_data(order: TrainPayload, config: TrainConfig, facts: Facts) -> TrainingData:
+def _open_data(tokens: Path, config: TrainConfig, facts: Facts) -> TrainingData:
     def loader(split: str) -> TokenLoader:
         return TokenLoader(
-            Path(order.tokens),
+            tokens,
             split,
             seq_len=config.seq_len,
             global_batch=config.global_batch,
@@ -95,44 +104,34 @@ def _train(trainer: Trainer, recorder: Recorder | None) -> dict[str, Tensor]:
     return trainer.full_state()
 
 
-def _publish(
-    order: TrainPayload,
-    plan: Plan,
-    loaded: LoadedRecipe,
-    *,
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    run_dir: Path,
-    recorder: Recorder,
-) -> None:
-    """Write the model's folder, publish it with what it was made from, and say so in `result.json`."""
-    last = recorder.rows.last or {}
-    meta = {
+def _describe(plan: Plan, loaded: LoadedRecipe, state: Mapping[str, Tensor], recorder: Recorder) -> dict[str, Any]:
+    """What a model's artifact says of how it was made."""
+    config = loaded.recipe.config
+    return {
         "recipe_sha256": loaded.digest,
         "parameters": sum(tensor.numel() for tensor in state.values()),
-        "steps": loaded.recipe.config.steps,
-        "tokens": loaded.recipe.config.steps * plan.global_batch * plan.seq_len,
-        "final_loss": last.get("loss"),
+        "steps": config.steps,
+        "tokens": config.steps * plan.global_batch * plan.seq_len,
+        "final_loss": (recorder.rows.last or {}).get("loss"),
         "plan": plan.mesh.label,
     }
-    settings = parse.read_json(order.settings_json, Settings)
-    with Store.open(settings) as store, store.scratch() as folder:
-        export(model, state, folder, tokenizer=Path(order.tokenizer) if order.tokenizer else None)
-        shutil.copyfile(loaded.path, folder / "recipe.py")
-        artifact = store.publish("model", order.output, folder, meta=meta, run=order.run_id, inputs=order.inputs)
+
+
+def _write_result(run_dir: Path, ref: str, *, meta: Mapping[str, Any], recorder: Recorder) -> None:
+    """Say in `result.json` what was published, and what it took."""
+    last = recorder.rows.last or {}
     measured = {name: last.get(name) for name in ("seconds", "joules", "held_out_loss", "failed_saves")}
     partial = run_dir / f".{RESULT}"
-    partial.write_text(json.dumps({"ref": artifact.ref, **meta, **measured}), "utf-8")
+    partial.write_text(json.dumps({"ref": ref, **meta, **measured}), "utf-8")
     partial.replace(run_dir / RESULT)
 
 
-def export(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *, tokenizer: Path | None) -> None:
+def export(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *, tokenizer: Path) -> None:
     """Write `state`, the whole weights of `model`, to `folder`: a `Decoder` in the Hugging Face layout."""
-    words = Tokenizer.load(tokenizer) if tokenizer is not None else None
+    words = Tokenizer.load(tokenizer)
     if not isinstance(model, Decoder):
         save_tensors(state, folder)
-        if words is not None:
-            words.save(folder)
+        words.save(folder)
         return
     with torch.device("meta"):
         whole = Decoder(model.config)

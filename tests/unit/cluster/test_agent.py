@@ -72,7 +72,7 @@ def start(tmp_path):
     def begin(entry: str, *, ranks: int = 1, payload: object = None, **fields: object) -> NodeAgent:
         agent = NodeAgent()
         agents.append(agent)
-        agent.prepare(str(marker), "")
+        agent.prepare(str(marker), "", "")
         agent.start(order(tmp_path, entry, ranks=ranks, payload=payload or {}, **fields))
         return agent
 
@@ -186,7 +186,7 @@ def test_killing_the_agent_kills_its_ranks_and_what_they_started(tmp_path):
         from pathlib import Path
         from test_agent import NodeAgent, order
         agent = NodeAgent()
-        agent.prepare({str(tmp_path / "run/.shared")!r}, "")
+        agent.prepare({str(tmp_path / "run/.shared")!r}, "", "")
         agent.start(order(Path({str(tmp_path)!r}), "parent", ranks=2, payload={{}}))
         time.sleep(60)
     """
@@ -203,7 +203,7 @@ def test_killing_the_agent_kills_its_ranks_and_what_they_started(tmp_path):
 
 def test_files_of_a_node_that_does_not_see_the_run_folder_stay_local_until_closed(tmp_path):
     agent = NodeAgent()
-    folder = Path(agent.prepare("/not/on/this/node/.shared", str(tmp_path / "scratch")))
+    folder = Path(agent.prepare("/not/on/this/node/.shared", str(tmp_path / "scratch"), ""))
     assert folder.parent == tmp_path / "scratch"
     agent.close()
     assert not folder.exists()

@@ -38,7 +38,7 @@ SAVING = replace(CONFIG, steps=6, checkpoint_every=2)
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Path]:
     """A group of one rank, and a folder."""
-    group = Group(task_of(folder=tmp_path), torch.device("cpu"))
+    group = Group(task_of(folder=tmp_path))
     group.join(0)
     yield tmp_path
     group.leave()
@@ -86,7 +86,7 @@ def test_the_trainer_waits_for_the_copy_before_it_updates(tmp_path):
     loaded = recipe_of(Order(plan_of(microbatch=8), tmp_path, model="laden", loss="mean", config=config))
     loaded = replace(loaded, recipe=replace(loaded.recipe, optimizer=counting))
     data = TrainingData(train=RandomBatches(), facts={"vocab": VOCAB})
-    trainer = Trainer(loaded, plan_of(microbatch=8), task_of(folder=tmp_path), data=data, folder=tmp_path)
+    trainer = Trainer(loaded, plan_of(microbatch=8), Group(task_of(folder=tmp_path)), data=data, folder=tmp_path)
     assert len(list(trainer.steps())) == 3
     checkpoints = checkpoints_in(tmp_path)
     for step in (1, 2, 3):

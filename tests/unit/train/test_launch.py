@@ -29,7 +29,7 @@ from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig
 from mainspring.train.recipe import next_token_loss
 
-FAULT, calls = Path(__file__).with_name("fault"), count()
+FAULT, calls = Path(FOLDER) / "fault", count()
 
 def model(vocab, eos_id):
     return Decoder(DecoderConfig(
@@ -78,7 +78,7 @@ def home(tmp_path_factory) -> Iterator[tuple[Store, Launcher, str]]:
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.py"
-    path.write_text(RECIPE)
+    path.write_text(f"FOLDER = {str(tmp_path)!r}\n{RECIPE}")
     return path
 
 

@@ -32,6 +32,7 @@ from mainspring.spec import (
 )
 from mainspring.train.loop import StepResult, Trainer, TrainingData
 from mainspring.train.muon import muon
+from mainspring.train.parallel import Group
 from mainspring.train.recipe import LoadedRecipe, Recipe, adamw
 
 LADING = 10_000_000
@@ -222,7 +223,7 @@ def train_rank(task: Task, order: Order) -> Outcome:
     """One rank's life; also called directly for a gang of one."""
     torch.set_num_threads(1)
     data = TrainingData(train=RandomBatches(), facts={"vocab": VOCAB}, held_out=RandomBatches(seed=1))
-    trainer = Trainer(recipe_of(order), order.plan, task, data=data, folder=order.folder)
+    trainer = Trainer(recipe_of(order), order.plan, Group(task), data=data, folder=order.folder)
     outcome = Outcome()
     try:
         trainer.restore()
