@@ -12,6 +12,7 @@ os.environ.update(
     DAFT_ANALYTICS_ENABLED="0",
     DAFT_PROGRESS_BAR="0",
     DO_NOT_TRACK="1",
+    GOMP_SPINCOUNT="1000",
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
 )

@@ -40,6 +40,7 @@ from mainspring.spec import (
     Thumb,
     load_settings,
 )
+from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
 from mainspring.store.lineage import Direction
