@@ -10,6 +10,7 @@ A rebuild keeps the vectors of chunks that did not change, and the fitted embedd
 import json
 import logging
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,8 +82,7 @@ class Index:
     """An opened index; threads may share it."""
 
     def __init__(self, folder: Path, ref: str = "") -> None:
-        import lancedb
-
+        lancedb = _lancedb()
         path = folder / "index.json"
         if not path.is_file():
             raise SpecError(f"{folder} is not an index: it has no index.json", hint="build one with build_index")
@@ -226,10 +226,18 @@ def _encode(encoder: Embedder, passages: list[str], progress: Progress, batch: i
     return np.concatenate(vectors)
 
 
+def _lancedb() -> Any:
+    import lancedb
+
+    # What forks here is Ray starting its processes, whose children run another program at once.
+    warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
+    return lancedb
+
+
 def _write(
     folder: Path, manifest: IndexManifest, chunks: Sequence[Chunk], vectors: NDArray[np.float32], encoder: Embedder
 ) -> None:
-    import lancedb
+    lancedb = _lancedb()
     from lancedb.index import FTS, IvfRq
 
     folder.mkdir(parents=True)
