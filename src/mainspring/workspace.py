@@ -140,6 +140,8 @@ class Workspace:
         """Documents of a snapshot, in order."""
         from mainspring.data import snapshot
 
+        if count < 0 or offset < 0:
+            raise SpecError(f"neither count nor offset may be negative, they are {count} and {offset}")
         return tuple(islice(snapshot.texts(self.store, _ref(ref)), offset, offset + count))
 
     def data_diff(self, old: Named, new: Named) -> SnapshotDiff:
