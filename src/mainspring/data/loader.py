@@ -17,6 +17,7 @@ from mainspring.spec import NotFound, SpecError, TokenSet, TokenSplit
 from mainspring.store.parse import read_json
 
 MANIFEST = "tokens.json"
+TRAIN, HELD_OUT = "train", "held_out"  # the splits that packing makes
 ROUNDS = 6
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mainspring.data.loader import MANIFEST
+from mainspring.data.loader import HELD_OUT, MANIFEST, TRAIN
 from mainspring.data.snapshot import load_snapshot, sources, texts
 from mainspring.models.tokenizer import Tokenizer, train_bpe
 from mainspring.spec import (
@@ -31,7 +31,6 @@ from mainspring.spec import (
 from mainspring.store import Store
 from mainspring.store.parse import to_json
 
-TRAIN, HELD_OUT = "train", "held_out"
 HELD_OUT_SHARE = 0.05
 _BATCH_CHARACTERS = 4_000_000
 _MOST_HELD_OUT = 0.5

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mainspring.cluster import Handle, Launcher, require_success
-from mainspring.data.loader import read_token_set
+from mainspring.data.loader import TRAIN, TokenLoader, read_token_set
 from mainspring.plan.search import plan_training
 from mainspring.spec import (
     Artifact,
@@ -116,12 +116,15 @@ def train(
 
     loaded = load_recipe(recipe_path, overrides)
     source = open_tokens(store, tokens_ref)
+    config = _agreed(loaded.recipe.config, plan)
+    # Too few tokens for one sample is known now, not when every rank has started.
+    TokenLoader(source.tokens, TRAIN, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
     run_id = run or f"train-{name}"
     payload = TrainPayload(
         run_id=run,
         sources=sources_of(loaded),
         plan_json=parse.to_json(plan),
-        config_json=parse.to_json(_agreed(loaded.recipe.config, plan)),
+        config_json=parse.to_json(config),
         tokens=source.inputs[0],
         tokenizer=source.inputs[1],
         checkpoints=checkpoints_of(store, resume or run_id),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mainspring.data.loader import TokenLoader, read_token_set
+from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
 from mainspring.hardware import limits
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
@@ -28,7 +28,6 @@ from mainspring.train.recipe import Facts, LoadedRecipe
 from mainspring.train.travel import Inputs, fetch_inputs, rank_settings, unpack_recipe
 
 RESULT = "result.json"
-TRAIN, HELD_OUT = "train", "held_out"  # the splits of data.pack, whose import would load Lance on every rank
 
 log = logging.getLogger(__name__)
 

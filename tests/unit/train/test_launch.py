@@ -143,6 +143,9 @@ def test_what_cannot_be_trained_is_refused_before_a_process_starts(home, recipe)
         launch.train(store, launcher, recipe, plan=stale, tokens_ref=tokens, name="tiny")
     with pytest.raises(SpecError, match="no packed dataset"):
         launch.train(store, launcher, recipe, plan=stale, tokens_ref="tokenizer:words", name="tiny")
+    vast, longer = plan_of(steps=6, seq_len=4000), ("seq_len=4000",)
+    with pytest.raises(SpecError, match="has 4000 tokens, one sample needs 4001"):
+        launch.train(store, launcher, recipe, plan=vast, tokens_ref=tokens, name="tiny", overrides=longer)
     assert not (store.home / "runs" / "train-tiny" / "rank-0.log").exists()
 
 
