@@ -1,6 +1,7 @@
 """Fixtures every suite shares: an isolated home, and third-party telemetry switched off before anything is imported."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,19 @@ for name in [key for key in os.environ if key.startswith("MAINSPRING_")]:
     del os.environ[name]
 
 from mainspring.spec import Settings  # noqa: E402  the environment comes first
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_process_state() -> Iterator[None]:
+    """What a module sets for the whole process (variables, torch's threads) ends with it."""
+    variables, torch = dict(os.environ), sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    yield
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+    if torch:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture
