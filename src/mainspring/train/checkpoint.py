@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from mainspring.spec import SpecError
+from mainspring.spec import SpecError, Unavailable
 from mainspring.train.place import MANIFEST, MARKER, open_place, reader, step_of
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Checkpoints:
         """What is wrong with this rank's share of the files of `name`; empty when nothing is."""
         try:
             manifest = self._place.read(f"{name}/{MANIFEST}")
-            if self._place.read(f"{name}/{MARKER}").decode() != hashlib.sha256(manifest).hexdigest():
+            if self._place.read(f"{name}/{MARKER}") != hashlib.sha256(manifest).hexdigest().encode():
                 return f"{name}/{MANIFEST} is not the one that was committed"
             files: dict[str, str] = json.loads(manifest)["files"]
             for file in sorted(files)[self._rank :: self._world]:
@@ -153,6 +153,7 @@ class Checkpoints:
         return ""
 
     def _write(self, step: int, staged: Future[Any], notes: str) -> None:
+        made = ""
         name: str = self._agree(self._place.begin(step) if self._rank == 0 else None)
         try:
             writer = self._place.writer(name)
@@ -161,15 +162,26 @@ class Checkpoints:
             if self._rank == 0:
                 files = {file: digest for part in digests for file, digest in part.items()}
                 manifest = {"step": step, "world": self._world, "notes": json.loads(notes), "files": files}
-                self._place.commit(name, json.dumps(manifest, indent=1))
-                for old in self._place.committed()[self._keep :]:
-                    self._place.drop(old)
+                made = self._place.commit(name, json.dumps(manifest, indent=1))
         except (Exception, CheckpointException) as error:  # the library's own is a BaseException
             # Whatever it was, a failed save must not stop training.
             reason = _innermost(error)
             log.exception("checkpoint not saved", extra={"step": step, "reason": reason})
             self.errors.append(f"step {step}: {reason}")
             self._place.discard(name)
+        else:
+            if self._rank == 0:
+                self._prune(made)
+
+    def _prune(self, newest: str) -> None:
+        """Drop all but the last `keep`, and what `newest` replaces: damaged ones of its step."""
+        try:
+            names = self._place.committed()
+            valid = [name for name in names if step_of(name) != step_of(newest) or name == newest]
+            for name in set(names) - set(valid[: self._keep]):
+                self._place.drop(name)
+        except (Unavailable, OSError) as error:
+            log.warning("old checkpoints not removed", extra={"error": str(error)})
 
     def _gather(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self._world

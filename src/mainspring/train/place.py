@@ -43,8 +43,8 @@ class Place(Protocol):
         """SHA-256 of each file that this rank has written with `writer`."""
         ...
 
-    def commit(self, name: str, manifest: str) -> None:
-        """Make what was written a checkpoint: add `manifest`, then the mark. Only rank 0 does."""
+    def commit(self, name: str, manifest: str) -> str:
+        """Make what was written a checkpoint: add `manifest`, then the mark; its name from now on. Only rank 0 does."""
         ...
 
     def committed(self) -> list[str]:
@@ -111,7 +111,7 @@ class LocalPlace(Place):
         mine = [*folder.glob(f"__{rank}_*.distcp"), *([folder / METADATA] if rank == 0 else [])]
         return {path.name: _digest(path) for path in mine}
 
-    def commit(self, name: str, manifest: str) -> None:
+    def commit(self, name: str, manifest: str) -> str:
         """Rename, then write the mark; both are synced."""
         partial, final = self._folder / name, self._folder / name.removeprefix(".")
         _write_synced(partial / MANIFEST, manifest)
@@ -121,6 +121,7 @@ class LocalPlace(Place):
         (final / f".{MARKER}").rename(final / MARKER)
         _sync_folder(final)
         _sync_folder(self._folder)
+        return final.name
 
     def committed(self) -> list[str]:
         """Folders with a mark."""
@@ -148,9 +149,10 @@ class LocalPlace(Place):
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Hidden folders."""
-        for leftover in self._folder.glob(f".{PREFIX}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        """Hidden folders, and one that was renamed but not marked."""
+        for leftover in [*self._folder.glob(f".{PREFIX}*"), *self._folder.glob(f"{PREFIX}*")]:
+            if not (leftover / MARKER).exists():
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 class RemotePlace(RemoteFolder, Place):
@@ -171,13 +173,11 @@ class RemotePlace(RemoteFolder, Place):
         assert isinstance(writer.fs, _HashingFileSystem)
         return {name.removesuffix(".tmp"): digest for name, digest in writer.fs.digests.items()}
 
-    def commit(self, name: str, manifest: str) -> None:
-        """Write the manifest and then the mark; checkpoints of the same step, which were damaged, go."""
+    def commit(self, name: str, manifest: str) -> str:
+        """Write the manifest, then the mark."""
         self.write(f"{name}/{MANIFEST}", manifest.encode())
         self.write(f"{name}/{MARKER}", hashlib.sha256(manifest.encode()).hexdigest().encode())
-        for other in self.committed():
-            if step_of(other) == step_of(name) and other != name:
-                self.drop(other)
+        return name
 
     def committed(self) -> list[str]:
         """Folders with a mark."""
@@ -196,7 +196,7 @@ class RemotePlace(RemoteFolder, Place):
     def discard(self, name: str) -> None:
         """When even that fails the next attempt sweeps it away."""
         try:
-            self.remove(name)
+            self.drop(name)
         except (Unavailable, OSError):
             return
 

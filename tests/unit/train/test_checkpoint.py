@@ -139,7 +139,7 @@ def test_a_run_resumes_on_another_world_size(tmp_path, first, then):
         np.testing.assert_allclose(moved.state[name], value, atol=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["flip", "lose", "manifest", "marker"])
+@pytest.mark.parametrize("damage", ["flip", "lose", "manifest", "marker", "noise"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_log_line(tmp_path, caplog, damage):
     order = Order(plan_of(), tmp_path, config=SAVING)
     straight = train_rank(task_of(folder=tmp_path), order)
@@ -153,6 +153,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_log_line(tmp_path, caplog, d
         data.unlink()
     elif damage == "manifest":
         (newest / MANIFEST).write_text("{}")
+    elif damage == "noise":
+        (newest / MARKER).write_bytes(b"\xff\xfe")
     else:
         (newest / MARKER).unlink()
     with caplog.at_level(logging.WARNING):
