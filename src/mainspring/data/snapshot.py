@@ -34,7 +34,7 @@ from mainspring.store.parse import read_json, to_json
 
 KIND = "dataset"
 RETRIES = 30  # other publishers that may commit between our reading and our commit
-_OBJECT_STORES = ("s3://", "gs://", "az://", "abfss://")
+_OBJECT_STORES = frozenset({"s3", "gs", "az", "abfss"})  # fsspec's names of stores that Lance knows by the same name
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,19 @@ def publish(
 
 
 def dataset_uri(store: Store, name: str) -> str:
-    """Where the rows of a dataset live: beside the artifacts on an object store, else under home."""
-    artifacts = store.settings.artifacts
-    root = artifacts.rstrip("/") if artifacts.startswith(_OBJECT_STORES) else str(store.home)
-    return f"{root}/datasets/{store.workspace}/{name}.lance"
+    """Where the rows of a dataset live: beside the artifacts when settings give these a URL, else under home.
+
+    Raises `SpecError` for a URL that Lance cannot write to: rows on this disk would be missing wherever else the
+    snapshot is read.
+    """
+    uri = store.place(f"datasets/{store.workspace}/{name}.lance")
+    scheme, remote, _ = uri.partition("://")
+    if remote and scheme not in _OBJECT_STORES:
+        raise SpecError(
+            f"datasets cannot be kept at {scheme}://",
+            hint="point MAINSPRING_ARTIFACTS_URL at s3://, gs://, az:// or abfss://, or at a shared folder as file://",
+        )
+    return uri
 
 
 def load_snapshot(store: Store, ref: str) -> Snapshot:

@@ -36,20 +36,20 @@ class RemoteFolder:
         self.url = url.rstrip("/")
         self._fs, self._root = open_filesystem(self.url)
 
-    def read(self, name: str) -> bytes:
+    def read(self, path: str) -> bytes:
         """The contents of a file; `FileNotFoundError` when there is none."""
-        with self._translated("read", name):
-            return self._fs.cat_file(self._path(name))
+        with self._translated("read", path):
+            return self._fs.cat_file(self._path(path))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes) -> None:
         """Put a small file there, replacing one of that name."""
-        with self._translated("write", name):
-            self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
-            self._fs.pipe_file(self._path(name), data)
+        with self._translated("write", path):
+            self._fs.makedirs(self._path(path).rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(self._path(path), data)
 
-    def digest(self, name: str) -> str:
+    def digest(self, path: str) -> str:
         """SHA-256 of a file as it is there now; `FileNotFoundError` when there is none."""
-        with self._translated("read", name), self._fs.open(self._path(name), "rb") as stream:
+        with self._translated("read", path), self._fs.open(self._path(path), "rb") as stream:
             sha = hashlib.sha256()
             while piece := stream.read(1 << 20):
                 sha.update(piece)
@@ -59,16 +59,16 @@ class RemoteFolder:
         """Every file below, by relative path."""
         with self._translated("list", ""):
             found = self._fs.find(self._root) if self._fs.exists(self._root) else ()
-            return tuple(sorted(path.removeprefix(self._root).lstrip("/") for path in found))
+            return tuple(sorted(one.removeprefix(self._root).lstrip("/") for one in found))
 
-    def remove(self, name: str) -> None:
+    def remove(self, path: str) -> None:
         """Remove a file, or a folder with everything below it; nothing happens when there is none."""
-        with self._translated("remove", name):
-            if self._fs.exists(self._path(name)):
-                self._fs.rm(self._path(name), recursive=True)
+        with self._translated("remove", path):
+            if self._fs.exists(self._path(path)):
+                self._fs.rm(self._path(path), recursive=True)
 
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+    def _path(self, path: str) -> str:
+        return f"{self._root}/{path}"
 
     @contextmanager
     def _translated(self, verb: str, name: str) -> Generator[None]:
