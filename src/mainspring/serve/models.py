@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from mainspring.serve.engine.loop import Engine
 from mainspring.serve.servable import Piece, Prompt, Servable
 from mainspring.spec import EngineConfig, NotFound, SamplingParams, SpecError
 
@@ -65,6 +64,8 @@ class EngineServable:
     """A decoder's folder behind an engine of its own."""
 
     def __init__(self, name: str, folder: Path | str, config: EngineConfig | None = None) -> None:
+        from mainspring.serve.engine.loop import Engine  # loads torch, which a server without a model need not have
+
         self.name = name
         self.created_s = time.time()
         self.engine = Engine.load(folder, config, name=name)
