@@ -109,18 +109,6 @@ def decode(value: Any, store: Store, digests: Digests) -> Any:
     return {key: decode(item, store, digests) for key, item in value.items()}
 
 
-def artifacts_in(value: Any) -> Iterator[Artifact]:
-    """Every artifact inside a value."""
-    if isinstance(value, Artifact):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from artifacts_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from artifacts_in(item)
-
-
 def _gather(call: Any, name: str, parts: dict[str, str]) -> None:
     if isinstance(call, MethodType):
         call = call.__func__

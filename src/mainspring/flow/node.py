@@ -9,10 +9,11 @@ that holds `${` is written with one more `$` in front.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mainspring.spec import SpecError, spec
 
+K = TypeVar("K")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 REFERENCE = re.compile(r"\$\{([A-Za-z0-9_.-]+)\}")
 
@@ -72,14 +73,19 @@ class Node:
 
 def references(value: object) -> Iterator[Output | Param]:
     """Every reference inside a value."""
-    if isinstance(value, Output | Param):
+    return inside(value, Output, Param)
+
+
+def inside(value: object, *kinds: type[K]) -> Iterator[K]:
+    """Everything of these kinds that a value is or holds in its lists and tables."""
+    if isinstance(value, kinds):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from references(item)
+            yield from inside(item, *kinds)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from references(item)
+            yield from inside(item, *kinds)
 
 
 def replace_references(value: Any, replacement: Callable[[Output | Param], Any]) -> Any:

@@ -23,8 +23,8 @@ from typing import Any, Literal
 from mainspring.flow.check import Checked, check_graph, convert
 from mainspring.flow.execution import LOG_FILE, STOP_POLL_S, is_stop_requested
 from mainspring.flow.graph import Graph
-from mainspring.flow.key import Digests, action_key, artifacts_in, decode, encode
-from mainspring.flow.node import Output, Param, references, replace_references
+from mainspring.flow.key import Digests, action_key, decode, encode
+from mainspring.flow.node import Output, Param, inside, references, replace_references
 from mainspring.spec import (
     Artifact,
     Cancelled,
@@ -296,7 +296,7 @@ class _Conductor:
         config = {"flow": self.record.id, "step": node.name, "call": node.entry, "key": key}
         config["with"] = encode(given, self.digests)
         sources = [given, *(self._output(found, node.name) for found in references(checked.given))]
-        refs = sorted({artifact.ref for artifact in artifacts_in(sources)})
+        refs = sorted({artifact.ref for artifact in inside(sources, Artifact)})
         with self.store.transaction():
             run = self.store.start_run("step", node.name, config=config, inputs=refs).id
             self.store.set_run_state(run, "RUNNING")
