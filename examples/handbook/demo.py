@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -18,13 +19,14 @@ import mainspring as ms
 from mainspring.api.app import create_app
 from mainspring.cli.flow_verb import drawn, show
 from mainspring.console.app import mount
-from mainspring.data.pack import held_out_documents
+from mainspring.data.snapshot import texts
 from mainspring.evaluate.questions import make_questions
 from mainspring.serve.http import listen
 from mainspring.spec import load_settings
 from mainspring.workspace import Workspace
 
 HERE = Path(__file__).parent
+DOCUMENTS_ASKED_ABOUT = 500
 PYTHON_QUESTIONS = (
     "Which function joins two paths?",
     "How do I read JSON from a file?",
@@ -65,8 +67,8 @@ def questions(workspace: Workspace, docs: str) -> tuple[str, ...]:
     """Three questions: about Python, or made by rules from the folder's own documents."""
     if docs == "python:docs":
         return PYTHON_QUESTIONS
-    held_out = list(held_out_documents(workspace.store, "dataset:handbook"))
-    return tuple(question.text for question in make_questions(held_out, 3))
+    documents = list(islice(texts(workspace.store, "dataset:handbook"), DOCUMENTS_ASKED_ABOUT))
+    return tuple(question.text for question in make_questions(documents, 3))
 
 
 def ask(url: str, question: str) -> str:
