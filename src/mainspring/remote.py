@@ -295,7 +295,7 @@ class RemoteWorkspace:
         return self._one("hardware", Cluster)
 
     def doctor(self, *, repair: bool = False) -> tuple[Check, ...]:
-        """Whether everything is in order there."""
+        """Whether everything is in order there; contents are verified on the machine itself."""
         if repair:
             raise SpecError("repairs are made on the machine itself", hint="run mainspring doctor --repair there")
         return self._all("doctor", Check, {})

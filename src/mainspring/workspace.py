@@ -457,12 +457,17 @@ class Workspace:
         """Make every token of `name` worthless."""
         self.store.revoke_token(name)
 
-    def doctor(self, *, repair: bool = False) -> tuple[Check, ...]:
-        """Whether settings, store, disk, devices and libraries are in order, and what to do where they are not."""
+    def doctor(self, *, repair: bool = False, contents: bool = True) -> tuple[Check, ...]:
+        """Whether settings, store, disk, devices and libraries are in order, and what to do where they are not.
+
+        `contents` verifies every artifact, which takes as long as reading them all.
+        """
         from mainspring.hardware import checkup
 
-        ills = self.store.doctor(repair=repair)
-        kept = Check(name="store", state="bad" if ills and not repair else "ok", detail="; ".join(ills) or "whole")
+        mended = self.store.doctor(repair=True, contents=False) if repair else ()
+        ills = self.store.doctor(contents=contents)
+        detail = "; ".join((*mended, *ills)) or ("whole" if contents else "nothing left behind")
+        kept = Check(name="store", state="bad" if ills else "ok", detail=detail)
         return (kept, *checkup.checks(self.store.home))
 
     def _start(

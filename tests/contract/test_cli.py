@@ -246,6 +246,7 @@ def test_doctor_says_what_to_do_and_exits_1_when_something_needs_you(ms: Ms, mad
     done = ms("doctor", "--json")
     assert done.code == 1
     assert next(check for check in done.json if check["state"] == "bad")["name"] == "store"
+    assert ms("doctor", "--repair").code == 1  # what is damaged cannot be repaired, only published again
 
 
 def test_a_typo_in_the_environment_is_an_error_and_not_a_default(ms: Ms, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,6 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
 
     @routes.get("/doctor")
     def doctor() -> Any:
-        return parse.to_dict(workspace.doctor())
+        return parse.to_dict(workspace.doctor(contents=False))
 
     return routes

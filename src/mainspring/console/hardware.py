@@ -30,7 +30,7 @@ def add_to(workspace: Workspace) -> None:
                 checks.content = health(found)
 
             await live(workspace.hardware, draw, every_s=EVERY_S)
-            await live(workspace.doctor, draw_checks, every_s=30.0)
+            await live(lambda: workspace.doctor(contents=False), draw_checks, every_s=30.0)
 
 
 def view(found: Cluster) -> Markup:

@@ -21,14 +21,17 @@ from mainspring.store.database import artifacts, files
 class Doctor(Shelf):
     """Examine and tidy the store, all workspaces together."""
 
-    def doctor(self, repair: bool = False) -> tuple[str, ...]:  # noqa: FBT001, FBT002  the CLI's --repair
-        """Every finding in a sentence, none when all is well; `repair` removes leftovers and ends dead runs."""
+    def doctor(self, *, repair: bool = False, contents: bool = True) -> tuple[str, ...]:
+        """Every finding in a sentence, none when all is well; `repair` removes leftovers and ends dead runs.
+
+        `contents` verifies everything that is stored, which takes as long as reading it.
+        """
         return (
             *self._dead_runs(repair=repair),
             *self._scratch(repair=repair),
             *self._unfinished(repair=repair),
             *self._orphans(repair=repair),
-            *self._damaged(),
+            *(self._damaged() if contents else ()),
         )
 
     def _dead_runs(self, *, repair: bool) -> Iterator[str]:
