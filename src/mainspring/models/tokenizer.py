@@ -32,6 +32,7 @@ WORDS = (
 # Longer texts are encoded in parts: splitting patterns such as the one above backtrack over runs of spaces, and past
 # ten million steps the regular-expression engine panics with something that is not even an `Exception`.
 PART_CHARACTERS = 200_000
+REPORT_CHARACTERS = 1_000_000
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -249,8 +250,9 @@ def train_bpe(texts: Iterable[str], *, vocab: int, progress: Progress = silent) 
     def counted() -> Iterator[str]:
         nonlocal seen
         for text in texts:
+            if seen // REPORT_CHARACTERS < (seen + len(text)) // REPORT_CHARACTERS:
+                progress(0.0, f"reading text: {(seen + len(text)) / 1e6:.1f} M characters")
             seen += len(text)
-            progress(0.0, f"reading text: {seen / 1e6:.1f} M characters")
             yield from _parts(text)
 
     inner.train_from_iterator(counted(), trainer)
