@@ -171,8 +171,9 @@ def test_half_a_surrogate_pair_becomes_the_replacement_character() -> None:
     assert train_bpe(["\ud800 text"], vocab=300).vocab > 259
 
 
-def test_progress_tells_how_much_was_read() -> None:
+def test_progress_tells_of_each_million_characters_that_were_read() -> None:
     told: list[tuple[float, str]] = []
-    train_bpe(CORPUS, vocab=300, progress=lambda fraction, message: told.append((fraction, message)))
-    assert len(told) == len(CORPUS) + 1
+    texts = ["word " * 80_000] * 8
+    train_bpe(texts, vocab=300, progress=lambda fraction, message: told.append((fraction, message)))
+    assert [message for _, message in told[:-1]] == [f"reading text: {n} M characters" for n in (1.2, 2.0, 3.2)]
     assert told[-1][0] == 1.0
