@@ -3,23 +3,22 @@
 import mainspring as ms
 from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig
+from mainspring.train.muon import muon
 
 
-def model(vocab: int, eos_id: int) -> Decoder:
-    return Decoder(
-        DecoderConfig(
-            vocab=vocab, hidden=256, layers=6, heads=4, kv_heads=2, ffn=704, context=512, qk_norm=True, eos_id=eos_id
-        )
-    )
+def model(vocab: int, seq_len: int, eos_id: int) -> Decoder:
+    shape = {"hidden": 256, "layers": 6, "heads": 2, "kv_heads": 1, "ffn": 704, "qk_norm": True}
+    return Decoder(DecoderConfig(vocab=vocab, context=seq_len, eos_id=eos_id, **shape))
 
 
 recipe = ms.Recipe(
     model=model,
+    optimizer=muon,
     config=ms.TrainConfig(
-        steps=300,
-        global_batch=16,
+        steps=420,
+        global_batch=12,
         seq_len=256,
-        lr=3e-3,
+        lr=1.5e-3,
         warmup_steps=30,
         min_lr_ratio=0.05,
         precision="bf16",
