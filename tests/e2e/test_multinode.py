@@ -19,7 +19,10 @@ import pytest
 
 from mainspring.testing.postgres import NoPostgres, empty_database, running_postgres
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(" " in sys.executable, reason="Ray's client server does not start from a path with a space"),
+]
 
 PASSWORD = "correct-horse-battery"
 STEPS = 12
