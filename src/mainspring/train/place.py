@@ -150,9 +150,9 @@ class LocalPlace(Place):
 
     def sweep(self) -> None:
         """Hidden folders, and one that was renamed but not marked."""
-        for leftover in [*self._folder.glob(f".{PREFIX}*"), *self._folder.glob(f"{PREFIX}*")]:
-            if not (leftover / MARKER).exists():
-                shutil.rmtree(leftover, ignore_errors=True)
+        unmarked = (found for found in self._folder.glob(f"{PREFIX}*") if not (found / MARKER).exists())
+        for leftover in [*self._folder.glob(f".{PREFIX}*"), *unmarked]:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 class RemotePlace(RemoteFolder, Place):

@@ -53,6 +53,10 @@ def parent(task, payload):
     print("asleep", flush=True)
     time.sleep(payload.get("seconds", 60))
 
+def tells(task, payload):
+    import json
+    (Path(task.run_dir) / "told.json").write_text(json.dumps(payload))
+
 def stuck_thread(task, payload):
     threading.Thread(target=time.sleep, args=(60,)).start()
     raise KeyError("main thread is done for")
@@ -207,6 +211,15 @@ def test_files_of_a_node_that_does_not_see_the_run_folder_stay_local_until_close
     assert folder.parent == tmp_path / "scratch"
     agent.close()
     assert not folder.exists()
+
+
+def test_a_rank_finds_its_secrets_in_the_payload_and_nobody_else_finds_them(start, tmp_path):
+    agent = start("tells", payload={"open": 1}, secret_json=json.dumps({"key": "swordfish"}))
+    finish(agent, 1)
+    assert (tmp_path / "run" / "told.json").read_text() == '{"open": 1, "key": "swordfish"}'
+    (tmp_path / "run" / "told.json").unlink()
+    assert "swordfish" not in repr(order(tmp_path, "tells", payload={}, secret_json='{"key": "swordfish"}'))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"swordfish" in path.read_bytes()]
 
 
 def test_a_rank_has_torchs_launcher_variables_its_threads_and_none_of_rays(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mainspring.cluster.mirror import PIECE_BYTES, Mirror, grown, listing, read_piece
+from mainspring.cluster.mirror import PIECE_BYTES, Mirror, followed, grown, listing, read_piece, write_piece
 
 steps = st.lists(
     st.one_of(
@@ -72,3 +72,15 @@ def test_other_files_are_copied_whole_and_leave_no_partial_name(tmp_path):
     mirror.copy(listing(node), lambda name, offset: read_piece(node, name, offset=offset, size=300))
     assert [p.name for p in (tmp_path / "copy").rglob("*") if p.is_file()] == ["w.bin"]
     assert (tmp_path / "copy/ckpt/w.bin").read_bytes() == b"w" * 1000
+
+
+def test_what_is_handed_back_piece_by_piece_is_the_same_file(tmp_path):
+    driver, node = tmp_path / "driver", tmp_path / "node"
+    (driver / "sub").mkdir(parents=True)
+    text = bytes(range(256)) * 100
+    (driver / "sub" / "metrics.jsonl").write_bytes(text)
+    (driver / "result.json").write_text("{}")
+    assert followed(driver) == ("sub/metrics.jsonl",)
+    for offset in range(0, len(text), 1000):
+        write_piece(node, read_piece(driver, "sub/metrics.jsonl", offset=offset, size=1000))
+    assert (node / "sub" / "metrics.jsonl").read_bytes() == text

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,27 @@ def test_any_folder_comes_back_whole_and_content_alone_decides_the_version(
         assert artifact == versions[artifact.digest]
     else:
         assert artifact.version == len(versions) + 1
+
+
+def test_what_must_be_as_reachable_as_artifacts_lies_beside_them(tmp_path: Path) -> None:
+    home, bucket = tmp_path / "home", tmp_path / "bucket"
+    with Store.open(Settings(home=str(home))) as store:
+        assert store.place("runs/r") == f"{home}/runs/r"
+    with Store.open(Settings(home=str(home), artifacts_url=f"file://{bucket}")) as store:
+        place = Path(store.place("runs/r"))
+        assert place.parts[-2:] == ("runs", "r")
+        assert place.is_relative_to(bucket)
+    with Store.open(Settings(home=str(home), artifacts_url=f"local://{bucket}/x/")) as store:
+        assert store.place("runs/r").startswith(f"local://{bucket}/x/")
+
+
+def test_a_store_says_what_of_this_disk_others_must_see(store: Store, folder: Path, tmp_path: Path) -> None:
+    """With this machine's own ids in the paths: another's home may have the same name."""
+    store.publish("model", "x", folder)
+    needs = [Path(path) for path in store.needs("train-1")]
+    assert all(path.exists() for path in needs)
+    embedded = store.settings.database_url == ""
+    assert [path.name == "train-1" for path in needs] == ([True, False] if embedded else [False])
+    settings = replace(store.settings, artifacts_url=f"local://{tmp_path}/bucket")
+    with Store.open(settings) as remote:
+        assert [Path(path).name for path in remote.needs("train-1")] == (["train-1"] if embedded else [])

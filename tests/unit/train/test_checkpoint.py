@@ -1,8 +1,9 @@
 """Checkpoints: never torn, never half there, resumed bit for bit on any number of ranks."""
 
+import functools
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from training_gang import (
     train_rank,
 )
 
-from mainspring.spec import Mesh, SpecError
+from mainspring.spec import Mesh, SpecError, Unavailable
 from mainspring.train.checkpoint import Checkpoints, Saved
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.parallel import Group
@@ -44,12 +45,31 @@ def alone(tmp_path: Path) -> Iterator[Path]:
     group.leave()
 
 
-def checkpoints_in(folder: Path, *, keep: int = 2) -> Checkpoints:
+@pytest.fixture(params=["folder", "bucket"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """What to put before a path to reach it as a folder, or as fsspec reaches an object store."""
+    return "" if request.param == "folder" else "local://"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mesh, str], Outcome]:
+    """The uninterrupted run of a mesh and a model, trained once."""
+
+    @functools.cache
+    def train(mesh: Mesh, model: str = "decoder") -> Outcome:
+        order = Order(plan_of(mesh), tmp_path_factory.mktemp("straight"), model=model, config=SAVING)
+        return run(order) if mesh.world > 1 else train_rank(task_of(folder=Path(order.folder)), order)
+
+    return train
+
+
+def checkpoints_in(folder: Path | str, *, keep: int = 2) -> Checkpoints:
     return Checkpoints(folder, rank=0, world=1, keep=keep)
 
 
 def committed(folder: Path) -> list[str]:
-    return sorted(path.parent.name for path in folder.glob(f"*/{MARKER}"))
+    """The folders with a mark, without what a bucket appends to make their names unique."""
+    return sorted(path.parent.name[:13] for path in folder.glob(f"step-*/{MARKER}"))
 
 
 def run(order: Order) -> Outcome:
@@ -110,40 +130,41 @@ def test_a_save_returns_before_the_file_is_on_disk_and_the_previous_one_stays_un
 
 
 @pytest.mark.parametrize("mesh", [DP2, FSDP2], ids=["ddp", "zero3"])
-def test_a_run_killed_and_resumed_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, mesh):
-    plan = plan_of(mesh)
-    straight = run(Order(plan, tmp_path / "straight", model="dropped", config=SAVING))
-    order = Order(plan, tmp_path / "killed", model="dropped", config=SAVING, waits_for_saves=True)
+def test_a_run_killed_and_resumed_repeats_the_uninterrupted_run_bit_for_bit(tmp_path, mesh, straight):
+    """The replicated one in a folder, the sharded one in a bucket."""
+    expected = straight(mesh, "dropped")
+    place = tmp_path if mesh == DP2 else f"local://{tmp_path}"
+    order = Order(plan_of(mesh), place, model="dropped", config=SAVING, waits_for_saves=True)
     victim, survivor = (run_gang(replace(order, kill_at=5, victim=1))[rank] for rank in (1, 0))
     assert victim is None
     assert survivor is not None
     assert survivor.error
     resumed = run(order)
     assert resumed.resumed_at == 4
-    assert resumed.steps == straight.steps[4:]
-    for name, value in straight.state.items():
+    assert resumed.steps == expected.steps[4:]
+    for name, value in expected.state.items():
         np.testing.assert_array_equal(resumed.state[name], value)
 
 
 @pytest.mark.parametrize(
     ("first", "then"), [(FSDP2, SINGLE), (SINGLE, FSDP2), (DP2, FSDP2)], ids=["2-to-1", "1-to-2", "ddp-to-zero3"]
 )
-def test_a_run_resumes_on_another_world_size(tmp_path, first, then):
-    straight = run(Order(plan_of(first), tmp_path / "straight", config=SAVING))
+def test_a_run_resumes_on_another_world_size(tmp_path, first, then, straight):
+    expected = straight(SINGLE)
     order = Order(plan_of(first), tmp_path / "moved", config=SAVING, kill_at=5, waits_for_saves=True)
     assert run_gang(order)[0] is None
     moved = run(replace(order, plan=plan_of(then), kill_at=0))
     assert moved.resumed_at == 4
-    np.testing.assert_allclose(moved.losses, straight.losses[4:], atol=1e-5)
-    for name, value in straight.state.items():
+    np.testing.assert_allclose(moved.losses, expected.losses[4:], atol=1e-5)
+    for name, value in expected.state.items():
         np.testing.assert_allclose(moved.state[name], value, atol=1e-5)
 
 
 @pytest.mark.parametrize("damage", ["flip", "lose", "manifest", "marker", "noise"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_log_line(tmp_path, caplog, damage):
-    order = Order(plan_of(), tmp_path, config=SAVING)
+def test_a_damaged_checkpoint_is_passed_over_with_a_log_line(tmp_path, caplog, damage, scheme):
+    order = Order(plan_of(), f"{scheme}{tmp_path}", config=SAVING)
     straight = train_rank(task_of(folder=tmp_path), order)
-    newest = tmp_path / "step-00000006"
+    (newest,) = tmp_path.glob("step-00000006*")
     data = next(newest.glob("*.distcp"))
     if damage == "flip":
         content = bytearray(data.read_bytes())
@@ -162,26 +183,27 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_log_line(tmp_path, caplog, d
     assert resumed.resumed_at == 4
     assert resumed.steps == straight.steps[4:]
     assert ("falling back" in caplog.text) == (damage != "marker")
-    assert committed(tmp_path)[-1] == "step-00000006"
+    assert committed(tmp_path) == ["step-00000004", "step-00000006"]
+    assert len(list(tmp_path.iterdir())) == 2, "what was damaged has made room"
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    order = Order(plan_of(), tmp_path, config=replace(SAVING, checkpoint_every=1, keep_checkpoints=3))
-    train_rank(task_of(folder=tmp_path), order)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"step-{step:08d}" for step in (4, 5, 6)]
+def test_only_the_newest_checkpoints_are_kept(tmp_path, scheme):
+    config = replace(SAVING, checkpoint_every=1, keep_checkpoints=3)
+    train_rank(task_of(folder=tmp_path), Order(plan_of(), f"{scheme}{tmp_path}", config=config))
+    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == [f"step-{step:08d}" for step in (4, 5, 6)]
 
 
-def test_a_full_disk_on_one_rank_is_recorded_and_training_goes_on(tmp_path):
+def test_a_full_disk_on_one_rank_is_recorded_and_training_goes_on(tmp_path, straight):
     order = Order(plan_of(FSDP2), tmp_path / "full", config=SAVING, full_at=3, victim=1)
     outcomes = run_gang(order)
-    straight = run(Order(plan_of(FSDP2), tmp_path / "straight", config=SAVING))
     for outcome in outcomes:
         assert outcome is not None
         assert not outcome.error
-        assert outcome.steps == straight.steps
+        assert outcome.steps == straight(FSDP2).steps
         assert [error.split(":")[0] for error in outcome.save_errors] == ["step 4", "step 6"]
     assert committed(tmp_path / "full") == ["step-00000002"]
-    assert run(Order(plan_of(FSDP2), tmp_path / "full", config=SAVING)).resumed_at == 2
+    alone = Order(plan_of(), tmp_path / "full", config=SAVING)
+    assert train_rank(task_of(folder=tmp_path), alone).resumed_at == 2
 
 
 def test_a_changed_configuration_is_not_resumed_but_a_changed_cadence_is(tmp_path):
@@ -204,17 +226,48 @@ def test_a_checkpoint_of_another_model_is_refused(alone):
     checkpoints.close()
 
 
-def test_what_a_killed_save_left_is_removed_and_never_resumed_from(alone):
-    checkpoints = checkpoints_in(alone)
+def test_what_a_killed_save_left_is_removed_and_never_resumed_from(alone, scheme):
+    checkpoints = checkpoints_in(f"{scheme}{alone}")
     checkpoints.save(1, {"a": torch.ones(3)}, {})
     checkpoints.close()
-    shutil.copytree(alone / "step-00000001", alone / ".step-00000002")
-    shutil.copytree(alone / "step-00000001", alone / "step-00000003")
-    (alone / "step-00000003" / MARKER).unlink()
-    again = checkpoints_in(alone)
+    (whole,) = alone.iterdir()
+    hidden, unmarked = alone / ".step-00000002", alone / "step-00000003"
+    for copy in (hidden, unmarked):
+        shutil.copytree(whole, copy)
+        (copy / MARKER).unlink()
+    again = checkpoints_in(f"{scheme}{alone}")
     saved = again.newest()
     assert saved is not None
     assert saved.step == 1
-    assert not (alone / ".step-00000002").exists()
+    assert not hidden.exists()
+    assert not list(unmarked.glob("*"))
     again.close()
     assert dist.is_initialized()
+
+
+def test_a_store_that_does_not_answer_is_no_reason_to_begin_anew(alone):
+    """Damage is passed over; a network that is down must not be taken for damage of every checkpoint."""
+    checkpoints = checkpoints_in(f"local://{alone}")
+    checkpoints.save(1, {"a": torch.ones(3)}, {})
+    checkpoints.wait()
+    (manifest,) = alone.glob(f"*/{MANIFEST}")
+    manifest.unlink()
+    manifest.mkdir()  # a client's error that is not about a missing file
+    with pytest.raises(Unavailable, match="cannot read"):
+        checkpoints.newest()
+    checkpoints.close()
+
+
+def test_an_upload_of_a_dead_attempt_cannot_reach_into_a_later_checkpoint(alone):
+    first, second = (checkpoints_in(f"local://{alone}", keep=5) for _ in range(2))
+    first.save(1, {"a": torch.ones(3)}, {})
+    first.wait()
+    second.save(1, {"a": torch.zeros(3)}, {})
+    second.close()
+    found = {"a": torch.full((3,), -1.0)}
+    saved = first.newest()
+    assert saved is not None
+    first.load(saved, found)
+    assert found["a"].tolist() == [0, 0, 0]
+    assert len(list(alone.iterdir())) == 1, "a step has one checkpoint, the one that was committed last"
+    first.close()

@@ -130,11 +130,6 @@ def test_a_run_that_failed_on_one_rank_is_resumed_and_publishes_its_model_with_l
     assert load_pretrained(folder).config.vocab == Tokenizer.load(folder).vocab
     assert (folder / "recipe.py").read_bytes() == recipe.read_bytes()
 
-    # Once more: nothing is left to train, and the same content is the same version.
-    again = launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="tiny", run=run)
-    assert again.ref == artifact.ref
-    assert len(rows(store, run)) == 6
-
 
 def test_what_cannot_be_trained_is_refused_before_a_process_starts(home, recipe):
     store, launcher, tokens = home

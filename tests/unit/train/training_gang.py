@@ -186,7 +186,7 @@ class Order:
     """What a gang does. After step `kill_at` rank `victim` sends itself SIGKILL; after `full_at` its disk is full."""
 
     plan: Plan
-    folder: Path
+    folder: Path | str
     model: str = "decoder"
     loss: str = "masked"
     config: TrainConfig = CONFIG
@@ -256,7 +256,7 @@ def run_gang(order: Order) -> list[Outcome | None]:
     pipes, processes = [], []
     for rank in range(world):
         ours, theirs = CONTEXT.Pipe(duplex=False)
-        task = task_of(rank, world=world, master=master, folder=order.folder)
+        task = task_of(rank, world=world, master=master, folder=Path(str(order.folder)))
         processes.append(CONTEXT.Process(target=_report, args=(theirs, task, order), daemon=True))
         processes[-1].start()
         theirs.close()
