@@ -31,10 +31,12 @@ from mainspring.spec import (
     Lineage,
     Objective,
     Plan,
+    PolicyName,
     Report,
     Role,
     RunRecord,
     Settings,
+    Simulation,
     SnapshotDiff,
     SpecError,
     Thumb,
@@ -119,6 +121,20 @@ class Workspace:
         from mainspring.cluster import survey
 
         return survey(self.settings.address)
+
+    def simulate(
+        self,
+        nodes: str | Path,
+        pods: str | Path,
+        *,
+        policy: PolicyName = "plain",
+        loads: Sequence[float] = (1.0, 1.3),
+        seeds: int = 10,
+    ) -> Simulation:
+        """How full a placement policy gets the cluster of a node list with the tasks of a task list."""
+        from mainspring.cluster.simulate.fill import simulate
+
+        return simulate(nodes, pods, policy=policy, loads=loads, seeds=seeds)
 
     def publish_data(self, name: str, *, source: str, dedup: Dedup = "balanced") -> Run:
         """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""

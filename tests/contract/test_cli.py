@@ -32,6 +32,7 @@ VERBS = {
     "app publish": "NAME --corpus --engine --embedder --json",
     "app ask": "NAME QUESTION --json",
     "app feedback": "NAME TRACE --up/--down --correction --comment --json",
+    "simulate": "--nodes --pods --policy --load --seeds --json",
     "ps": "--kind --all -n --json",
     "logs": "RUN --rank --tail --json",
     "stop": "RUN --json",
