@@ -63,10 +63,12 @@ from mainspring.spec.queue import ANY_DEVICE, Queue, QueueFile, QueueShare, Quot
 from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
 from mainspring.spec.schedule import (
+    WHOLE,
     Decision,
     Ended,
     Gang,
     Gathered,
+    GatherPlan,
     Happening,
     Knob,
     LoadPoint,
@@ -78,6 +80,7 @@ from mainspring.spec.schedule import (
     Saved,
     Simulation,
     Submitted,
+    Victim,
 )
 from mainspring.spec.serve import Deployment, EngineConfig, SamplingParams, ServePayload
 from mainspring.spec.settings import Settings, load_settings
@@ -88,6 +91,7 @@ __all__ = [
     "AXES",
     "FORMAT",
     "TERMINAL",
+    "WHOLE",
     "Answer",
     "AnswerMode",
     "Artifact",
@@ -116,6 +120,7 @@ __all__ = [
     "FileEntry",
     "Gang",
     "GateDecision",
+    "GatherPlan",
     "Gathered",
     "Happening",
     "Health",
@@ -179,6 +184,7 @@ __all__ = [
     "TrainConfig",
     "TrainPayload",
     "Unavailable",
+    "Victim",
     "WorkerLost",
     "load_settings",
     "silent",

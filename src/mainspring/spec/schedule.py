@@ -208,3 +208,29 @@ class Simulation:
     impossible: int
     knobs: tuple[Knob, ...]
     loads: tuple[LoadResult, ...]
+
+
+@spec
+class Victim:
+    """A gang that a plan would stop, or move to other nodes, and the work that is lost since its checkpoint."""
+
+    gang: str
+    queue: str
+    ranks: int
+    lost_ms: int
+    lost_device_hours: float
+    moved_to: tuple[str, ...] = ()
+
+
+@spec
+class GatherPlan:
+    """What pooling the quotas under `queue` for one gang would do. `nodes` are those of its ranks."""
+
+    queue: str
+    gang: str
+    until_ms: int
+    victims: tuple[Victim, ...]
+    nodes: tuple[str, ...]
+    model: str
+    lost_device_hours: float
+    starts_in_ms: int

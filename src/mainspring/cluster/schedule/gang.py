@@ -12,7 +12,7 @@ from mainspring.spec import Gang, Request
 ANY_NUMBER = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Place:
     """The node of every rank, its devices as bits, and the model they are of (empty without devices)."""
 
@@ -61,13 +61,13 @@ def find_place(fleet: Fleet, topology: Topology, gang: Gang, model: str, usable:
     if int(slots.sum()) < gang.ranks:
         return None
     shape = shape_of(gang, topology)
+    wished = slots
     if gang.layout == "spread":
-        counts = arrange(topology, spread_out(slots, gang.ranks), shape)
-    elif not gang.request.devices and len(fleet.models):
-        # A gang without devices leaves nodes that have some to others, if it can.
-        counts = arrange(topology, np.where(fleet.total.size == 0, slots, 0), shape)
-        counts = arrange(topology, slots, shape) if counts is None else counts
-    else:
+        wished = spread_out(slots, gang.ranks)
+    elif not gang.request.devices:
+        wished = np.where(fleet.total.size == 0, slots, 0)  # leaves nodes with devices to others, if it can
+    counts = arrange(topology, wished, shape)
+    if counts is None and wished is not slots:
         counts = arrange(topology, slots, shape)
     if counts is None:
         return None
