@@ -11,7 +11,7 @@ from mainspring.cluster.schedule.decide import Outcome, decide
 from mainspring.cluster.schedule.gang import find_place, usable_nodes
 from mainspring.cluster.schedule.limits import models_for, over_limit
 from mainspring.cluster.schedule.quota import ROOT, divide
-from mainspring.cluster.schedule.reclaim import exceeds, within_share
+from mainspring.cluster.schedule.reclaim import may_stop, within_share
 from mainspring.cluster.schedule.state import Entry, Rules, State, build_state
 from mainspring.spec import (
     Ended,
@@ -149,6 +149,10 @@ def check_books(state: State) -> None:
                 fixed[at][r] += 0 if entry.gang.preemptible else entry.held[r]
     assert used == state.used, "what queues hold is not what their gangs hold"
     assert fixed == state.fixed
+    asked = [[0] * len(size) for _ in tree.branches]
+    for entry in state.entries.values():
+        asked[entry.leaf] = [sum(pair) for pair in zip(asked[entry.leaf], entry.asked, strict=True)]
+    assert asked == state.asked, "what queues wish for is not what their gangs ask for"
     free = state.fleet.free.devices
     assert (free >= 0).all(), "a device gave more than it has"
     assert (free <= state.fleet.total.devices).all(), "a device got back more than it gave"
@@ -160,7 +164,7 @@ def check_books(state: State) -> None:
 
 def check_fairness(state: State) -> None:
     """Guarantees are met when asked for, nothing lies idle that somebody may use, and shares are weighted max-min."""
-    shares = divide(state.tree, state.total, used=state.used, asked=state.asked)
+    shares = divide(state.tree, state.total, state.asked)
     for entry in waiting(state):
         check_room_is_used(state, entry)
         if entry.gang.priority == 0 and entry.gang.preemptible and within_share(state, entry, shares):
@@ -168,7 +172,7 @@ def check_fairness(state: State) -> None:
             vector = state.tree.vector(entry.gang.request, ranks=entry.gang.ranks, model=model)
             limit = over_limit(state, entry, vector, state.total)
             stoppable = [each for each in state.running() if each.gang.preemptible and each.leaf != entry.leaf]
-            above = [each for each in stoppable if exceeds(state.used[each.leaf], shares[each.leaf], entry.asked)]
+            above = [e for e in stoppable if may_stop(e, state.claimed[e.leaf], shares[e.leaf], entry.asked)]
             assert limit or not above, f"{entry.gang.id} waits within its share beside {above[0].gang.id}"
     for at, branch in enumerate(state.tree.branches):
         assert sum(shares[child][2] for child in branch.children) <= shares[at][2] or not branch.children

@@ -9,7 +9,7 @@ from mainspring.cluster.schedule.gang import find_place, usable_nodes
 from mainspring.cluster.schedule.gather import begin_lease, end_lease, expire_lease
 from mainspring.cluster.schedule.limits import models_for, never_possible
 from mainspring.cluster.schedule.reclaim import lost_ms
-from mainspring.cluster.schedule.state import CLOSED, Entry, State, dequeue, enqueue, release, wished
+from mainspring.cluster.schedule.state import CLOSED, Entry, State, arrive, enqueue, leave, release, wished
 from mainspring.spec import (
     WHOLE,
     Decision,
@@ -91,7 +91,7 @@ def _submit(state: State, gang: Gang) -> list[Decision]:
         reason, hint = str(error), error.hint
     if reason:
         return [Decision(kind="refuse", gang=gang.id, reason=reason, hint=hint)]
-    enqueue(state, entry)
+    arrive(state, entry)
     return []
 
 
@@ -100,11 +100,7 @@ def _end(state: State, name: str) -> list[Decision]:
     entry = state.entries.get(name)
     if entry is None:
         return []
-    if entry.place is None:
-        dequeue(state, entry)
-    else:
-        release(state, entry)
-    del state.entries[name]
+    leave(state, entry)
     for lease in state.leases:
         if lease.gang.id == name:
             end_lease(state, lease)

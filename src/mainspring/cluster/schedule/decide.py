@@ -17,7 +17,7 @@ from mainspring.cluster.schedule.changes import apply_change, expire_leases
 from mainspring.cluster.schedule.gang import Place, find_place, usable_nodes
 from mainspring.cluster.schedule.limits import models_for, over_limit
 from mainspring.cluster.schedule.quota import Vector, divide
-from mainspring.cluster.schedule.reclaim import build_claim, make_room
+from mainspring.cluster.schedule.reclaim import build_claim, make_room, past_shield, within_share
 from mainspring.cluster.schedule.starts import carry_out, start_at
 from mainspring.cluster.schedule.state import Entry, State, class_of, dequeue, priority_now
 from mainspring.spec import Decision, Happening
@@ -55,7 +55,7 @@ def decide(state: State, happenings: Sequence[Happening], *, now_ms: int) -> Out
     for happening in happenings:
         decisions += apply_change(state, happening)
     total = state.total
-    turn = _Turn(state, total, divide(state.tree, total, used=state.used, asked=state.asked), decisions)
+    turn = _Turn(state, total, divide(state.tree, total, state.asked), decisions)
     _line_up(turn)
     while turn.order:
         leaf = turn.order[0][1]
@@ -139,9 +139,18 @@ def _line_up(turn: _Turn) -> None:
 
 
 def _run(turn: _Turn, entry: Entry, place: Place, reason: str) -> None:
+    beyond = not within_share(turn.state, entry, turn.shares)
     dequeue(turn.state, entry)
     start_at(turn.state, entry, place, reason, turn.decisions)
     keep_promise(turn.promise, turn.state.entries[entry.gang.id], now_ms=turn.state.now_ms)
+    if (
+        beyond
+        and turn.blocked
+        and any(each.leaf == entry.leaf and past_shield(turn.state, each) for each in turn.state.running())
+    ):
+        # Its queue is above its share now, and others may have a right to what it held before.
+        turn.blocked.clear()
+        _line_up(turn)
 
 
 def _why_not(turn: _Turn, entry: Entry, refusals: Sequence[str], short: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from mainspring.cluster.schedule.limits import models_for, over_limit
 from mainspring.cluster.schedule.quota import Branch, Tree, Vector, divide, plant
 from mainspring.cluster.schedule.reclaim import Claim, Room, build_claim, loss, lost_ms, make_room
 from mainspring.cluster.schedule.starts import carry_out
-from mainspring.cluster.schedule.state import Entry, Lease, State, names_of, open_again, wished
+from mainspring.cluster.schedule.state import Entry, Lease, State, arrive, names_of, open_again, wished
 from mainspring.spec import Decision, Gang, Gathered, GatherPlan, NotFound, SpecError, Victim
 
 LEASE = "gather:"
@@ -58,12 +58,18 @@ def begin_lease(state: State, gathered: Gathered) -> list[Decision]:
         return [Decision(kind="refuse", gang=gathered.gang.id, reason=str(error), hint=error.hint)]
     _grow(state, (*state.leases, lease))
     decisions: list[Decision] = []
-    carry_out(state, _entry(state, lease), room, decisions)
+    entry = _entry(state, lease)
+    arrive(state, entry)
+    carry_out(state, entry, room, decisions)
     return decisions
 
 
 def expire_lease(state: State, lease: Lease) -> None:
-    """Give the guarantees back. A gang that still runs keeps its place until somebody within a share wants it."""
+    """Give the guarantees back. A gang that still runs keeps its place until somebody within a share wants it, for
+    what cannot be stopped needs a guarantee, and that is gone."""
+    entry = state.entries.get(lease.gang.id)
+    if entry is not None:
+        state.entries[lease.gang.id] = replace(entry, gang=replace(entry.gang, preemptible=True))
     _grow(state, tuple(replace(each, over=True) if each == lease else each for each in state.leases))
 
 
@@ -83,9 +89,8 @@ def _lease_room(trial: State, lease: Lease) -> Room:
     _grow(trial, (*trial.leases, lease))
     entry = _entry(trial, lease)
     total = trial.total
-    asked = [list(row) for row in trial.asked]
-    asked[entry.leaf] = list(entry.asked)
-    shares = divide(trial.tree, total, used=trial.used, asked=asked)
+    arrive(trial, entry)
+    shares = divide(trial.tree, total, trial.asked)
     pool = trial.tree.below(trial.tree.position[lease.queue])
     refused = ""
     for model in models_for(trial, lease.gang):

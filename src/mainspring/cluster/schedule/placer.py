@@ -83,13 +83,13 @@ def _knobs(policy: Policy, counts: Mapping[Request, int], fleet: Fleet) -> Knobs
     cpu_each, memory_each = proportions(counts)
     price = scarcity(counts, fleet)
     return Knobs(
-        steps=policy.steps,
-        skew=policy.skew,
+        steps=float(policy.steps),
+        skew=float(policy.skew),
         cpu_each=policy.ratio * cpu_each,
         memory_each=policy.ratio * memory_each,
-        price=policy.scarce * (price if len(price) else np.zeros(1)),
-        small=policy.small,
-        pack=policy.pack,
+        price=float(policy.scarce) * (price if len(price) else np.zeros(1)),
+        small=float(policy.small),
+        pack=float(policy.pack),
     )
 
 

@@ -1,8 +1,8 @@
 """The quota tree: who is entitled to how much, and who may take more.
 
 A queue's share of a resource is found from the root down by weighted max-min filling, with its `min` as the floor and
-what it uses and asks for as the wish. Shares depend on use and wishes together only, so they do not move when a job
-goes from running back to waiting: whoever is within its share after a reclaim is no victim of the next one.
+what all its jobs ask for as the wish, running or waiting. Shares therefore do not move when a job goes from running
+back to waiting: whoever is within its share after a reclaim is no victim of the next one.
 
 Vectors are tuples over `Tree.resources`, in integer units: thousandths of a cpu or device, MiB.
 """
@@ -119,11 +119,11 @@ def plant(resources: tuple[str, ...], branches: Sequence[Branch]) -> Tree:
     )
 
 
-def divide(tree: Tree, total: Vector, *, used: Sequence[Vector], asked: Sequence[Vector]) -> tuple[Vector, ...]:
-    """The share of every branch, given what the leaves use and ask for besides."""
+def divide(tree: Tree, total: Vector, asked: Sequence[Sequence[int]]) -> tuple[Vector, ...]:
+    """The share of every branch, given what the gangs of each leaf ask for, running and waiting together."""
     shares = [[0] * len(tree.resources) for _ in tree.branches]
     for r in range(len(tree.resources)):
-        wants = _wishes(tree, r, used, asked)
+        wants = _wishes(tree, r, asked)
         shares[ROOT][r] = total[r]
         for at, branch in enumerate(tree.branches):
             inner = branch.children
@@ -140,12 +140,12 @@ def divide(tree: Tree, total: Vector, *, used: Sequence[Vector], asked: Sequence
     return tuple(tuple(share) for share in shares)
 
 
-def _wishes(tree: Tree, r: int, used: Sequence[Vector], asked: Sequence[Vector]) -> list[int]:
+def _wishes(tree: Tree, r: int, asked: Sequence[Sequence[int]]) -> list[int]:
     """What each branch would have if it could; what is never lent counts as wished for."""
     wants = [0] * len(tree.branches)
     for at in range(len(tree.branches) - 1, ROOT, -1):
         branch = tree.branches[at]
-        own = wants[at] if branch.children else used[at][r] + asked[at][r]
+        own = wants[at] if branch.children else asked[at][r]
         wants[at] = max(min(own, branch.ceiling[r]), branch.held[r])
         wants[branch.parent] += wants[at]
     return wants

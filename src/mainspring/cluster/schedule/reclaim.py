@@ -20,7 +20,7 @@ from mainspring.cluster.schedule.gang import Place, count_slots, find_place, occ
 from mainspring.cluster.schedule.kernels import Flags, Ints
 from mainspring.cluster.schedule.limits import over_limit
 from mainspring.cluster.schedule.quota import Vector
-from mainspring.cluster.schedule.state import Entry, State, book, release
+from mainspring.cluster.schedule.state import Entry, State, add, book, release
 from mainspring.cluster.schedule.topology import Shape, arrange
 
 DOMAINS_TRIED = 4  # of each level
@@ -56,8 +56,8 @@ class Claim:
 def within_share(state: State, entry: Entry, shares: Sequence[Vector]) -> bool:
     """Whether the gang's queue would still be within its share with it."""
     return all(
-        not asked or used + asked <= share
-        for used, asked, share in zip(state.used[entry.leaf], entry.asked, shares[entry.leaf], strict=True)
+        not asked or claimed + asked <= share
+        for claimed, asked, share in zip(state.claimed[entry.leaf], entry.asked, shares[entry.leaf], strict=True)
     )
 
 
@@ -68,12 +68,12 @@ def build_claim(
     entitled = within_share(state, entry, shares)
     stoppable, movable, allowance = set[str](), set[str](), dict[int, Vector]()
     for other in state.running():
-        if not other.gang.preemptible or state.now_ms - other.started_ms < state.rules.shield_ms:
+        if not past_shield(state, other):
             continue
         if other.leaf == entry.leaf:
             if other.gang.priority < entry.gang.priority:
                 stoppable.add(other.gang.id)
-        elif entitled and exceeds(state.used[other.leaf], shares[other.leaf], entry.asked):
+        elif entitled and may_stop(other, state.claimed[other.leaf], shares[other.leaf], entry.asked):
             stoppable.add(other.gang.id)
             allowance[other.leaf] = shares[other.leaf]
         if entitled or other.gang.id in stoppable:
@@ -81,9 +81,19 @@ def build_claim(
     return Claim(entry, model, vector, total, frozenset(stoppable), frozenset(movable), allowance)
 
 
-def exceeds(used: Sequence[int], share: Vector, asked: Vector) -> bool:
-    """Whether a queue is above its share of something that a gang asks for."""
-    return any(need and have > fair for have, fair, need in zip(used, share, asked, strict=True))
+def past_shield(state: State, other: Entry) -> bool:
+    """Whether a running gang may be stopped or moved at all by now."""
+    return other.gang.preemptible and state.now_ms - other.started_ms >= state.rules.shield_ms
+
+
+def may_stop(other: Entry, claimed: Sequence[int], share: Vector, asked: Vector) -> bool:
+    """Whether a gang of another queue may be stopped for one that asks for `asked` and is within its share.
+
+    It may when its own queue is above the share of something asked for that it holds, and when it holds devices of a
+    model that it does not insist on.
+    """
+    parts = zip(asked, other.held, other.asked, claimed, share, strict=True)
+    return any(need and held and (not own or have > fair) for need, held, own, have, fair in parts)
 
 
 def make_room(state: State, claim: Claim) -> Room | None:
@@ -167,6 +177,9 @@ def _clear_in_order(
     if not _holds(trial, claim, shape, inside):
         return None
     needed = _trim(trial, claim, shape, inside, touching, keep)
+    for victim in needed:
+        if victim.gang.id not in claim.stoppable:
+            book(trial, victim, sign=1)  # it will only be moved, and holds as much elsewhere
     if over_limit(trial, claim.entry, claim.vector, claim.total):
         needed = _lighten(trial, claim, needed, victims)
         if needed is None:
@@ -218,7 +231,7 @@ def _lighten(trial: State, claim: Claim, needed: list[Entry], victims: Sequence[
         if victim.gang.id in chosen or victim.gang.id not in claim.stoppable:
             continue
         share = claim.allowance.get(victim.leaf)
-        if share is not None and not exceeds(trial.used[victim.leaf], share, claim.entry.asked):
+        if share is not None and not may_stop(victim, trial.claimed[victim.leaf], share, claim.entry.asked):
             continue
         release(trial, victim)
         extra.append(victim)
@@ -240,7 +253,7 @@ def _settle(state: State, trial: State, claim: Claim, place: Place, needed: Sequ
     stopped: list[Entry] = []
     moved: list[tuple[str, Place]] = []
     must_stop = bool(over_limit(state, claim.entry, claim.vector, claim.total))
-    used = {leaf: list(state.used[leaf]) for leaf in claim.allowance}
+    claimed = {leaf: list(state.claimed[leaf]) for leaf in claim.allowance}
     for victim in sorted(needed, key=lambda each: (-each.gang.ranks, each.number)):
         other = None if must_stop and victim.gang.id in claim.stoppable else _elsewhere(trial, victim)
         if other is not None:
@@ -251,9 +264,9 @@ def _settle(state: State, trial: State, claim: Claim, place: Place, needed: Sequ
         if victim.gang.id not in claim.stoppable:
             return None
         if share is not None:
-            if not exceeds(used[victim.leaf], share, claim.entry.asked):
+            if not may_stop(victim, claimed[victim.leaf], share, claim.entry.asked):
                 return None
-            used[victim.leaf] = [have - held for have, held in zip(used[victim.leaf], victim.held, strict=True)]
+            add(claimed[victim.leaf], victim.asked, sign=-1)
         stopped.append(victim)
     cost = (
         len(stopped),

@@ -23,8 +23,7 @@ def carry_out(state: State, entry: Entry, room: Room, decisions: list[Decision])
             enqueue(state, waiting)
     for name, place in places.items():
         start_at(state, state.entries[name], place, why, decisions)
-    if entry.gang.id in state.entries and state.entries[entry.gang.id].place is None:
-        dequeue(state, entry)
+    dequeue(state, entry)
     reason = f"in the place of {', '.join((*room.stopped, *places)[:3])}" if room.stopped or places else "there is room"
     start_at(state, entry, room.place, reason, decisions)
 

@@ -39,7 +39,7 @@ class Entry:
     started_ms: int = -1
     saved_ms: int = 0
     place: Place | None = None
-    asked: Vector = ()  # wished for while it waits: typed only where it can run on one model alone
+    asked: Vector = ()  # what its queue wishes for it, running or not; see `wished`
     held: Vector = ()  # what it holds while it runs
     reason: str = ""
 
@@ -56,9 +56,11 @@ class Lease:
 
 @dataclass(slots=True)
 class State:
-    """The scheduler's books. `used`, `fixed` (of it, not preemptible) and `asked` are vectors by branch of the tree.
+    """The scheduler's books, as vectors by branch of the tree.
 
-    `waiting` maps each leaf to its classes of equal gangs, each in order of arrival.
+    `used` is what is held, `fixed` the part of it that is not preemptible, `claimed` what running gangs asked for and
+    `asked`, by leaf, what all gangs did: it does not change when one starts or stops. `waiting` maps each leaf to its
+    classes of equal gangs, each in order of arrival.
     """
 
     planted: Tree
@@ -70,6 +72,7 @@ class State:
     waiting: dict[int, dict[tuple[object, ...], dict[str, None]]]
     used: list[list[int]]
     fixed: list[list[int]]
+    claimed: list[list[int]]
     asked: list[list[int]]
     sick: dict[int, tuple[int, ...]] = field(default_factory=dict)
     closed: frozenset[int] = frozenset()
@@ -86,6 +89,7 @@ class State:
             waiting={leaf: {key: dict(ids) for key, ids in found.items()} for leaf, found in self.waiting.items()},
             used=[list(row) for row in self.used],
             fixed=[list(row) for row in self.fixed],
+            claimed=[list(row) for row in self.claimed],
             asked=[list(row) for row in self.asked],
             sick=dict(self.sick),
         )
@@ -127,6 +131,7 @@ def build_state(
         waiting={},
         used=[list(row) for row in blank],
         fixed=[list(row) for row in blank],
+        claimed=[list(row) for row in blank],
         asked=[list(row) for row in blank],
     )
 
@@ -135,6 +140,19 @@ def class_of(gang: Gang) -> tuple[object, ...]:
     """What makes two gangs of a queue alike to the scheduler, save their age."""
     wishes = (gang.level, gang.binding, gang.segment, gang.segment_level, gang.layout, gang.nodes)
     return (gang.request, gang.ranks, gang.priority, gang.preemptible, gang.runtime_ms, *wishes)
+
+
+def arrive(state: State, entry: Entry) -> None:
+    """Let a new gang wait, and its queue wish for what it asks."""
+    add(state.asked[entry.leaf], entry.asked)
+    enqueue(state, entry)
+
+
+def leave(state: State, entry: Entry) -> None:
+    """Forget a gang."""
+    dequeue(state, entry) if entry.place is None else release(state, entry)
+    add(state.asked[entry.leaf], entry.asked, sign=-1)
+    del state.entries[entry.gang.id]
 
 
 def enqueue(state: State, entry: Entry) -> None:
@@ -147,7 +165,6 @@ def enqueue(state: State, entry: Entry) -> None:
     if late:
         ordered = sorted(found, key=lambda each: state.entries[each].number)
         classes[class_of(entry.gang)] = dict.fromkeys(ordered)
-    add(state.asked[entry.leaf], entry.asked)
 
 
 def dequeue(state: State, entry: Entry) -> None:
@@ -157,7 +174,6 @@ def dequeue(state: State, entry: Entry) -> None:
     del found[entry.gang.id]
     if not found:
         del classes[class_of(entry.gang)]
-    add(state.asked[entry.leaf], entry.asked, sign=-1)
 
 
 def hold(state: State, entry: Entry, place: Place) -> Entry:
@@ -182,6 +198,7 @@ def book(state: State, entry: Entry, *, sign: int) -> None:
     """Count what a running gang holds (or with `sign=-1` no longer does) in its queue and all above."""
     for at in state.tree.path(entry.leaf):
         add(state.used[at], entry.held, sign=sign)
+        add(state.claimed[at], entry.asked, sign=sign)
         if not entry.gang.preemptible:
             add(state.fixed[at], entry.held, sign=sign)
 
@@ -206,9 +223,10 @@ def names_of(state: State, place: Place) -> tuple[str, ...]:
 def open_again(state: State, entries: Mapping[str, Entry]) -> None:
     """Rebuild the books of the tree from the records; used when the tree itself changes."""
     blank = len(state.tree.resources)
-    state.used, state.fixed, state.asked = ([[0] * blank for _ in state.tree.branches] for _ in range(3))
+    state.used, state.fixed, state.claimed, state.asked = ([[0] * blank for _ in state.tree.branches] for _ in range(4))
     state.waiting = {}
     for entry in sorted(entries.values(), key=lambda each: each.number):
+        add(state.asked[entry.leaf], entry.asked)
         if entry.place:
             book(state, entry, sign=1)
         else:

@@ -6,17 +6,16 @@ best. A decision therefore costs some tens of scores and one look at each block.
 turn of the log is ranked anew; nodes that began alike and did not change since are then scored once.
 """
 
-import numba
 import numpy as np
 
-from mainspring.cluster.schedule.kernels import NOWHERE, Board, Index, Ints, give_back, score, survey, take
+from mainspring.cluster.schedule.kernels import NOWHERE, Board, Index, Ints, compiled, give_back, score, survey, take
 
 FAILED = -1
 BLOCK = 64
 CHANGED = -1
 
 
-@numba.njit(cache=True)
+@compiled
 def rank_all(board: Board, c: Index) -> None:
     """Score every node for class `c`."""
     ranks, sample = board.ranks, board.sample
@@ -33,7 +32,7 @@ def rank_all(board: Board, c: Index) -> None:
         search_block(board, c, block)
 
 
-@numba.njit(cache=True)
+@compiled
 def search_block(board: Board, c: Index, block: Index) -> None:
     """Find the best score in a block."""
     best = np.float32(NOWHERE)
@@ -42,7 +41,7 @@ def search_block(board: Board, c: Index, block: Index) -> None:
     board.ranks.block[c, block] = best
 
 
-@numba.njit(cache=True)
+@compiled
 def rank_again(board: Board, c: Index, n: Index) -> None:
     """Score one changed node for class `c`."""
     ranks, block = board.ranks, n // BLOCK
@@ -55,7 +54,7 @@ def rank_again(board: Board, c: Index, n: Index) -> None:
         search_block(board, c, block)
 
 
-@numba.njit(cache=True)
+@compiled
 def winner(board: Board, c: Index) -> int:
     """The best node for class `c`, of equal ones the lowest number, or `FAILED`."""
     board.turn[0] += 1
@@ -83,7 +82,7 @@ def winner(board: Board, c: Index) -> int:
     return n
 
 
-@numba.njit(cache=True)
+@compiled
 def note(board: Board, n: Index) -> None:
     """Node `n` has changed."""
     board.kind[n] = CHANGED
@@ -92,7 +91,7 @@ def note(board: Board, n: Index) -> None:
     board.head[0] += 1
 
 
-@numba.njit(cache=True)
+@compiled
 def replay(board: Board, ops: Ints, classes: Ints, nodes: Ints, devices: Ints) -> None:
     """Do `ops` in order: `i >= 0` places task `i`, of class `classes[i]`; `-1 - i` ends it.
 
@@ -113,7 +112,7 @@ def replay(board: Board, ops: Ints, classes: Ints, nodes: Ints, devices: Ints) -
             nodes[i] = FAILED
 
 
-@numba.njit(cache=True)
+@compiled
 def survey_all(board: Board) -> None:
     """Bring what the board keeps about every node up to date."""
     for n in range(board.at.cpu.shape[0]):
