@@ -23,6 +23,7 @@ from mainspring.spec.errors import (
     Unavailable,
     WorkerLost,
 )
+from mainspring.spec.estimate import Site, Sized, Work, WorkSize
 from mainspring.spec.hardware import (
     Cluster,
     ClusterFile,
@@ -169,6 +170,8 @@ __all__ = [
     "ServePayload",
     "Settings",
     "Simulation",
+    "Site",
+    "Sized",
     "Skipped",
     "Snapshot",
     "SnapshotDiff",
@@ -185,6 +188,8 @@ __all__ = [
     "TrainPayload",
     "Unavailable",
     "Victim",
+    "Work",
+    "WorkSize",
     "WorkerLost",
     "load_settings",
     "silent",

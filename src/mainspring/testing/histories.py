@@ -76,15 +76,18 @@ def draw_state(draw: Random, *, nodes: int = 1) -> State:
     return build_state(machines, queues, levels=("rack",), rules=Rules(shield_ms=0, ageing_ms=0, restart_ms=1000))
 
 
-def draw_gang(draw: Random, state: State, name: str) -> Gang:
-    """A gang for some leaf, a quarter of them not preemptible."""
+def draw_gang(draw: Random, state: State, name: str, *, simple: bool) -> Gang:
+    """A gang for some leaf, a quarter of them not preemptible; shares of devices only where shape may matter."""
     number, models = draw.choice((1, 1, 1, 2, 4)), draw.choice(((), (), (), ("A100",), MODELS))
     return Gang(
         id=name,
         queue=draw.choice(state.planted.leaves),
         ranks=draw.choice((1, 1, 2, 3)),
         request=Request(
-            cpu_milli=100, devices=number, milli=draw.choice((1000, 1000, 500)) if number == 1 else 1000, models=models
+            cpu_milli=100,
+            devices=number,
+            milli=draw.choice((1000, 1000, 500)) if number == 1 and not simple else 1000,
+            models=models,
         ),
         priority=draw.choice((0, 0, 0, 5)),
         preemptible=draw.random() < 0.75,
@@ -93,24 +96,26 @@ def draw_gang(draw: Random, state: State, name: str) -> Gang:
     )
 
 
-def draw_events(draw: Random, state: State, *, steps: int, faults: bool) -> Iterator[tuple[list[Happening], Outcome]]:
-    """Events one after the other, each with what was decided."""
+def draw_events(draw: Random, state: State, *, steps: int, simple: bool) -> Iterator[tuple[list[Happening], Outcome]]:
+    """Events one after the other, each with what was decided; in `simple` histories no node fails."""
     for step in range(steps):
         known = sorted(state.entries)
         roll = draw.random()
         event: Happening
         if roll < 0.55 or not known:
-            event = Submitted(gang=draw_gang(draw, state, f"g{step}"))
+            event = Submitted(gang=draw_gang(draw, state, f"g{step}", simple=simple))
         elif roll < 0.85:
             event = Ended(gang=draw.choice(known))
         elif roll < 0.9:
             event = Saved(gang=draw.choice(known))
-        elif roll < 0.95 and faults:
+        elif roll < 0.95 and not simple:
             sick = tuple(sorted(draw.sample(range(DEVICES), draw.randint(0, 3))))
             event = NodeChanged(node=draw.choice(state.fleet.names), open=draw.random() < 0.6, sick=sick)
         else:
             queue = draw.choice(sorted(name for name in state.planted.position if name))
-            event = Gathered(queue=queue, gang=draw_gang(draw, state, f"g{step}"), until_ms=(step + 4) * 1000)
+            event = Gathered(
+                queue=queue, gang=draw_gang(draw, state, f"g{step}", simple=simple), until_ms=(step + 4) * 1000
+            )
         outcome = decide(state, [event], now_ms=step * 1000)
         yield [event], outcome
         state = outcome.state

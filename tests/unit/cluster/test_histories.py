@@ -17,10 +17,10 @@ QUICK = settings(
 )
 
 
-def live(draw: Random, *, nodes: int, steps: int, faults: bool) -> list[tuple]:
+def live(draw: Random, *, nodes: int, steps: int, simple: bool) -> list[tuple]:
     state = draw_state(draw, nodes=nodes)
     found = []
-    for events, outcome in draw_events(draw, state, steps=steps, faults=faults):
+    for events, outcome in draw_events(draw, state, steps=steps, simple=simple):
         found.append((state, events, outcome))
         state = outcome.state
     return found
@@ -29,27 +29,25 @@ def live(draw: Random, *, nodes: int, steps: int, faults: bool) -> list[tuple]:
 @QUICK
 @given(st.randoms(use_true_random=False))
 def test_on_one_node_guarantees_shares_and_limits_hold_and_nothing_lies_idle(draw):
-    for before, _, outcome in live(draw, nodes=1, steps=10, faults=False):
+    for before, _, outcome in live(draw, nodes=1, steps=10, simple=True):
         check(before, outcome, simple=True)
 
 
 @QUICK
 @given(st.randoms(use_true_random=False))
 def test_on_racks_with_failing_nodes_the_books_balance_and_room_is_used(draw):
-    for before, _, outcome in live(draw, nodes=4, steps=8, faults=True):
+    for before, _, outcome in live(draw, nodes=4, steps=8, simple=False):
         check(before, outcome, simple=False)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_same_history_gives_the_same_decisions_and_leaves_what_it_was_given_alone(seed):
-    once, again = (live(Random(seed), nodes=4, steps=25, faults=True) for _ in range(2))
+    once, again = (live(Random(seed), nodes=4, steps=25, simple=False) for _ in range(2))
     assert [outcome.decisions for _, _, outcome in once] == [outcome.decisions for _, _, outcome in again]
     for before, events, outcome in once:
         kept = copy.deepcopy(before)
         assert decide(before, events, now_ms=outcome.state.now_ms).decisions == outcome.decisions
-        assert all(
-            str(before.entries[k]) == str(kept.entries[k]) for k in kept.entries
-        )
+        assert all(str(before.entries[k]) == str(kept.entries[k]) for k in kept.entries)
         assert before.used == kept.used
         assert (np.array(before.fleet.free.devices) == kept.fleet.free.devices).all()
 

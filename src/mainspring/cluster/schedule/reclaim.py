@@ -158,12 +158,35 @@ def _cheapest_hosts(inside: Flags, possible: Ints, free: Ints, price: Ints, rank
 
 
 def _clear(state: State, claim: Claim, shape: Shape, inside: Flags, victims: Sequence[Entry]) -> Room | None:
-    """Clear `inside` and keep the victims that are needed: those that hurt least, or rather those one may stop."""
+    """Clear `inside` and keep the victims that are needed: those that hurt least, or rather those one may stop.
+
+    When these are too many of one queue, the choice is made again among as many as it has above its share.
+    """
     touching = [each for each in victims if each.place is not None and inside[each.place.nodes].any()]
+    touching.sort(key=lambda each: (loss(state, each), each.number))
     pinned = {each.gang.id for each in touching} - claim.stoppable
-    orders = ([], pinned) if pinned else ([],)
-    ways = [_clear_in_order(state, claim, shape, inside, victims, frozenset(keep)) for keep in orders]
-    return min(filter(None, ways), key=lambda way: way.cost, default=None)
+    beyond = [_beyond_share(state, claim, order) for order in (touching, touching[::-1])]
+    for orders in ([set[str](), pinned] if pinned else [set[str]()], beyond):
+        ways = [_clear_in_order(state, claim, shape, inside, victims, keep) for keep in orders]
+        if best := min(filter(None, ways), key=lambda way: way.cost, default=None):
+            return best
+    return None
+
+
+def _beyond_share(state: State, claim: Claim, order: Sequence[Entry]) -> set[str]:
+    """Whom one may not stop, if in this order gangs are stopped as long as their queue is above its share."""
+    claimed = {leaf: list(state.claimed[leaf]) for leaf in claim.allowance}
+    kept: set[str] = set()
+    for each in order:
+        share = claim.allowance.get(each.leaf)
+        if each.gang.id not in claim.stoppable:
+            kept.add(each.gang.id)
+        elif share is not None:
+            if may_stop(each, claimed[each.leaf], share, claim.entry.asked):
+                add(claimed[each.leaf], each.asked, sign=-1)
+            else:
+                kept.add(each.gang.id)
+    return kept
 
 
 def _clear_in_order(
