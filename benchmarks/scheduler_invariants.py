@@ -1,9 +1,9 @@
 """Do the scheduler's rules hold after every decision, in a hundred thousand random histories?
 
-A history draws a quota tree of up to three levels with minima, maxima, borrow and lend limits and weights, a cluster, and
-a dozen events: gangs of several kinds come and go, checkpoint, quotas are gathered, and on half of the clusters nodes and
-devices fail. After each decision `mainspring.testing.histories.check` compares books and gangs, limits, guarantees,
-idle room and shares, and asks for a decision on the same state, which must find nothing to do.
+A history draws a quota tree of up to three levels with minima, maxima, borrow and lend limits and weights, a cluster,
+and a dozen events: gangs of several kinds come and go, checkpoint, quotas are gathered, and on half of the clusters
+nodes and devices fail. After each decision `mainspring.testing.histories.check` compares books and gangs, limits,
+guarantees, idle room and shares, and asks for a decision on the same state, which must find nothing to do.
 
 Ceiling: none; one violation is one too many.
 

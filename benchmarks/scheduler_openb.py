@@ -1,9 +1,9 @@
 """How much of a GPU cluster is in use when more was asked for than it has, on real task lists?
 
-The openb trace (Alibaba; Weng et al., USENIX ATC 2023): 1,213 nodes with 6,212 GPUs, and task lists with other shares of
-CPU-only, shared, several-GPU and model-bound tasks. Tasks arrive in random order until they asked for 100 and 130 % of
-the GPUs; allocation is the mean of ten orders. FGD is the paper's policy, by the results published with its simulator,
-and BestFit the best of the classic ones. `--traces` names a folder with the CSV files of
+The openb trace (Alibaba; Weng et al., USENIX ATC 2023): 1,213 nodes with 6,212 GPUs, and task lists with other shares
+of CPU-only, shared, several-GPU and model-bound tasks. Tasks arrive in random order until they asked for 100 and 130 %
+of the GPUs; allocation is the mean of ten orders. FGD is the paper's policy, by the results published with its
+simulator, and BestFit the best of the classic ones. `--traces` names a folder with the CSV files of
 hkust-adsl/kubernetes-scheduler-simulator; without it, or them, a made-up cluster of the same shape is filled.
 
 Ceiling: 99.99 % at 100 % load, by the fractional linear program over all tasks at once.

@@ -37,7 +37,7 @@ def build() -> Topology:
 
 
 def trial(topology: Topology, draw: np.random.Generator, busy: float, size: int) -> tuple[int, int, int, int]:
-    """Crossings of racks and blocks: at random, then ours. A block that would have held the gang and did not, raises."""
+    """Crossings of racks and blocks, at random and ours. Crossing blocks when one would hold the gang is an error."""
     free = (draw.random(len(topology.order)) >= busy).astype(np.int64)
     scattered = draw.choice(np.flatnonzero(free), size, replace=False)
     counts = arrange(topology, free, Shape(ranks=size))

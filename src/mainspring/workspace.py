@@ -37,9 +37,12 @@ from mainspring.spec import (
     RunRecord,
     Settings,
     Simulation,
+    Site,
+    Sized,
     SnapshotDiff,
     SpecError,
     Thumb,
+    WorkSize,
     load_settings,
 )
 from mainspring.spec.settings import quiet_third_parties
@@ -121,6 +124,17 @@ class Workspace:
         from mainspring.cluster import survey
 
         return survey(self.settings.address)
+
+    def estimate(
+        self, work: WorkSize, *, device: str = "", devices: int = 0, utilisation: float = 0.0, site: Site | None = None
+    ) -> tuple[Sized, ...]:
+        """What a piece of work takes on one kind of device, or on each in the catalogue, cheapest in energy first."""
+        from mainspring.hardware import catalog
+        from mainspring.plan.capacity import size_up
+
+        kinds = [catalog.find(device)] if device else list(catalog.devices().values())
+        found = [size_up(work, kind, site=site or Site(), devices=devices, utilisation=utilisation) for kind in kinds]
+        return tuple(sorted(found, key=lambda sized: (sized.kwh, sized.device)))
 
     def simulate(
         self,

@@ -23,6 +23,8 @@ VERBS = {
     "data show": "REF --json",
     "data head": "REF -n --json",
     "data diff": "OLD NEW --json",
+    "estimate": "WORK --params --tokens --active --bits --adapter --images --latent-tokens --steps --batch --context "
+    "--kv-bytes --device --devices --utilisation --price --carbon --pue --json",
     "plan": "RECIPE --data --optimize --ranks --cluster --set --json",
     "train": "RECIPE --data --name --optimize --ranks --resume --set --dry-run --json",
     "eval": "MODEL --data --compare-to --json",

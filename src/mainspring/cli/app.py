@@ -21,6 +21,7 @@ from mainspring.cli import (
     compress,
     data,
     doctor,
+    estimate,
     eval_verb,
     flow_verb,
     hw,
@@ -77,6 +78,7 @@ def options(
 for module in (
     hw,
     data,
+    estimate,
     plan,
     train,
     eval_verb,

@@ -1,10 +1,10 @@
 """How many devices, days, dollars and kilowatt-hours a piece of work takes, before there is a recipe for it.
 
 Closed forms from the size of a model alone. Arithmetic: 6 FLOP per active parameter and token in training (Kaplan et
-al. 2020), 4 for what is frozen in fine-tuning, 2 in inference. Time: arithmetic at the model FLOPs utilisation that large public runs
-reached on the device's generation; decoding is bound by reading weights and cache instead. Memory: 16 bytes per trained
-parameter (ZeRO, Rajbhandari et al. 2020, section 3). For a plan of one's own model and cluster, `plan.search` is exact
-to the rank; this answers within some ten per cent, and says by which method.
+al. 2020), 4 for what is frozen in fine-tuning, 2 in inference. Time: arithmetic at the model FLOPs utilisation that
+large public runs reached on the device's generation; decoding is bound by reading weights and cache instead. Memory: 16
+bytes per trained parameter (ZeRO, Rajbhandari et al. 2020, section 3). For a plan of one's own model and cluster,
+`plan.search` is exact to the rank; this answers within some ten per cent, and says by which method.
 """
 
 from mainspring.plan.memory import USABLE
@@ -13,9 +13,9 @@ from mainspring.spec import Device, Site, Sized, WorkSize
 HOUR_S = 3600.0
 DAY_H = 24.0
 BYTES_PER_TRAINED = 16
-# Medians of the utilisation that published device-hours imply on 6ND and the dense bf16 peak. Ampere and older: GPT-3 175B 0.375, Llama 2
-# 7B 0.391 and 70B 0.429, BLOOM 176B 0.318. Hopper and newer, whose networks lag their arithmetic: Llama 3.1 405B 0.345,
-# DeepSeek-V3 0.346.
+# Medians of the utilisation that published device-hours imply on 6ND and the dense bf16 peak. Ampere and older: GPT-3
+# 175B 0.375, Llama 2 7B 0.391 and 70B 0.429, BLOOM 176B 0.318. Hopper and newer, whose networks lag their arithmetic:
+# Llama 3.1 405B 0.345, DeepSeek-V3 0.346.
 UTILISATION, UTILISATION_FAST = 0.383, 0.3455
 FAST_FLOPS_PER_S = 7e14
 # Of the memory speed that decoding reaches, and of the peak in prefill: the usual range of paged-attention engines is
@@ -90,7 +90,7 @@ def usual_utilisation(device: Device) -> float:
 
 
 def decode_tokens_per_s(work: WorkSize, device: Device, count: int) -> tuple[float, str]:
-    """Tokens per second of one replica over `count` devices: one step reads weights and cache and writes `batch` tokens.
+    """Tokens per second of one replica: a step reads weights and cache and writes one token of each of `batch`.
 
     A diffusion model has no cache and computes all latent tokens at once, so arithmetic bounds it.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mainspring.cluster.schedule.kernels import Flags, Ints
+from mainspring.cluster.schedule.kernels import Ints
 from mainspring.spec import Machine, SpecError
 
 CLUSTER, HOST = "cluster", "host"
@@ -141,35 +141,41 @@ def _tightest(topology: Topology, slots: Ints, depth: int, holding: Ints, room: 
 
 
 def _fill(topology: Topology, slots: Ints, ranks: int, depth: int, counts: Ints) -> None:
-    """Give `ranks` to the nodes of one domain: roomiest parts whole, the rest into the part that it fills best."""
+    """Give `ranks` to nodes of one domain: roomiest parts whole, the rest into the part that it fills best.
+
+    Where one part does not hold them and parts have parts themselves, as few parts as do are filled as if they were
+    one: two blocks are crossed once either way, and among the racks of both there are roomier ones.
+    """
     if ranks == 0:
         return
-    if depth == len(topology.levels) - 1:
+    last = len(topology.levels) - 1
+    if depth == last:
         counts[np.flatnonzero(slots)[0]] += ranks
         return
     inner = topology.domain[depth + 1]
     room = np.bincount(inner, weights=slots).astype(np.int64)
     parts = np.flatnonzero(room)
     parts = parts[np.lexsort((parts, -room[parts]))]
+    if room[parts[0]] < ranks and depth + 1 < last - 1:
+        enough = int(np.searchsorted(np.cumsum(room[parts]), ranks)) + 1
+        _fill(topology, slots * np.isin(inner, parts[:enough]), ranks, depth + 1, counts)
+        return
+    for part, share in _take_parts(parts, room, ranks):
+        if depth + 1 == last:
+            counts[topology.order[part]] += share
+        else:
+            _fill(topology, slots * (inner == part), share, depth + 1, counts)
+
+
+def _take_parts(parts: Ints, room: Ints, ranks: int) -> list[tuple[int, int]]:
+    """Of `parts`, roomiest first, each whole while it is needed whole; then the tightest that holds the rest."""
     taken: list[tuple[int, int]] = []
     for number, part in enumerate(parts):
         if room[part] >= ranks:
             rest = parts[number:]
             enough = rest[room[rest] >= ranks]
-            last = enough[np.lexsort((enough, room[enough]))[0]]
-            taken.append((int(last), ranks))
+            taken.append((int(enough[np.lexsort((enough, room[enough]))[0]]), ranks))
             break
         taken.append((int(part), int(room[part])))
         ranks -= int(room[part])
-    if depth + 1 == len(topology.levels) - 1:
-        host_of = topology.order
-        for part, share in taken:
-            counts[host_of[part]] += share
-        return
-    for part, share in taken:
-        _fill(topology, slots * (inner == part), share, depth + 1, counts)
-
-
-def mask(topology: Topology, depth: int, part: int) -> Flags:
-    """Which nodes are in a domain."""
-    return topology.domain[depth] == part
+    return taken
