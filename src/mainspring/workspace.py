@@ -32,6 +32,9 @@ from mainspring.spec import (
     Objective,
     Plan,
     PolicyName,
+    Queue,
+    QueueFile,
+    QueueShare,
     Report,
     Role,
     RunRecord,
@@ -102,7 +105,8 @@ class Workspace:
         if self._launcher is None:
             from mainspring.cluster import Launcher
 
-            self._launcher = Launcher(address=self.settings.address, run_root=self.store.home / "runs")
+            queues = self.quotas() if self.settings.quotas else ()
+            self._launcher = Launcher(address=self.settings.address, run_root=self.store.home / "runs", queues=queues)
         return self._launcher
 
     # -- data and hardware
@@ -124,6 +128,16 @@ class Workspace:
         from mainspring.cluster import survey
 
         return survey(self.settings.address)
+
+    def quotas(self, path: str | Path = "") -> tuple[Queue, ...]:
+        """The queues of a quota file, by default the one that jobs are admitted under."""
+        return parse.load_toml(Path(path or self.settings.quotas), QueueFile).queues
+
+    def shares(self, path: str | Path = "", *, cluster: str | Path = "") -> tuple[QueueShare, ...]:
+        """What each queue of a quota file may hold on a cluster, and its share when everybody asks for everything."""
+        from mainspring.cluster.quotas import fair_shares
+
+        return fair_shares(self.quotas(path), self.hardware(cluster))
 
     def estimate(
         self, work: WorkSize, *, device: str = "", devices: int = 0, utilisation: float = 0.0, site: Site | None = None

@@ -34,6 +34,7 @@ VERBS = {
     "app publish": "NAME --corpus --engine --embedder --json",
     "app ask": "NAME QUESTION --json",
     "app feedback": "NAME TRACE --up/--down --correction --comment --json",
+    "quota": "FILE --cluster --json",
     "simulate": "--nodes --pods --policy --load --seeds --json",
     "ps": "--kind --all -n --json",
     "logs": "RUN --rank --tail --json",

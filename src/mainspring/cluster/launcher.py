@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from mainspring.spec import (
     JobState,
     MainspringError,
     Placement,
+    Queue,
     SpecError,
     Unavailable,
 )
@@ -112,12 +113,16 @@ class Launcher:
     `run_root/<job.id>/` receives the logs and files of every rank. Ranks write there directly where their node sees
     that folder; elsewhere, or when `scratch` names a node-local folder, they write locally and the launcher copies
     text as it grows and everything else at the end. Ranks on different nodes must not use the same file name.
+    `queues` are the quotas that jobs are admitted under; without any, every queue may fill the cluster.
     """
 
-    def __init__(self, *, address: str = "local", run_root: Path, scratch: str = "") -> None:
+    def __init__(
+        self, *, address: str = "local", run_root: Path, scratch: str = "", queues: Sequence[Queue] = ()
+    ) -> None:
         self.address = address
         self.run_root = run_root.absolute()
         self._scratch = scratch
+        self._queues = tuple(queues)
         self._engine: Engine | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -271,9 +276,10 @@ class Launcher:
         with self._lock:
             for handle, placement in self._live.values():
                 ours = occupy(ours, placement, handle.job.resources)
+            running = tuple((handle.job, placement) for handle, placement in self._live.values())
         rays = self._engine.available()
         free = tuple(_least(book, rays.get(members[book.node].id, Capacity(node=book.node, cpus=0))) for book in ours)
-        return QueueState(total=total, free=free)
+        return QueueState(total=total, free=free, running=running, queues=self._queues)
 
     def _run(self, handle: Handle, placement: Placement, members: dict[str, Member]) -> None:
         """Take one placed job to its end, whatever happens."""

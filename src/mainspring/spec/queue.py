@@ -61,12 +61,16 @@ class QueueFile:
 
 @spec
 class QueueShare:
-    """What a queue holds and may hold of one resource, in the resource's own unit; `max` of None is no limit."""
+    """What a queue may hold of one resource, in the resource's own unit; `max` of None is no limit.
+
+    `share` is its part when every queue asks for all it may have. `depth` is 0 for a queue under the cluster itself.
+    """
 
     queue: str
+    depth: int
+    weight: int
     resource: str
-    used: float
-    wanted: float
-    share: float
     min: float
+    share: float
     max: float | None
+    jobs: bool

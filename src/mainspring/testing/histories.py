@@ -29,6 +29,7 @@ from mainspring.spec import (
 
 DEVICES = 8
 MODELS = ("A100", "T4")
+RULES = Rules(shield_ms=0, ageing_ms=0, restart_ms=1000, patience_ms=1 << 60)
 
 
 def draw_cluster(draw: Random, *, nodes: int) -> tuple[Machine, ...]:
@@ -73,7 +74,7 @@ def draw_state(draw: Random, *, nodes: int = 1) -> State:
     """An idle cluster with a quota tree, where nobody is shielded and nobody ages."""
     machines = draw_cluster(draw, nodes=nodes)
     queues = draw_queues(draw, devices=nodes * DEVICES)
-    return build_state(machines, queues, levels=("rack",), rules=Rules(shield_ms=0, ageing_ms=0, restart_ms=1000))
+    return build_state(machines, queues, levels=("rack",), rules=RULES)
 
 
 def draw_gang(draw: Random, state: State, name: str, *, simple: bool) -> Gang:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mainspring.cluster.placement import Capacity, occupy
 from mainspring.cluster.queue import QueueState, admit, refusal
-from mainspring.spec import Job, Resources
+from mainspring.spec import Job, Placement, Queue, Quota, Resources
 
 
 def job(name: str, ranks: int, queue: str = "default", cpus: float = 1.0) -> Job:
@@ -74,3 +74,27 @@ def test_waiting_jobs_say_what_they_wait_for():
     assert decision.waiting[0].reason == "needs 2 ranks of 1 cpu at once, 1 would fit now"
     assert decision.waiting[1].reason == "behind job big in queue 'default'"
     assert [p.job_id for p in decision.placed] == ["other"]
+
+
+def test_a_queue_keeps_to_its_quota_counting_what_runs_and_others_go_on():
+    limits = (Queue(name="a", quotas=(Quota(resource="cpu", max=3),)), Queue(name="b"))
+    nodes = idle(8).total
+    running = ((job("r", 2, queue="a"), Placement(job_id="r", nodes=("n0", "n0"))),)
+    state = QueueState(total=nodes, free=idle(6).free, running=running, queues=limits)
+    decision = admit(state, [job("x", 2, queue="a"), job("y", 2, queue="b"), job("z", 1, queue="none")])
+    assert [placed.job_id for placed in decision.placed] == ["y"]
+    assert decision.waiting[0].reason == "queue 'a' may hold 3 cpu and holds 2; this gang needs 2"
+    assert decision.refused[0].reason == "no queue 'none'"
+
+
+def test_one_and_a_half_devices_for_a_rank_are_refused():
+    odd = Job(id="odd", name="odd", entry="m:f", resources=Resources(devices=1.5))
+    (refused,) = admit(idle(4), [odd]).refused
+    assert "1.5 devices" in refused.reason
+
+
+def test_the_emptier_queue_comes_first():
+    running = ((job("r", 2, queue="a"), Placement(job_id="r", nodes=("n0", "n0"))),)
+    state = QueueState(total=idle(4).total, free=idle(2).free, running=running)
+    decision = admit(state, [job("x", 2, queue="a"), job("y", 2, queue="b")])
+    assert [placed.job_id for placed in decision.placed] == ["y"]

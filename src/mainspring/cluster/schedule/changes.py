@@ -9,7 +9,7 @@ from mainspring.cluster.schedule.gang import find_place, usable_nodes
 from mainspring.cluster.schedule.gather import begin_lease, end_lease, expire_lease
 from mainspring.cluster.schedule.limits import models_for, never_possible
 from mainspring.cluster.schedule.reclaim import lost_ms
-from mainspring.cluster.schedule.state import CLOSED, Entry, State, arrive, enqueue, leave, release, wished
+from mainspring.cluster.schedule.state import CLOSED, Entry, State, arrive, enqueue, leave, new_entry, release
 from mainspring.spec import (
     WHOLE,
     Decision,
@@ -48,18 +48,6 @@ def expire_leases(state: State) -> None:
     for lease in state.leases:
         if lease.until_ms <= state.now_ms and not lease.over:
             expire_lease(state, lease)
-
-
-def new_entry(state: State, gang: Gang, leaf: int) -> Entry:
-    """The record of a gang that has just arrived in a queue."""
-    state.arrivals += 1
-    return Entry(
-        gang=gang,
-        leaf=leaf,
-        number=state.arrivals,
-        arrived_ms=state.now_ms,
-        asked=wished(state.tree, gang, state.fleet.models),
-    )
 
 
 def refusal(state: State, entry: Entry) -> str:

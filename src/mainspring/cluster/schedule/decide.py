@@ -35,13 +35,17 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Turn:
-    """One pass over everybody who waits. `blocked` holds classes of gangs of which the first could not start."""
+    """One pass over everybody who waits.
+
+    `blocked` holds classes of gangs of which the first could not start, `shut` the queues of which nobody else may.
+    """
 
     state: State
     total: Vector
     shares: tuple[Vector, ...]
     decisions: list[Decision]
     blocked: set[tuple[int, tuple[object, ...]]] = field(default_factory=set)
+    shut: set[int] = field(default_factory=set)
     promise: Promise | None = None
     order: list[tuple[int, int]] = field(default_factory=list)
 
@@ -78,6 +82,8 @@ def _fullness(turn: _Turn, leaf: int) -> int:
 def _first(turn: _Turn, leaf: int) -> Entry | None:
     """Whose turn it is in a queue, among those whose like has not been turned away."""
     state, best = turn.state, None
+    if leaf in turn.shut:
+        return None
     for key, found in state.waiting.get(leaf, {}).items():
         if (leaf, key) in turn.blocked:
             continue
@@ -108,6 +114,8 @@ def _start(turn: _Turn, entry: Entry) -> bool:
         return True
     if short and turn.promise is None:
         turn.promise = next(filter(None, (promise_room(state, entry, model) for model in short)), None)
+    if short and turn.promise is None and state.now_ms - entry.arrived_ms >= state.rules.patience_ms:
+        turn.shut.add(entry.leaf)
     reason = _why_not(turn, entry, refusals, short)
     if reason != entry.reason:
         state.entries[gang.id] = replace(entry, reason=reason)
@@ -127,6 +135,7 @@ def _push_in(turn: _Turn, entry: Entry) -> bool:
             keep_promise(turn.promise, state.entries[gang.id], now_ms=state.now_ms)
             # More may have become free than the gang took: everybody may ask again.
             turn.blocked.clear()
+            turn.shut.clear()
             _line_up(turn)
             return True
     return False

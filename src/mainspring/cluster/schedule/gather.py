@@ -12,7 +12,7 @@ from mainspring.cluster.schedule.limits import models_for, over_limit
 from mainspring.cluster.schedule.quota import Branch, Tree, Vector, divide, plant
 from mainspring.cluster.schedule.reclaim import Claim, Room, build_claim, loss, lost_ms, make_room
 from mainspring.cluster.schedule.starts import carry_out
-from mainspring.cluster.schedule.state import Entry, Lease, State, arrive, names_of, open_again, wished
+from mainspring.cluster.schedule.state import Lease, State, arrive, names_of, new_entry, open_again, wished
 from mainspring.spec import Decision, Gang, Gathered, GatherPlan, NotFound, SpecError, Victim
 
 LEASE = "gather:"
@@ -58,7 +58,7 @@ def begin_lease(state: State, gathered: Gathered) -> list[Decision]:
         return [Decision(kind="refuse", gang=gathered.gang.id, reason=str(error), hint=error.hint)]
     _grow(state, (*state.leases, lease))
     decisions: list[Decision] = []
-    entry = _entry(state, lease)
+    entry = new_entry(state, lease.gang, state.tree.position[LEASE + lease.gang.id])
     arrive(state, entry)
     carry_out(state, entry, room, decisions)
     return decisions
@@ -87,7 +87,7 @@ def _lease_room(trial: State, lease: Lease) -> Room:
     if lease.until_ms <= trial.now_ms:
         raise SpecError(f"the lease would end at {lease.until_ms} ms, and it is {trial.now_ms} ms already")
     _grow(trial, (*trial.leases, lease))
-    entry = _entry(trial, lease)
+    entry = new_entry(trial, lease.gang, trial.tree.position[LEASE + lease.gang.id])
     total = trial.total
     arrive(trial, entry)
     shares = divide(trial.tree, total, trial.asked)
@@ -122,18 +122,6 @@ def _widen(trial: State, claim: Claim, pool: frozenset[int]) -> Claim:
         stoppable=claim.stoppable | inside,
         movable=claim.movable | inside,
         allowance=outside,
-    )
-
-
-def _entry(state: State, lease: Lease) -> Entry:
-    """The leased gang's record, in the queue that the lease made for it."""
-    state.arrivals += 1
-    return Entry(
-        gang=lease.gang,
-        leaf=state.tree.position[LEASE + lease.gang.id],
-        number=state.arrivals,
-        arrived_ms=state.now_ms,
-        asked=wished(state.tree, lease.gang, state.fleet.models),
     )
 
 

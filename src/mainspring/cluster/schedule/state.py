@@ -20,12 +20,17 @@ CLOSED = 1 << 40  # thousandths of a cpu that a closed node owes
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How patient the scheduler is. `shield_ms` is how long a gang runs before it may be stopped for others,
-    `ageing_ms` of waiting count as one step of priority (0: never), `restart_ms` is what a restart costs."""
+    """How patient the scheduler is.
+
+    `shield_ms` is how long a gang runs before it may be stopped for others, `ageing_ms` of waiting count as one step of
+    priority (0: never), `restart_ms` is what a restart costs. A gang that has waited for room for `patience_ms`, and
+    can be promised no time for it, is not overtaken in its queue any more.
+    """
 
     shield_ms: int = 60_000
     ageing_ms: int = 600_000
     restart_ms: int = 60_000
+    patience_ms: int = 600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,18 @@ def class_of(gang: Gang) -> tuple[object, ...]:
     """What makes two gangs of a queue alike to the scheduler, save their age."""
     wishes = (gang.level, gang.binding, gang.segment, gang.segment_level, gang.layout, gang.nodes)
     return (gang.request, gang.ranks, gang.priority, gang.preemptible, gang.runtime_ms, *wishes)
+
+
+def new_entry(state: State, gang: Gang, leaf: int) -> Entry:
+    """The record of a gang that has just arrived in a queue."""
+    state.arrivals += 1
+    return Entry(
+        gang=gang,
+        leaf=leaf,
+        number=state.arrivals,
+        arrived_ms=state.now_ms,
+        asked=wished(state.tree, gang, state.fleet.models),
+    )
 
 
 def arrive(state: State, entry: Entry) -> None:
