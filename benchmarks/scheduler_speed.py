@@ -1,9 +1,10 @@
 """How fast does the scheduler decide: single tasks, a gang of 1,024, and a plan to gather 2,048 devices?
 
-Tasks: 10,000 nodes like those of the openb trace, whose task list has 151 classes (`--traces`, as in scheduler_openb), or
-made-up ones. They fill the empty cluster to 95 % of its devices; then one ends at random and another starts, again and again. Gangs: 10,000
-nodes of eight devices in blocks of 640 and racks of 20. One of 1,024 ranks finds its place on a cluster that is 80 % busy with gangs, and 2,048 devices are gathered there for one gang
-in one block, which plans whom it stops. Speeds are per second of processor time on one core.
+Tasks: 10,000 nodes like those of the openb trace, whose task list has 151 classes (`--traces`, as in scheduler_openb),
+or made-up ones. They fill the empty cluster to 95 % of its devices; then one ends at random and another starts, again
+and again. Gangs: 10,000 nodes of eight devices in blocks of 640 and racks of 20, 80 % of them busy with gangs. One of
+1,024 ranks finds its place, and 2,048 devices are gathered for one gang in one block, in a plan that says whom it
+stops. Speeds are per second of processor time on one core.
 
 Ceiling: some 30 nodes have changed since a class of tasks last came, each scored in some 0.05 us: 600,000 a second.
 

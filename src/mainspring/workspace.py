@@ -27,6 +27,7 @@ from mainspring.spec import (
     Event,
     Feedback,
     GateDecision,
+    GatherPlan,
     Identity,
     Lineage,
     Objective,
@@ -38,6 +39,7 @@ from mainspring.spec import (
     Report,
     Role,
     RunRecord,
+    Scene,
     Settings,
     Simulation,
     Site,
@@ -45,6 +47,7 @@ from mainspring.spec import (
     SnapshotDiff,
     SpecError,
     Thumb,
+    Why,
     WorkSize,
     load_settings,
 )
@@ -138,6 +141,21 @@ class Workspace:
         from mainspring.cluster.quotas import fair_shares
 
         return fair_shares(self.quotas(path), self.hardware(cluster))
+
+    def why(self, scene: str | Path, gang: str = "") -> tuple[Why, ...]:
+        """Where the gangs of a scene are in life, and what would let those start that wait."""
+        from mainspring.cluster.schedule.explain import explain, open_scene
+
+        found = parse.load_toml(Path(scene), Scene)
+        outcome = open_scene(found)
+        names = [gang] if gang else [each.id for each in found.gangs]
+        return tuple(explain(outcome.state, name, outcome.decisions) for name in names)
+
+    def plan_gather(self, scene: str | Path, queue: str, gang: str, *, hours: float = 24.0) -> GatherPlan:
+        """What pooling all quotas under `queue` for one gang of a scene would do."""
+        from mainspring.cluster.schedule.explain import plan_in_scene
+
+        return plan_in_scene(parse.load_toml(Path(scene), Scene), queue, gang, hours=hours)
 
     def estimate(
         self, work: WorkSize, *, device: str = "", devices: int = 0, utilisation: float = 0.0, site: Site | None = None

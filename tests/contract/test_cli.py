@@ -34,6 +34,8 @@ VERBS = {
     "app publish": "NAME --corpus --engine --embedder --json",
     "app ask": "NAME QUESTION --json",
     "app feedback": "NAME TRACE --up/--down --correction --comment --json",
+    "why": "SCENE GANG --json",
+    "gather": "SCENE QUEUE GANG --hours --json",
     "quota": "FILE --cluster --json",
     "simulate": "--nodes --pods --policy --load --seeds --json",
     "ps": "--kind --all -n --json",

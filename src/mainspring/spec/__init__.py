@@ -68,6 +68,7 @@ from mainspring.spec.schedule import (
     Decision,
     Ended,
     Gang,
+    GangState,
     Gathered,
     GatherPlan,
     Happening,
@@ -79,9 +80,11 @@ from mainspring.spec.schedule import (
     PolicyName,
     Request,
     Saved,
+    Scene,
     Simulation,
     Submitted,
     Victim,
+    Why,
 )
 from mainspring.spec.serve import Deployment, EngineConfig, SamplingParams, ServePayload
 from mainspring.spec.settings import Settings, load_settings
@@ -120,6 +123,7 @@ __all__ = [
     "Feedback",
     "FileEntry",
     "Gang",
+    "GangState",
     "GateDecision",
     "GatherPlan",
     "Gathered",
@@ -166,6 +170,7 @@ __all__ = [
     "RunRecord",
     "SamplingParams",
     "Saved",
+    "Scene",
     "Score",
     "ServePayload",
     "Settings",
@@ -188,6 +193,7 @@ __all__ = [
     "TrainPayload",
     "Unavailable",
     "Victim",
+    "Why",
     "Work",
     "WorkSize",
     "WorkerLost",

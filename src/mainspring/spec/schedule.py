@@ -6,10 +6,12 @@ Quantities are integers so that sums are exact: thousandths of a cpu or of a dev
 from typing import Literal
 
 from mainspring.spec._spec import spec
+from mainspring.spec.queue import Queue
 
 Binding = Literal["preferred", "required"]
 Layout = Literal["pack", "spread"]
 PolicyName = Literal["plain", "tuned"]
+GangState = Literal["running", "waiting", "refused"]
 DecisionKind = Literal["start", "evict", "wait", "refuse"]
 WHOLE = 1000
 MOST_DEVICES = 62  # of one node; sets of them travel as the bits of one integer
@@ -234,3 +236,30 @@ class GatherPlan:
     model: str
     lost_device_hours: float
     starts_in_ms: int
+
+
+@spec
+class Scene:
+    """A cluster to ask about: its machines, its queues, and gangs in the order in which they came.
+
+    `levels` name what `Machine.domain` lists. Gangs start as far as they can when the scene opens, long ago; `now_ms`
+    is how long ago.
+    """
+
+    machines: tuple[Machine, ...]
+    queues: tuple[Queue, ...] = ()
+    levels: tuple[str, ...] = ()
+    gangs: tuple[Gang, ...] = ()
+    now_ms: int = 86_400_000
+
+
+@spec
+class Why:
+    """Where a gang is in life, the reason, and what would change it; each of `unblocks` was tried and works."""
+
+    gang: str
+    state: GangState
+    reason: str
+    nodes: tuple[str, ...] = ()
+    ahead: int = 0
+    unblocks: tuple[str, ...] = ()
