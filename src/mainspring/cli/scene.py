@@ -33,6 +33,8 @@ def why(
     rows = [(each.gang, each.state, ", ".join(each.nodes) or each.reason) for each in found]
     print_table(("gang", "state", "where or why"), rows)
     for each in found:
+        if each.ahead:
+            print(f"{each.gang} has {each.ahead} of its queue before it")
         for unblock in each.unblocks:
             print(f"{each.gang} would start with {unblock}")
 
@@ -55,12 +57,15 @@ def gather(
             victim.gang,
             victim.queue,
             str(victim.ranks),
+            f"{victim.lost_ms / 60_000:.0f} min",
             f"{victim.lost_device_hours:.2f}",
             f"moves to {', '.join(victim.moved_to)}" if victim.moved_to else "stops",
         )
         for victim in plan.victims
     ]
-    print_table(("gang", "queue", "ranks", "device-hours lost", "what happens"), rows, empty="nobody has to stop")
+    print_table(
+        ("gang", "queue", "ranks", "lost", "device-hours lost", "what happens"), rows, empty="nobody has to stop"
+    )
     nodes = tuple(dict.fromkeys(plan.nodes))
     print(f"{plan.gang}: {len(plan.nodes)} ranks on {len(nodes)} nodes, {', '.join(nodes[:8])}")
     print(f"{plan.lost_device_hours:.2f} device-hours are lost; it starts {plan.starts_in_ms / 1000:.0f} s later")

@@ -32,6 +32,7 @@ def simulate(
         (
             f"{at.load:g}",
             f"{at.allocation_percent:.2f} ± {at.deviation:.2f} %",
+            f"{min(at.by_seed):.2f} to {max(at.by_seed):.2f} %",
             f"{at.cpu_percent:.1f} %",
             f"{at.memory_percent:.1f} %",
             f"{at.waste_percent:.2f} %",
@@ -41,11 +42,11 @@ def simulate(
         for at in found.loads
     ]
     print_table(
-        ("load", "devices in use", "cpu", "memory", "waste", "placed", "turned away"),
+        ("load", "devices in use", "by seed", "cpu", "memory", "waste", "placed", "turned away"),
         rows,
         title=f"{found.nodes} nodes, {found.devices} devices, {found.tasks} tasks in {found.classes} classes, "
         f"policy {found.policy} ({', '.join(f'{knob.name} {knob.value:g}' for knob in found.knobs)})",
-        drop=("memory", "cpu"),
+        drop=("memory", "cpu", "by seed"),
     )
     if found.impossible:
         print(f"{found.impossible} tasks fit on no node, however empty")

@@ -71,14 +71,13 @@ def refusal(state: State, entry: Entry) -> str:
 
 
 def _submit(state: State, gang: Gang) -> list[Decision]:
-    hint = ""
     try:
         entry = new_entry(state, gang, state.tree.leaf(gang.queue))
         reason = f"a gang called {gang.id} is already known" if gang.id in state.entries else refusal(state, entry)
     except SpecError as error:
-        reason, hint = str(error), error.hint
+        return [Decision(kind="refuse", gang=gang.id, reason=str(error), hint=error.hint)]
     if reason:
-        return [Decision(kind="refuse", gang=gang.id, reason=reason, hint=hint)]
+        return [Decision(kind="refuse", gang=gang.id, reason=reason)]
     arrive(state, entry)
     return []
 

@@ -24,8 +24,8 @@ WHOLE = 1000
 NOWHERE = 1e30
 # Without counting references: nothing here allocates, and whoever calls holds the board. Counting those of the forty
 # arrays of a board at each access took fifteen times as long as all arithmetic.
-compiled = numba.njit(cache=True, _nrt=False)
-inlined = numba.njit(cache=True, _nrt=False, forceinline=True)
+compiled = numba.njit(cache=True, _nrt=False)  # pyright: ignore[reportCallIssue] its stubs do not know `_nrt`
+inlined = numba.njit(cache=True, _nrt=False, forceinline=True)  # pyright: ignore[reportCallIssue]
 
 
 class Nodes(NamedTuple):
