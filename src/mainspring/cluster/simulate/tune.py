@@ -18,15 +18,15 @@ from mainspring.cluster.simulate.inflate import Demand, capacity, inflate
 from mainspring.spec import Machine, Progress, silent
 
 LADDERS: dict[str, tuple[float, ...]] = {
-    "scarce": (0.0, 3.0, 6.0, 12.0, 25.0, 50.0),
-    "skew": (0.0, 5.0, 20.0, 60.0),
-    "ratio": (0.6, 0.8, 0.9, 1.0, 1.1, 1.5),
+    "scarce": (0.0, 3.0, 6.0, 12.0, 25.0, 50.0, 100.0),
+    "skew": (0.0, 5.0, 20.0, 60.0, 200.0),
+    "ratio": (0.3, 0.45, 0.6, 0.8, 0.9, 1.0, 1.15, 1.5, 2.0),
     "small": (0.0, 0.1, 0.5),
     "steps": (25.0, 50.0, 100.0, 200.0),
     "lean": (0.0, 1.0, 4.0),
 }
-ROUNDS = 2
-SHADOWS = 2
+ROUNDS = 3
+SHADOWS = 3
 MOST_NODES = 1500
 SHADOW_SEED = 20_000
 
