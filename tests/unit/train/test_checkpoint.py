@@ -29,8 +29,9 @@ from training_gang import (
 from mainspring.spec import Mesh, SpecError, Unavailable
 from mainspring.train.checkpoint import Checkpoints, Saved
 from mainspring.train.loop import Trainer, TrainingData
+from mainspring.train.marks import MARKER
 from mainspring.train.parallel import Group
-from mainspring.train.place import MANIFEST, MARKER
+from mainspring.train.place import MANIFEST
 
 SINGLE, DP2, FSDP2 = Mesh(), Mesh(dp=2), Mesh(fsdp=2)
 SAVING = replace(CONFIG, steps=6, checkpoint_every=2)
