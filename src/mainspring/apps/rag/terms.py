@@ -7,6 +7,7 @@ upset a query parser.
 """
 
 import re
+from functools import lru_cache
 
 _CJK = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -40,6 +41,7 @@ def terms(text: str) -> list[str]:
     return found
 
 
+@lru_cache(1 << 17)
 def stem(term: str) -> str:
     """`term` without the commonest English endings; never shorter than three letters."""
     for ending, replacement in (("ies", "y"), ("sses", "ss"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
