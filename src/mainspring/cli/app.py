@@ -18,6 +18,7 @@ from mainspring import __version__
 from mainspring.cli import (
     app_verb,
     artifacts,
+    completion,
     compress,
     data,
     doctor,
@@ -105,7 +106,8 @@ def main() -> NoReturn:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, interrupt)
     try:
-        code = cli(standalone_mode=False)
+        with completion.whole_words():
+            code = cli(standalone_mode=False)
         sys.stdout.flush()  # here, so that a reader who has gone is met by the clause below
         sys.exit(code if isinstance(code, int) else 0)
     except MainspringError as error:

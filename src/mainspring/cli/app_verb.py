@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import AppName, refs
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json
 from mainspring.cli.session import AsJson, workspace_of
@@ -20,8 +21,12 @@ def add_to(cli: typer.Typer) -> None:
 def publish(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of the assistant.")],
-    corpus: Annotated[str, typer.Option(help="The dataset it answers from, e.g. dataset:handbook.")],
-    engine: Annotated[str, typer.Option(help="The model that may write answers, if its gate is passed.")] = "",
+    corpus: Annotated[
+        str, typer.Option(help="The dataset it answers from, e.g. dataset:handbook.", autocompletion=refs("dataset"))
+    ],
+    engine: Annotated[
+        str, typer.Option(help="The model that may write answers, if its gate is passed.", autocompletion=refs("model"))
+    ] = "",
     embedder: Annotated[str, typer.Option(help="lsa, or any sentence-transformers model by folder or name.")] = "lsa",
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +37,12 @@ def publish(
 
 
 @verbs.command("ask")
-def ask(context: typer.Context, name: str, question: str, as_json: AsJson = False) -> None:
+def ask(
+    context: typer.Context,
+    name: AppName,
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    as_json: AsJson = False,
+) -> None:
     """Ask the assistant NAME; the answer cites its sources."""
     answer = workspace_of(context).ask(name, question)
     if as_json:
@@ -45,7 +55,7 @@ def ask(context: typer.Context, name: str, question: str, as_json: AsJson = Fals
 @verbs.command("feedback")
 def feedback(
     context: typer.Context,
-    name: str,
+    name: AppName,
     trace: Annotated[str, typer.Argument(help="The trace printed under the answer.")],
     good: Annotated[bool, typer.Option("--up/--down", help="Whether the answer helped.")],
     correction: Annotated[str, typer.Option(help="What the answer should have said.")] = "",

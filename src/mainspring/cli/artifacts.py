@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from mainspring.cli.completion import Ref, refs
 from mainspring.cli.output import ago, print_json, print_table, size
-from mainspring.cli.session import AsJson, Ref, complete_ref, workspace_of
+from mainspring.cli.session import AsJson, workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -46,7 +47,7 @@ def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
 
 def lineage(
     context: typer.Context,
-    ref: Annotated[str, typer.Argument(help="An artifact or a run.", autocompletion=complete_ref)],
+    ref: Annotated[str, typer.Argument(help="An artifact or a run.", autocompletion=refs())],
     direction: Annotated[Literal["up", "down", "both"], typer.Option(help="Sources, results, or both.")] = "both",
     as_json: AsJson = False,
 ) -> None:

@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from mainspring.cli.completion import DatasetRef
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json, print_table, size
-from mainspring.cli.session import AsJson, Ref, workspace_of
+from mainspring.cli.session import AsJson, workspace_of
 
 Dedup = Literal["strict", "balanced", "aggressive", "none"]  # as in `workspace`, which is not imported for --help
 
@@ -37,7 +38,7 @@ def publish(
 
 
 @verbs.command("show")
-def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
+def show(context: typer.Context, ref: DatasetRef, as_json: AsJson = False) -> None:
     """What was read, what was dropped and why."""
     if as_json:
         print_json(workspace_of(context).data_report(ref))
@@ -48,7 +49,7 @@ def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
 @verbs.command("head")
 def head(
     context: typer.Context,
-    ref: Ref,
+    ref: DatasetRef,
     count: Annotated[int, typer.Option("-n", help="How many documents.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +64,7 @@ def head(
 
 
 @verbs.command("diff")
-def diff(context: typer.Context, old: Ref, new: Ref, as_json: AsJson = False) -> None:
+def diff(context: typer.Context, old: DatasetRef, new: DatasetRef, as_json: AsJson = False) -> None:
     """Which documents were added, removed or changed between two snapshots."""
     found = workspace_of(context).data_diff(old, new)
     if as_json:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import refs
 from mainspring.cli.output import print_json
 from mainspring.cli.session import AsJson, Overrides, workspace_of
 from mainspring.spec import Objective
@@ -21,7 +22,7 @@ def add_to(cli: typer.Typer) -> None:
 def plan(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A Python file that defines `recipe`.")],
-    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.")] = "",
+    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
     optimize: Optimize = "time",
     ranks: Ranks = None,
     cluster: ClusterPath = "",

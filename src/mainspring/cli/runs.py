@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import RunId
 from mainspring.cli.output import ago, print_json, print_table
-from mainspring.cli.session import AsJson, RunId, workspace_of
+from mainspring.cli.session import AsJson, workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import refs
 from mainspring.cli.output import print_json
 from mainspring.cli.session import AsJson, local_workspace_of
 
@@ -16,7 +17,12 @@ def add_to(cli: typer.Typer) -> None:
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="An artifact, a folder in the Hugging Face layout, or a hub name.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="An artifact, a folder in the Hugging Face layout, or a hub name.", autocompletion=refs("model")
+        ),
+    ],
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need a token.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="Model name clients ask for.")] = "",

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import complete_run, refs
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json
 from mainspring.cli.plan import Optimize, Ranks
-from mainspring.cli.session import AsJson, DryRun, Overrides, complete_run, workspace_of
+from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
 from mainspring.spec import SpecError
 
 
@@ -19,7 +20,7 @@ def add_to(cli: typer.Typer) -> None:
 def train(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A Python file that defines `recipe`.")] = "",
-    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.")] = "",
+    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
     name: Annotated[str, typer.Option(help="Name of the model; the recipe's file name by default.")] = "",
     optimize: Optimize = "time",
     ranks: Ranks = None,
