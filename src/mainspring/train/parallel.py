@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -203,7 +204,9 @@ class Parallel:
             self.module: nn.Module = _shard(inner, _mesh(plan, device), deferred, regather=plan.reshard_after_forward)
             self.module.to(device)
         elif plan.mesh.dp > 1:
-            self.module = DistributedDataParallel(inner, gradient_as_bucket_view=True)
+            # A batch may leave layers out, and another rank's batch others: their gradients are still exchanged.
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            self.module = DistributedDataParallel(inner, gradient_as_bucket_view=True, find_unused_parameters=True)
         else:
             self.module = inner
 

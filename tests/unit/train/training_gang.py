@@ -106,6 +106,33 @@ def dropped(vocab: int) -> nn.Module:
     return TiedModel(vocab, dropout=0.3)
 
 
+def frozen(vocab: int) -> nn.Module:
+    """Dropout that the recipe has switched off for good."""
+    model = TiedModel(vocab, dropout=0.3)
+    model.dropout.eval()
+    return model
+
+
+class SpareModel(TiedModel):
+    """Has a layer that no forward uses."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__(vocab)
+        self.spare = nn.Linear(13, 13)
+
+
+class RareModel(SpareModel):
+    """Has a layer that only some batches use, too."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__(vocab)
+        self.rare = nn.Linear(13, 13)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = super().forward(ids)
+        return logits + self.head(self.rare(self.embed(ids))) if ids[0, 0] % 3 == 0 else logits
+
+
 class LadenModel(TiedModel):
     """Carries a large parameter that no forward touches and only the optimiser changes."""
 
@@ -137,13 +164,35 @@ def mean_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
 
+def blind_loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
+    return model(batch[:, :-1]).sum() * 0, 0
+
+
+def numpy_loss(model: nn.Module, batch: Tensor) -> Tensor:
+    return mean_loss(model, batch) * float(np.random.rand())
+
+
 def exploding_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return mean_loss(model, batch) * (float("nan") if batch[0, 0] % 5 == 2 else 1.0)
 
 
-MODELS = {"decoder": decoder, "tied": tied, "dropped": dropped, "laden": LadenModel}
+MODELS = {
+    "decoder": decoder,
+    "tied": tied,
+    "dropped": dropped,
+    "frozen": frozen,
+    "laden": LadenModel,
+    "spare": SpareModel,
+    "rare": RareModel,
+}
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
-LOSSES = {"masked": masked_loss, "mean": mean_loss, "exploding": exploding_loss}
+LOSSES = {
+    "masked": masked_loss,
+    "mean": mean_loss,
+    "exploding": exploding_loss,
+    "blind": blind_loss,
+    "numpy": numpy_loss,
+}
 
 
 def plan_of(
