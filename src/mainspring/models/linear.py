@@ -59,8 +59,7 @@ class W8A8Linear(nn.Module):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out_features, 1))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
-        self._packed: tuple[int, tuple[Tensor, Tensor, Tensor]] | None = None
-        self.register_load_state_dict_post_hook(_forget_packed)
+        self._packed: tuple[tuple[int, int], tuple[Tensor, Tensor, Tensor]] | None = None
 
     @classmethod
     @torch.no_grad()
@@ -92,9 +91,10 @@ class W8A8Linear(nn.Module):
     def _pack(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights in oneDNN's opaque layout, which cannot be stored, with scales and zero points.
 
-        Made on first use, and again when weights are replaced or loaded; writing into them is not noticed.
+        Made on first use, and again when weights are replaced, loaded or written into.
         """
-        at = self.weight.data_ptr()
+        written = 0 if self.weight.is_inference() else self.weight._version  # noqa: SLF001 torch has no other counter
+        at = self.weight.data_ptr(), written
         if self._packed is None or self._packed[0] != at:
             self._packed = (at, _pack_onednn(self.weight, self.weight_scale))
         return self._packed[1]
@@ -171,11 +171,6 @@ def check_w8a8(raw: Mapping[str, Any], *, where: str) -> list[str]:
             hint="supported: compressed-tensors int-quantized W8A8, per channel and per token",
         )
     return list(raw.get("ignore") or ())
-
-
-def _forget_packed(module: nn.Module, incompatible_keys: object) -> None:  # noqa: ARG001 torch's signature
-    assert isinstance(module, W8A8Linear)
-    module._packed = None  # noqa: SLF001 this class's own hook, which torch wants as a plain function
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from mainspring.hardware import limits
+from mainspring.models.joined import join_projections
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
 from mainspring.models.weights import load_pretrained, read_config
@@ -85,6 +86,7 @@ class Engine:
             log.warning("context cut to the KV cache", extra={"model": decoder.context, "served": size.context})
         tokenizer = Tokenizer.load(folder)
         model = load_pretrained(folder, dtype=dtype, device=device).eval()
+        join_projections(model)
         name = name or Path(folder).name
         return cls(Batch(model, tokenizer, config, size=size, name=name), name=name, context=size.context)
 
