@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -65,7 +66,9 @@ def test_a_recipe_that_raises_on_one_rank_is_blamed_and_its_peer_is_not(launcher
     handle = launcher.submit(job("blame", "reduce", ranks=2, payload={"raise_on": 1}))
     result = handle.wait(90)
     assert result.state == "FAILED"
-    assert result.reason == f"rank 1 on {socket.gethostname()}: ValueError: bad batch 17"
+    blamed, _, place = result.reason.partition(" (")
+    assert blamed == f"rank 1 on {socket.gethostname()}: ValueError: bad batch 17"
+    assert re.fullmatch(r"cluster_entries\.py, line \d+, in reduce\)", place)
     assert "bad batch 17" in result.exits[1].log_tail
     assert result.exits[0].code != 0
 

@@ -239,7 +239,7 @@ class NodeAgent:
             code=None if name else status,
             signal=name,
             reason=f"stopped ({stopped}): {reason or 'left in order'}" if stopped else reason,
-            log_tail=_tail(self.folder / f"rank-{rank.task.rank}.log"),
+            log_tail=tail_of(self.folder / f"rank-{rank.task.rank}.log", TAIL_BYTES),
         )
         self._record(end, at_s=said.at_s or time.time(), stopped=stopped)
 
@@ -292,6 +292,16 @@ def interface_of(address: str) -> str:
     return next((name for name, addresses in found if any(one.address == address for one in addresses)), "")
 
 
+def tail_of(path: Path, size: int) -> str:
+    """The last `size` bytes of a log as text; empty when there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read(size).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
 def _tell(pipe: IO[str], line: str) -> None:
     try:
         pipe.write(line)
@@ -326,9 +336,3 @@ def _read_report(fd: int) -> Report:
     finally:
         os.close(fd)
     return Report(**json.loads(said)) if said else Report()
-
-
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        return file.read().decode(errors="replace")

@@ -28,6 +28,7 @@ PROGRESS_FILE = "progress.json"
 LOG_FILE = "run.log"
 METRICS_FILE = "metrics.jsonl"
 TAIL_BYTES = 256 << 10
+LOG_BYTES = 8 << 20
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -215,7 +216,8 @@ def read_metrics(folder: Path) -> tuple[dict[str, float], ...]:
 def read_logs(folder: Path, rank: int | None = None, *, tail: int | None = None) -> str:
     """The log of one rank, or of the run itself and all its ranks, each under its file's name.
 
-    With `tail`, at most that many of the last lines of each.
+    With `tail`, at most that many of the last lines of each. Of a log beyond `LOG_BYTES` only the end is read, after a
+    line that says so.
     """
     if rank is not None:
         path = folder / f"rank-{rank}.log"
@@ -228,9 +230,11 @@ def read_logs(folder: Path, rank: int | None = None, *, tail: int | None = None)
 
 
 def _read_text(path: Path, tail: int | None) -> str:
-    """The file, or its last `tail` lines, for which only its last `TAIL_BYTES` are read."""
+    size, limit = path.stat().st_size, LOG_BYTES if tail is None else TAIL_BYTES
     with path.open("rb") as file:
-        if tail is not None:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().decode("utf-8", "replace").splitlines(keepends=True)
-    return "".join(lines if tail is None else lines[-tail:])
+        file.seek(max(0, size - limit))
+        lines = file.read(limit).decode("utf-8", "replace").splitlines(keepends=True)
+    if tail is not None:
+        return "".join(lines[-tail:])
+    left_out = [f"... the first {size - limit:,} bytes are in {path}\n"] if size > limit else []
+    return "".join(left_out + lines)

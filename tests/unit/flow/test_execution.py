@@ -122,3 +122,13 @@ def test_the_result_of_a_failed_run_elsewhere_is_its_reason(store: Store) -> Non
     store.set_run_state(run, "FAILED", "rank 1: no space")
     with pytest.raises(Failed, match="rank 1: no space"):
         Run(store, run).result()
+
+
+def test_of_a_log_too_long_to_hold_the_end_is_read_and_the_rest_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "LOG_BYTES", 20)
+    path = tmp_path / "rank-0.log"
+    path.write_text("".join(f"line {number}\n" for number in range(10)))
+    assert execution.read_logs(tmp_path, 0) == f"... the first 50 bytes are in {path}\nine 7\nline 8\nline 9\n"
+    assert execution.read_logs(tmp_path, 0, tail=3) == "line 7\nline 8\nline 9\n"
