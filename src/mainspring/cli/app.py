@@ -113,7 +113,8 @@ def main() -> NoReturn:
     except MainspringError as error:
         sys.exit(report(error))
     except UsageError as error:
-        sys.exit(report(_explain(error)))
+        told = _explain(error)
+        sys.exit(report(told) if str(told) else told.exit_code)  # without words its help has been printed
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(128 + received[0])
     except BrokenPipeError:

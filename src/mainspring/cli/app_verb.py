@@ -17,10 +17,12 @@ def add_to(cli: typer.Typer) -> None:
     cli.add_typer(verbs, name="app")
 
 
-@verbs.command("publish")
+@verbs.command(
+    "publish", epilog="Example: mainspring app publish handbook --corpus dataset:handbook --engine model:handbook-lm"
+)
 def publish(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the assistant.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the assistant.")],
     corpus: Annotated[
         str, typer.Option(help="The dataset it answers from, e.g. dataset:handbook.", autocompletion=refs("dataset"))
     ],
@@ -36,11 +38,11 @@ def publish(
     print_json(artifact) if as_json else print(artifact.ref)
 
 
-@verbs.command("ask")
+@verbs.command("ask", epilog="Example: mainspring app ask handbook 'How do I read JSON from a file?'")
 def ask(
     context: typer.Context,
     name: AppName,
-    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know.")],
     as_json: AsJson = False,
 ) -> None:
     """Ask the assistant NAME; the answer cites its sources."""
@@ -52,11 +54,13 @@ def ask(
     print(f"trace {answer.trace}")
 
 
-@verbs.command("feedback")
+@verbs.command(
+    "feedback", epilog="Example: mainspring app feedback handbook TRACE --down --correction 'json.load reads a file.'"
+)
 def feedback(
     context: typer.Context,
     name: AppName,
-    trace: Annotated[str, typer.Argument(help="The trace printed under the answer.")],
+    trace: Annotated[str, typer.Argument(metavar="TRACE", help="The trace printed under the answer.")],
     good: Annotated[bool, typer.Option("--up/--down", help="Whether the answer helped.")],
     correction: Annotated[str, typer.Option(help="What the answer should have said.")] = "",
     comment: Annotated[str, typer.Option(help="Anything else.")] = "",

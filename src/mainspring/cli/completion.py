@@ -93,10 +93,16 @@ def _known(context: typer.Context, known: "Callable[[Workspace], list[str]]", in
         session.close()
 
 
-Ref = Annotated[str, typer.Argument(help="kind:name, kind:name@version or kind:name@tag.", autocompletion=refs())]
-DatasetRef = Annotated[
-    str, typer.Argument(help="dataset:name, or @ a version or a tag.", autocompletion=refs("dataset"))
+Ref = Annotated[
+    str, typer.Argument(metavar="REF", help="kind:name, kind:name@version or kind:name@tag.", autocompletion=refs())
 ]
-ModelRef = Annotated[str, typer.Argument(help="A model, e.g. model:handbook.", autocompletion=refs("model"))]
-RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning or end.", autocompletion=complete_run)]
-AppName = Annotated[str, typer.Argument(help="Name of the assistant.", autocompletion=complete_app)]
+DatasetRef = Annotated[
+    str, typer.Argument(metavar="REF", help="dataset:name, or with @version or @tag.", autocompletion=refs("dataset"))
+]
+ModelRef = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model, e.g. model:handbook.", autocompletion=refs("model"))
+]
+RunId = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, or its beginning or end.", autocompletion=complete_run)
+]
+AppName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the assistant.", autocompletion=complete_app)]

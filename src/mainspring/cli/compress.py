@@ -12,7 +12,7 @@ from mainspring.cli.session import AsJson, workspace_of
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("compress")(compress)
+    cli.command("compress", epilog="Example: mainspring compress model:handbook-lm --data dataset:handbook")(compress)
 
 
 def compress(

@@ -19,11 +19,11 @@ def add_to(cli: typer.Typer) -> None:
     cli.add_typer(verbs, name="data")
 
 
-@verbs.command("publish")
+@verbs.command("publish", epilog="Example: mainspring data publish handbook ./docs")
 def publish(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the dataset.")],
-    source: Annotated[str, typer.Argument(help="A folder, a glob, or python:docs.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, a glob, or python:docs.")],
     dedup: Annotated[Dedup, typer.Option(help="How like each other two documents must be to be copies.")] = "balanced",
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +37,7 @@ def publish(
     _print_report(context, artifact.ref)
 
 
-@verbs.command("show")
+@verbs.command("show", epilog="Example: mainspring data show dataset:handbook")
 def show(context: typer.Context, ref: DatasetRef, as_json: AsJson = False) -> None:
     """What was read, what was dropped and why."""
     if as_json:
@@ -46,7 +46,7 @@ def show(context: typer.Context, ref: DatasetRef, as_json: AsJson = False) -> No
         _print_report(context, ref)
 
 
-@verbs.command("head")
+@verbs.command("head", epilog="Example: mainspring data head dataset:handbook@1 -n 3")
 def head(
     context: typer.Context,
     ref: DatasetRef,
@@ -63,7 +63,7 @@ def head(
     print_table(columns, rows, empty="no documents", drop=("characters", "title"))
 
 
-@verbs.command("diff")
+@verbs.command("diff", epilog="Example: mainspring data diff dataset:handbook@1 dataset:handbook@2")
 def diff(context: typer.Context, old: DatasetRef, new: DatasetRef, as_json: AsJson = False) -> None:
     """Which documents were added, removed or changed between two snapshots."""
     found = workspace_of(context).data_diff(old, new)

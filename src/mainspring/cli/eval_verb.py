@@ -12,7 +12,9 @@ from mainspring.cli.session import AsJson, workspace_of
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("eval")(evaluate)
+    cli.command("eval", epilog="Example: mainspring eval model:handbook-lm-w8a8 --compare-to model:handbook-lm")(
+        evaluate
+    )
 
 
 def evaluate(

@@ -16,12 +16,12 @@ Optimize = Annotated[Objective, typer.Option(help="What the plan shall spend lea
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("plan")(plan)
+    cli.command("plan", epilog="Example: mainspring plan recipe.py --optimize energy --cluster cluster.toml")(plan)
 
 
 def plan(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A Python file that defines `recipe`.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A Python file that defines `recipe`.")],
     data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
     optimize: Optimize = "time",
     ranks: Ranks = None,

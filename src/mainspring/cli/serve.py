@@ -12,7 +12,7 @@ from mainspring.cli.session import AsJson, local_workspace_of
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("serve")(serve)
+    cli.command("serve", epilog="Example: mainspring serve model:handbook-lm --port 8000")(serve)
 
 
 def serve(
@@ -20,10 +20,12 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help="An artifact, a folder in the Hugging Face layout, or a hub name.", autocompletion=refs("model")
+            metavar="MODEL",
+            help="An artifact, a folder in the Hugging Face layout, or a hub name.",
+            autocompletion=refs("model"),
         ),
     ],
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need a token.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="Model name clients ask for.")] = "",
     as_json: AsJson = False,

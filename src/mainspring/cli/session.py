@@ -37,6 +37,11 @@ class Session:
         if self._workspace is None:
             from mainspring.workspace import connect
 
+            where = self.settings.address
+            if where not in ("local", "auto") and ":" not in where:
+                raise SpecError(
+                    f"{where!r} is not an address", hint="local, auto, ray://host:port, or http://host:port"
+                )
             self._workspace = cast("Workspace", connect(settings=self.settings))
         return self._workspace
 
