@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from mainspring.serve.models import EngineServable, Registry
-from mainspring.serve.servable import Piece, Prompt, Servable
+from mainspring.serve.servable import Embeddable, Embeddings, Piece, Prompt, Servable
 from mainspring.spec import Artifact, NotFound, SamplingParams
 from mainspring.store import Store
 
@@ -94,11 +94,11 @@ class Lent:
         finally:
             self._leave()
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
         """What the servable embeds."""
         self._enter()
         try:
-            return await self._servable.embed(texts)
+            return await self._servable.embed(inputs)
         finally:
             self._leave()
 
