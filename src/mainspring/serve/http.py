@@ -31,9 +31,9 @@ from starlette.exceptions import HTTPException
 
 from mainspring import __version__
 from mainspring.serve.answer import Answer, Ask, ChatFormat, CompletionFormat
-from mainspring.serve.engine.metrics import REGISTRY
+from mainspring.serve.engine.metrics import FALLEN, REGISTRY
 from mainspring.serve.models import Models, Registry, open_folder
-from mainspring.serve.refusals import Refusal, respond
+from mainspring.serve.refusals import RETRY_AFTER_S, Refusal, respond
 from mainspring.serve.schema import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, Kind, parse_body
 from mainspring.serve.servable import Embeddings, Prompt, Servable
 from mainspring.spec import (
@@ -179,9 +179,25 @@ class Endpoints:
         usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
         return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
 
+    async def health(self, request: Request) -> Response:
+        """Whether the process answers and every engine in it runs; 503 and, for those who may know, why not."""
+        reasons = list(FALLEN.values())
+        if not reasons:
+            return JSONResponse({"status": "ok"})
+        try:
+            await self.admit(request)
+        except (Denied, Unavailable):
+            reasons = []
+        return JSONResponse({"status": "failed", "reasons": reasons}, 503, {"retry-after": str(RETRY_AFTER_S)})
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus text, under vLLM's names. It names models, so it wants a token where they do."""
+        await self.admit(request)
+        return PlainTextResponse(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
 
 def router(models: Registry, *, check_token: CheckToken | None = None) -> APIRouter:
-    """The routes, for an application that includes them. `/health`, `/metrics` and `/version` need no token."""
+    """The routes, for an application that includes them. `/health` and `/version` need no token."""
     ends = Endpoints(models, check_token, time.time())
     found = APIRouter(route_class=OpenAIRoute)
     found.get("/v1/models", tags=["openai"])(ends.list_models)
@@ -189,21 +205,13 @@ def router(models: Registry, *, check_token: CheckToken | None = None) -> APIRou
     found.post("/v1/completions", tags=["openai"], response_class=Response)(ends.complete)
     found.post("/v1/chat/completions", tags=["openai"], response_class=Response)(ends.chat)
     found.post("/v1/embeddings", tags=["openai"], response_class=Response)(ends.embed)
-
-    @found.get("/health")
-    async def health() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
+    found.get("/health")(ends.health)
+    found.get("/metrics", response_class=PlainTextResponse)(ends.metrics)
 
     @found.get("/version")
     async def version() -> dict[str, str]:
         """Which Mainspring this is."""
         return {"version": __version__}
-
-    @found.get("/metrics")
-    async def metrics() -> Response:
-        """Prometheus text, under vLLM's names."""
-        return PlainTextResponse(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     return found
 

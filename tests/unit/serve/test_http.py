@@ -444,14 +444,7 @@ def test_request_ids_come_back(url: str) -> None:
 
 
 def test_a_server_with_tokens_wants_one(models: Models) -> None:
-    def check(token: str) -> str:
-        if token == "later":
-            raise Unavailable("the token database is locked")
-        if token != "right":
-            raise Denied("the token is not known")
-        return "ann"
-
-    with listen(create_app(models, check_token=check)) as url:
+    with listen(create_app(models, check_token=check_right)) as url:
         for key, error in (("wrong", openai.AuthenticationError), ("later", openai.InternalServerError)):
             with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client, pytest.raises(error):
                 client.models.list()
@@ -460,4 +453,41 @@ def test_a_server_with_tokens_wants_one(models: Models) -> None:
         bare = httpx.post(f"{url}/v1/completions", json=GOOD["completions"])
         assert (bare.status_code, bare.json()["error"]["code"]) == (401, "invalid_api_key")
         assert httpx.get(f"{url}/health").status_code == 200
+        closed = httpx.get(f"{url}/metrics")
+        assert (closed.status_code, "tiny" in closed.text) == (401, False)
+        assert "tiny" in httpx.get(f"{url}/metrics", headers={"authorization": "Bearer right"}).text
         assert json.loads(httpx.get(f"{url}/version").text)["version"]
+
+
+class Panic(BaseException):
+    """What the tokenizer's Rust raises when it panics: no `Exception`."""
+
+
+def test_health_says_that_an_engine_died_and_names_it_only_to_those_who_may_know(model_folder: Path) -> None:
+    servable = EngineServable("fragile", model_folder)
+    app = create_app(Models({"fragile": lambda: servable}), check_token=check_right)
+
+    def panic(*_: object) -> None:
+        raise Panic("byte index 3 is not a char boundary")
+
+    servable.engine._batch.step = panic  # pyright: ignore[reportAttributeAccessIssue]
+    body = {"model": "fragile", "prompt": "x"}
+    with listen(app) as url, httpx.Client(headers={"authorization": "Bearer right"}, timeout=20) as client:
+        assert client.get(f"{url}/health").json() == {"status": "ok"}
+        for _ in range(2):
+            refused = client.post(f"{url}/v1/completions", json=body)
+            assert (refused.status_code, "failed: Panic" in refused.text) == (503, True)
+        told = client.get(f"{url}/health")
+        assert (told.status_code, told.json()["status"]) == (503, "failed")
+        assert "the engine of fragile failed: Panic: byte index 3" in told.json()["reasons"][0]
+        assert httpx.get(f"{url}/health").json() == {"status": "failed", "reasons": []}
+        servable.close()
+        assert client.get(f"{url}/health").status_code == 200
+
+
+def check_right(token: str) -> str:
+    if token == "later":
+        raise Unavailable("the token database is locked")
+    if token != "right":
+        raise Denied("the token is not known")
+    return "ann"

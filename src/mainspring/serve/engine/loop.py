@@ -25,6 +25,7 @@ from mainspring.models.transformer import Decoder
 from mainspring.models.weights import load_pretrained, read_config
 from mainspring.serve.engine.batch import Batch, Event
 from mainspring.serve.engine.kv import size_cache, token_bytes
+from mainspring.serve.engine.metrics import FALLEN
 from mainspring.serve.engine.request import Sequence, StopFilter
 from mainspring.serve.servable import Piece
 from mainspring.spec import DoesNotFit, EngineConfig, MainspringError, SamplingParams, SpecError, Unavailable
@@ -134,6 +135,7 @@ class Engine:
             self._down = self._down or f"the engine of {self.name} was closed"
             self._changed.notify()
         self._thread.join()
+        FALLEN.pop(id(self), None)
 
     def _check(self, tokens: Items[int], sampling: SamplingParams) -> SamplingParams:
         """Raise for a request that cannot be served; fill in the longest answer where none was asked for."""
@@ -158,10 +160,11 @@ class Engine:
                 torch.set_num_threads(pick_threads(self._batch.model))
             while self._take():
                 self._deliver(self._batch.step())
-        except Exception as error:
+        except BaseException as error:  # the tokenizer's panics are no `Exception`, and streams must not hang
             log.exception("engine step failed", extra={"model": self.name})
             with self._changed:
                 self._down = f"the engine of {self.name} failed: {type(error).__name__}: {error}"
+            FALLEN[id(self)] = self._down
         for stream in (*self._streams.values(), *(stream for _, stream in self._added)):
             self._send({stream.loop: [(stream, Unavailable(self._down))]})
 
