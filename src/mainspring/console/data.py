@@ -9,7 +9,7 @@ from mainspring.console import lineage
 from mainspring.console.frame import page, press, problem, read
 from mainspring.console.markup import Markup, join, show, tag
 from mainspring.console.parts import chips, empty, figures, heading, panel, table
-from mainspring.console.words import ago, count, link_to, link_to_run, meta, share, since, size
+from mainspring.console.words import ago, count, link_to, link_to_run, meta, several, share, since, size
 from mainspring.spec import Artifact, CurationReport, Document, MainspringError, RuleCount, SnapshotDiff
 from mainspring.workspace import Workspace
 
@@ -65,7 +65,7 @@ def listing(found: Sequence[Artifact]) -> Markup:
             )
         )
     return panel(
-        f"{count(len(found))} versions",
+        several(len(found), "version"),
         table(("dataset", "tags", "documents", "read", "dropped", "made"), rows, numbers=(2, 3, 4)),
     )
 

@@ -52,7 +52,7 @@ class Sessions:
     def token(self, value: str, *, now_s: float) -> str:
         """The token in a cookie of ours; `Denied` when it is not ours or has ended."""
         body, _, signature = value.rpartition(".")
-        if not body or not hmac.compare_digest(signature.encode(), self._sign(body).encode()):
+        if not body or not hmac.compare_digest(_bytes(signature), self._sign(body).encode()):
             raise Denied("no session", hint="sign in with a token")
         until, _, token = base64.urlsafe_b64decode(body).decode().partition(":")
         if int(until) < now_s:
@@ -60,7 +60,12 @@ class Sessions:
         return token
 
     def _sign(self, body: str) -> str:
-        return hmac.new(self._key, body.encode(), sha256).hexdigest()
+        return hmac.new(self._key, _bytes(body), sha256).hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    """Of any text, also of one that no encoding has."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def load_key(home: Path) -> bytes:

@@ -10,7 +10,7 @@ from mainspring.console import lineage
 from mainspring.console.frame import page, read
 from mainspring.console.markup import Child, Markup, join, show, tag
 from mainspring.console.parts import chips, empty, facts, figures, heading, panel, table, verdict
-from mainspring.console.words import DOT, count, link_to, link_to_run, meta, since, size
+from mainspring.console.words import DOT, count, link_to, link_to_run, meta, several, share, since, size
 from mainspring.spec import Artifact, GateDecision, Report, Score
 from mainspring.workspace import Workspace
 
@@ -61,7 +61,7 @@ def listing(found: Sequence[Artifact], reports: Sequence[Artifact]) -> Markup:
             )
         )
     columns = ("model", "tags", "parameters", "weights", "size", "evaluation", "made")
-    return panel(f"{count(len(found))} versions", table(columns, rows, numbers=(2, 4)))
+    return panel(several(len(found), "version"), table(columns, rows, numbers=(2, 4)))
 
 
 def view(workspace: Workspace, artifact: Artifact) -> Markup:
@@ -190,6 +190,13 @@ def _numbers(artifact: Artifact) -> Markup:
     pairs += [(name, count(noted[key])) for key, name in names.items() if isinstance(noted.get(key), int | float)]
     if isinstance(noted.get("final_loss"), float):
         pairs.append(("Final loss", f"{noted['final_loss']:.3f}"))
+    if "scheme" in noted and noted.get("bytes_after"):
+        pairs += [
+            ("Weights", noted["scheme"]),
+            ("Smaller", f"{noted['bytes_before'] / noted['bytes_after']:.1f} times"),
+        ]
+    if isinstance(noted.get("top1_agreement"), float):
+        pairs.append(("Same first choice", share(noted["top1_agreement"], 1.0)))
     return panel("At a glance", figures(pairs))
 
 

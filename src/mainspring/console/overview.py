@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nicegui import ui
 
@@ -54,7 +55,7 @@ def add_to(workspace: Workspace) -> None:
     @ui.page("/", response_timeout=60)
     async def overview() -> None:
         async with page("Overview", section="overview"):
-            show(heading("Overview", lead=f"Workspace {workspace.store.workspace} in {workspace.store.home}"))
+            show(heading("Overview", lead=f"Workspace {workspace.store.workspace} in {_short(workspace.store.home)}"))
             body = show().classes("stack")
 
             def draw(seen: Overview) -> None:
@@ -62,6 +63,11 @@ def add_to(workspace: Workspace) -> None:
 
             followed: dict[str, Watched] = {}
             await live(lambda: load(followed), draw)
+
+
+def _short(home: Path) -> str:
+    """A folder as its owner writes it."""
+    return f"~/{home.relative_to(Path.home())}" if home.is_relative_to(Path.home()) else str(home)
 
 
 def view(seen: Overview) -> Markup:

@@ -13,7 +13,7 @@ from mainspring.console.flows import Watched, progress_of
 from mainspring.console.frame import identity, live, page, press, read
 from mainspring.console.markup import Markup, join, show, tag
 from mainspring.console.parts import RUNNING, badge, bar, chips, empty, facts, figures, heading, panel, run_table
-from mainspring.console.words import DOT, at, count, duration, energy, link_to, run_seconds
+from mainspring.console.words import DOT, at, count, duration, energy, link_to, run_seconds, several
 from mainspring.flow.execution import Cost
 from mainspring.spec import Lineage, RunRecord
 from mainspring.workspace import Workspace
@@ -63,7 +63,7 @@ def view(records: tuple[RunRecord, ...], *, narrowed: bool) -> Markup:
     """The list."""
     if records:
         return panel(
-            f"{count(len(records))} runs" if len(records) < LIST else f"The last {LIST} runs", run_table(records)
+            several(len(records), "run") if len(records) < LIST else f"The last {LIST} runs", run_table(records)
         )
     if narrowed:
         return panel("No runs", empty("No run is like that.", "mainspring ps --all"))

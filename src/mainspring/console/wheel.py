@@ -7,7 +7,7 @@ from math import cos, pi, sin
 
 from mainspring.console.markup import Child, Markup, tag
 from mainspring.console.parts import RUNNING, verdict
-from mainspring.console.words import DOT, ago, count, link_to, meta, size
+from mainspring.console.words import DOT, ago, count, link_to, meta, several, size
 from mainspring.spec import Artifact, Event, RunRecord
 
 RADIUS, CENTRE = 118, 160
@@ -30,7 +30,7 @@ def turns(artifacts: Sequence[Artifact], records: Sequence[RunRecord], feedback:
         _turn(name, next((artifact for artifact in artifacts if wanted(artifact)), None), states.get(verb, ""), say)
         for name, verb, wanted, say in _STAGES
     )
-    rows = f"{count(len(feedback))} rows" if feedback else "thumbs and corrections of an assistant"
+    rows = several(len(feedback), "row") if feedback else "thumbs and corrections of an assistant"
     last_s = feedback[-1].time_s if feedback else None
     return (*made, Turn("Feedback", "good" if feedback else "off", rows, last_s))
 

@@ -20,6 +20,7 @@ __all__ = [
     "link_to_run",
     "meta",
     "run_seconds",
+    "several",
     "share",
     "since",
     "size",
@@ -64,6 +65,11 @@ def count(number: float) -> str:
         if abs(number) >= limit:
             return f"{number / limit:.3g} {letter}"
     return f"{number:,.0f}" if float(number).is_integer() or abs(number) >= 1000 else f"{number:.3g}"
+
+
+def several(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def energy(joules: float) -> str:

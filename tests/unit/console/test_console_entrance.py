@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
@@ -30,6 +30,7 @@ def test_a_session_lasts_as_long_as_it_says() -> None:
         sessions.token(value, now_s=1000.0 + SESSION_S + 1)
 
 
+@example("\ud800.", 0, "\ud800")
 @given(st.text(), st.integers(0, 200), st.characters())
 def test_nothing_but_our_own_signature_is_taken(text: str, place: int, other: str) -> None:
     sessions = Sessions(b"key")

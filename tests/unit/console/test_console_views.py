@@ -163,3 +163,7 @@ def test_a_long_curve_is_read_through_its_mean() -> None:
 )
 def test_a_share_that_is_there_is_never_said_to_be_nothing(part: int, of: int, told: str) -> None:
     assert words.share(part, of) == told
+
+
+def test_one_is_not_many() -> None:
+    assert [words.several(n, "run") for n in (0, 1, 2, 1200)] == ["0 runs", "1 run", "2 runs", "1,200 runs"]
