@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     torch.set_num_threads(1)  # a model of microseconds: a second thread only waits for a core
     found = populate(folder / "home", folder / "docs")
     yield found
-    found.release.set()
+    found.close()
 
 
 @pytest.fixture(scope="module")
