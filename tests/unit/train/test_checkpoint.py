@@ -207,6 +207,18 @@ def test_a_full_disk_on_one_rank_is_recorded_and_training_goes_on(tmp_path, stra
     assert train_rank(task_of(folder=tmp_path), alone).resumed_at == 2
 
 
+def test_a_rank_that_cannot_read_back_what_it_saved_spoils_that_checkpoint_alone(tmp_path, straight):
+    """The other rank does not wait for it for ever, nor takes what it says about the next one for an answer."""
+    outcomes = run_gang(Order(plan_of(FSDP2), tmp_path, config=SAVING, unreadable_until=4, victim=1))
+    for outcome in outcomes:
+        assert outcome is not None
+        assert not outcome.error
+        assert outcome.steps == straight(FSDP2).steps
+        (told,) = outcome.save_errors
+        assert told.startswith("step 2: Unavailable: rank 1 cannot read back what it wrote")
+    assert committed(tmp_path) == ["step-00000004", "step-00000006"]
+
+
 def test_a_changed_configuration_is_not_resumed_but_a_changed_cadence_is(tmp_path):
     order = Order(plan_of(), tmp_path, config=SAVING)
     train_rank(task_of(folder=tmp_path), order)

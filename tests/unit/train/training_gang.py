@@ -31,8 +31,10 @@ from mainspring.spec import (
     TrainConfig,
 )
 from mainspring.train.loop import StepResult, Trainer, TrainingData
+from mainspring.train.marks import step_of
 from mainspring.train.muon import muon
 from mainspring.train.parallel import Group
+from mainspring.train.place import LocalPlace
 from mainspring.train.recipe import LoadedRecipe, Recipe, adamw
 
 LADING = 10_000_000
@@ -232,7 +234,10 @@ def plan_of(
 
 @dataclass(frozen=True)
 class Order:
-    """What a gang does. After step `kill_at` rank `victim` sends itself SIGKILL; after `full_at` its disk is full."""
+    """What a gang does. After step `kill_at` rank `victim` sends itself SIGKILL; after `full_at` its disk is full.
+
+    Until `unreadable_until` it cannot read back what it saves.
+    """
 
     plan: Plan
     folder: Path | str
@@ -241,6 +246,7 @@ class Order:
     config: TrainConfig = CONFIG
     kill_at: int = 0
     full_at: int = 0
+    unreadable_until: int = 0
     victim: int = 0
     rebuild_at: int = 0
     optimizer: str = "adamw"
@@ -272,6 +278,8 @@ def train_rank(task: Task, order: Order) -> Outcome:
     """One rank's life; also called directly for a gang of one."""
     torch.set_num_threads(1)
     data = TrainingData(train=RandomBatches(), facts={"vocab": VOCAB}, held_out=RandomBatches(seed=1))
+    if order.unreadable_until and task.rank == order.victim:
+        _damage_disk(order.unreadable_until)
     trainer = Trainer(recipe_of(order), order.plan, Group(task), data=data, folder=order.folder)
     outcome = Outcome()
     try:
@@ -294,6 +302,18 @@ def train_rank(task: Task, order: Order) -> Outcome:
     outcome.save_errors = trainer.save_errors
     trainer.close()
     return outcome
+
+
+def _damage_disk(until: int) -> None:
+    """Have this process fail to read its files of checkpoints before step `until`."""
+    whole = LocalPlace.digests
+
+    def digests(place: LocalPlace, writer: Any, rank: int) -> dict[str, str]:
+        if step_of(Path(writer.path).name.removeprefix(".")) < until:
+            raise OSError(5, "Input/output error")
+        return whole(place, writer, rank)
+
+    LocalPlace.digests = digests
 
 
 def run_gang(order: Order) -> list[Outcome | None]:
