@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mainspring.data import snapshot as snapshots
 from mainspring.data.pack import held_out_documents, held_out_sources
 from mainspring.data.snapshot import sources, texts
 from mainspring.evaluate.baselines import EDITION, ORDER, TRAIN_BYTES, NGram, training_bytes, xz_bits_per_byte
@@ -123,7 +124,12 @@ def _held_out(store: Store, snapshot: str) -> tuple[list[str], int]:
             taken.append(cut)
             room -= len(cut.encode())
     if not taken:
-        raise SpecError(f"{snapshot} has no held-out document with text", hint="it needs at least two documents")
+        read = snapshots.report(store, snapshot)
+        raise SpecError(
+            f"{snapshot} has no held-out document with text: {read.kept} of {read.read} documents were kept and "
+            f"{len(read.skipped)} files could not be read",
+            hint="it needs at least two documents; `mainspring data show` says what became of the others",
+        )
     return taken, count
 
 
