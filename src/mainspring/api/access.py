@@ -43,11 +43,6 @@ class Access:
 
         return check
 
-    def to_metrics(self, request: Request) -> None:
-        """A dependency that lets only a viewer see the metrics, which carry the names of models."""
-        if request.url.path == "/metrics":
-            self.needs("viewer")(request)
-
 
 class SameOrigin:
     """Refuses what a page of another site asks this server for, HTTP and websocket alike.

@@ -4,7 +4,7 @@ The same process serves `/v1`, the OpenAI-compatible side of everything publishe
 `{"error": {"type", "message", "hint"}}` with the status the error carries.
 """
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -32,8 +32,7 @@ def create_app(workspace: Workspace, *, host: str = "127.0.0.1") -> FastAPI:
     app.add_middleware(SameOrigin, loopback=check_token is None)
     for resource in (runs, artifacts, data, machine, apps):
         app.include_router(resource.router(workspace, access), prefix="/api/v1")
-    names_need_a_token = [Depends(access.to_metrics)]
-    app.include_router(router(workspace.offers(), check_token=check_token), dependencies=names_need_a_token)
+    app.include_router(router(workspace.offers(), check_token=check_token))
     for path in ("/api/{path:path}", "/v1/{path:path}"):
         app.add_api_route(path, _nowhere, methods=list(METHODS), include_in_schema=False)
     app.add_exception_handler(MainspringError, _explain)
