@@ -44,7 +44,6 @@ class Execution:
         self._error: BaseException | None = None
         self._stop = threading.Event()
         self._done = threading.Event()
-        self._on_stop: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name=f"run-{record.id}", daemon=True)
 
     def start(self) -> "Execution":
@@ -63,18 +62,9 @@ class Execution:
             raise Cancelled(f"run {self.id} was stopped at {message!r}")
         write_progress(self.folder, fraction, message)
 
-    def on_stop(self, action: Callable[[], None]) -> None:
-        """Call `action` when the run is asked to stop: how a body cancels what it waits for."""
-        self._on_stop.append(action)
-        if self._stop.is_set():
-            action()
-
     def stop(self) -> None:
-        """Ask the work to end; returns at once."""
-        if not self._stop.is_set():
-            self._stop.set()
-            for action in self._on_stop:
-                action()
+        """Ask the work to end, which its next `progress` does; returns at once."""
+        self._stop.set()
 
     def abandon(self) -> None:
         """Record the work as stopped without waiting for it: the last act of a process that leaves it behind."""

@@ -6,6 +6,8 @@ together are hybrid sharding. The recipe's loss runs *inside* the wrapped module
 of its model and still knows nothing of wrappers.
 
 Gradients come out as the mean over ranks of each rank's summed loss; `loop` turns that into the mean over tokens.
+Replicas may use different layers in a batch. Shards may not: a parameter that is used by some of the ranks that share
+it, and not by others, ends the run, because they exchange its gradients together.
 Deliberately absent: tensor, pipeline, context and expert parallelism.
 """
 # torch re-exports these names without saying so in its type information.

@@ -72,13 +72,12 @@ def test_a_run_can_be_stopped_from_another_process(store: Store, settings: Setti
         work.result(10)
 
 
-def test_what_a_body_waits_for_is_cancelled_too(store: Store) -> None:
-    released = threading.Event()
-
+def test_a_body_that_fails_because_it_was_stopped_was_stopped(store: Store) -> None:
     def body(work: execution.Execution) -> None:
-        work.on_stop(released.set)
-        released.wait()
-        raise Failed("the gang was cancelled")
+        try:
+            wait_for_ever(work)
+        except Cancelled as error:
+            raise Failed("the gang was cancelled") from error
 
     work = execution.start(store, body, kind="demo", name="x", config={})
     work.stop()
