@@ -154,6 +154,8 @@ def describe_w8a8(ignore: Sequence[str] = ()) -> dict[str, Any]:
 def check_w8a8(raw: Mapping[str, Any], *, where: str) -> list[str]:
     """The layers a `quantization_config` leaves alone; `SpecError` when its scheme is not the one above."""
     known = describe_w8a8()
+    if not isinstance(raw, Mapping) or not _is_table_of_tables(raw.get("config_groups") or {}):
+        raise SpecError(f"{where}: quantization_config or its config_groups are not tables", hint="copy it again")
     groups = raw.get("config_groups") or {}
     wrong = [f"{key} {raw.get(key)!r}" for key in ("quant_method", "format") if raw.get(key) != known[key]] + [
         f"{part} {key} {(group.get(part) or {}).get(key)!r}"
@@ -171,6 +173,15 @@ def check_w8a8(raw: Mapping[str, Any], *, where: str) -> list[str]:
             hint="supported: compressed-tensors int-quantized W8A8, per channel and per token",
         )
     return list(raw.get("ignore") or ())
+
+
+def _is_table_of_tables(value: object) -> bool:
+    """Whether `value` maps names to groups, whose parts are tables or missing."""
+    return isinstance(value, Mapping) and all(
+        isinstance(group, Mapping)
+        and all(isinstance(group.get(part) or {}, Mapping) for part in ("weights", "input_activations"))
+        for group in value.values()
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:

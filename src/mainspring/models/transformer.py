@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, H hidden, N query heads, K key/value heads, D head wi
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mainspring.models.norm import RMSNorm
-from mainspring.spec import DecoderConfig
+from mainspring.spec import DecoderConfig, RopeScaling
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """`attend(layer, q_BTND, k_BTKD, v_BTKD) -> o_BTND`."""
@@ -35,13 +36,18 @@ def attend_causally(layer: int, q_BTND: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) 
     return o_BNTD.transpose(1, 2)
 
 
-def rotary_angles(positions_BT: Tensor, *, width: int, theta: float) -> Angles:
+def rotary_angles(positions_BT: Tensor, *, width: int, theta: float, scaling: RopeScaling | None = None) -> Angles:
     """Factors of `rotate`, float32 (B, T, 1, D): each position's cosine in each plane, twice, and its sine, signed.
 
     Computed on every call instead of kept in a buffer: a buffer would have to survive meta-device construction.
     """
     planes = torch.arange(0, width, 2, device=positions_BT.device, dtype=torch.float32)
-    angles = (positions_BT[..., None].float() * theta ** (-planes / width))[:, :, None]
+    speeds = theta ** (-planes / width)
+    if scaling is not None:
+        turns = scaling.original_context * speeds / (2 * math.pi)
+        kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+        speeds = speeds * (kept + (1 - kept) / scaling.factor)
+    angles = (positions_BT[..., None].float() * speeds)[:, :, None]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
@@ -174,7 +180,8 @@ class Decoder(nn.Module):
         """The normalised residual stream (B, T, H) that the head reads."""
         if positions_BT is None:
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        angles = rotary_angles(positions_BT, width=self.config.width, theta=self.config.rope_theta)
+        config = self.config
+        angles = rotary_angles(positions_BT, width=config.width, theta=config.rope_theta, scaling=config.rope_scaling)
         x_BTH = self.model.embed_tokens(ids_BT)
         for block in self.blocks:
             x_BTH = block(x_BTH, angles, attend or attend_causally)

@@ -44,7 +44,7 @@ from mainspring.spec.job import (
     Resources,
     Task,
 )
-from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec
+from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, RopeScaling
 from mainspring.spec.plan import (
     AXES,
     FORMAT,
@@ -121,6 +121,7 @@ __all__ = [
     "Report",
     "Resources",
     "Role",
+    "RopeScaling",
     "RuleCount",
     "RunRecord",
     "SamplingParams",
