@@ -8,8 +8,10 @@ local store take no room of their own and do not count.
 import fcntl
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -60,11 +62,13 @@ class Fetched:
                 yield folder.name, sizes[folder]
 
     def _remove(self, folder: Path, scratch: Path) -> bool:
-        """Whether nobody was using the folder, which is then gone."""
+        """Whether the folder was here and used by nobody; it is gone then."""
         with folder.with_name(f"{folder.name}.use").open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                return False
+            if not folder.exists():  # another process was quicker
                 return False
             folder.with_name(f"{folder.name}.json").unlink(missing_ok=True)
             shutil.rmtree(folder.rename(scratch / folder.name))
@@ -75,9 +79,14 @@ def _last_used(folder: Path) -> float:
     try:
         return folder.with_name(f"{folder.name}.use").stat().st_mtime
     except FileNotFoundError:  # fetched before uses were noted
-        return folder.stat().st_mtime
+        return 0.0
 
 
 def _own_bytes(folder: Path) -> int:
-    found = (path.lstat() for path in folder.rglob("*") if path.is_file())
-    return sum(stat.st_size for stat in found if stat.st_nlink == 1)
+    total = 0
+    for below, _, names in os.walk(folder):  # unlike rglob it takes a folder for empty that another process removes
+        for name in names:
+            with suppress(FileNotFoundError):
+                found = Path(below, name).lstat()
+                total += found.st_size if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 else 0
+    return total

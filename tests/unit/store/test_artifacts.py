@@ -325,3 +325,15 @@ def test_links_to_a_local_store_take_no_room_and_stay(tmp_path: Path, folder: Pa
     with Store.open(Settings(home=str(tmp_path / "home"), fetched_gb=0)) as store:
         assert store.doctor(repair=True) == ()
         assert fetched.exists()
+
+
+def test_removing_what_another_process_has_just_removed_is_no_error(tmp_path: Path) -> None:
+    root, scratch = tmp_path / "fetched", tmp_path / "scratch"
+    scratch.mkdir()
+    for name in ("one", "two", "three"):
+        (root / name).mkdir(parents=True)
+        (root / name / "file").write_text("x" * 100)
+    pruning, quicker = (Fetched(root, limit_bytes=0).prune(scratch) for _ in range(2))
+    removed = [next(pruning)[0], *(name for name, _ in quicker)]
+    assert sorted(removed) == ["one", "three", "two"]
+    assert list(pruning) == []
