@@ -47,8 +47,8 @@ class Stream:
 class Engine:
     """A served model. Made by `Engine.load`; `close()` ends it and every stream."""
 
-    def __init__(self, batch: Batch, *, name: str, context: int) -> None:
-        self.name, self.context = name, context
+    def __init__(self, batch: Batch, *, name: str, context: int, max_waiting: int) -> None:
+        self.name, self.context, self.max_waiting = name, context, max_waiting
         self.tokenizer = batch.tokenizer
         self.vocab = batch.model.config.vocab
         self._batch = batch
@@ -89,7 +89,8 @@ class Engine:
         model = load_pretrained(folder, dtype=dtype, device=device).eval()
         join_projections(model)
         name = name or Path(folder).name
-        return cls(Batch(model, tokenizer, config, size=size, name=name), name=name, context=size.context)
+        batch = Batch(model, tokenizer, config, size=size, name=name)
+        return cls(batch, name=name, context=size.context, max_waiting=config.max_waiting)
 
     async def generate(
         self, tokens: Items[int], sampling: SamplingParams, *, score: bool = False
@@ -97,7 +98,7 @@ class Engine:
         """Stream the continuation of `tokens`; leaving the iterator early frees everything the request holds.
 
         Raises `SpecError` for an empty prompt or an unknown token id, `DoesNotFit` when prompt and answer exceed
-        the context, `Unavailable` when the engine is down.
+        the context, `Unavailable` when the engine is down or its queue full.
         """
         sampling = self._check(tokens, sampling)
         sequence = Sequence(
@@ -114,6 +115,9 @@ class Engine:
         with self._changed:
             if self._down:
                 raise Unavailable(self._down)
+            waiting = len(self._added) + len(self._batch.waiting)
+            if waiting >= self.max_waiting:
+                raise Unavailable(f"{waiting} requests wait for {self.name} already", hint="try again later")
             self._added.append((sequence, stream))
             self._changed.notify()
         try:
