@@ -87,7 +87,7 @@ async def _watch(workspace: Workspace, record: RunRecord) -> None:
         return Seen(
             record=run.record,
             progress=progress_of(workspace, [record], followed)[record.id],
-            metrics=run.metrics(),
+            metrics=run.metrics(charts.MAX_POINTS),
             logs=split_logs(run.logs(tail=TAIL)),
             cost=run.cost,
             lineage=workspace.lineage(record.id),

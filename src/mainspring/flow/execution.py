@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mainspring.spec import TERMINAL, Cancelled, Failed, MainspringError, RunRecord, SpecError, Unavailable
 from mainspring.store import Store
@@ -29,6 +29,7 @@ LOG_FILE = "run.log"
 METRICS_FILE = "metrics.jsonl"
 TAIL_BYTES = 256 << 10
 LOG_BYTES = 8 << 20
+WHOLE_BYTES = 2 << 20
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -194,13 +195,37 @@ def cost_of(record: RunRecord, metrics: Sequence[Mapping[str, float]]) -> Cost:
     return Cost(seconds=end_s - record.started_s if record.started_s else 0.0, joules=joules)
 
 
-def read_metrics(folder: Path) -> tuple[dict[str, float], ...]:
-    """Every complete line of the run's `metrics.jsonl`; a line still being written is left for the next call."""
+def read_metrics(folder: Path, *, most: int | None = None) -> tuple[dict[str, float], ...]:
+    """Every complete line of the run's `metrics.jsonl`; a line still being written is left for the next call.
+
+    With `most` at most that many, evenly spread and always the last one; of a long file little more than them is read.
+    """
     path = folder / METRICS_FILE
     if not path.exists():
         return ()
-    lines = path.read_text("utf-8").split("\n")[:-1]
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        lines = file.read(size).split(b"\n")[:-1] if most is None or size <= WHOLE_BYTES else _spread(file, size, most)
+    if most is not None and len(lines) > most:
+        lines = [lines[len(lines) * (index + 1) // most - 1] for index in range(most)]
     return tuple(json.loads(line) for line in lines if line)
+
+
+def _spread(file: BinaryIO, size: int, most: int) -> list[bytes]:
+    """The first whole line behind each of `most` places of a file, and its last one."""
+    found: dict[int, bytes] = {}
+    for index in range(most):
+        file.seek(size * index // most)
+        if index:
+            file.readline()  # the rest of a line
+        line = file.readline()
+        if line.endswith(b"\n") and file.tell() <= size:
+            found[file.tell()] = line
+    start = max(0, size - TAIL_BYTES)
+    file.seek(start)
+    end = file.read(size - start).rpartition(b"\n")[0]
+    found[start + len(end) + 1] = end.rpartition(b"\n")[2]
+    return [found[place] for place in sorted(found)]
 
 
 def read_logs(folder: Path, rank: int | None = None, *, tail: int | None = None) -> str:

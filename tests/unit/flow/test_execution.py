@@ -1,11 +1,17 @@
 """A recorded piece of work: its states, its progress, and stopping it from this process or another."""
 
+import json
 import subprocess
 import sys
 import threading
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mainspring.flow import execution
 from mainspring.flow.handle import Run
@@ -131,3 +137,32 @@ def test_of_a_log_too_long_to_hold_the_end_is_read_and_the_rest_is_named(
     path.write_text("".join(f"line {number}\n" for number in range(10)))
     assert execution.read_logs(tmp_path, 0) == f"... the first 50 bytes are in {path}\nine 7\nline 8\nline 9\n"
     assert execution.read_logs(tmp_path, 0, tail=3) == "line 7\nline 8\nline 9\n"
+
+
+def test_a_long_series_is_read_at_a_few_places_and_always_at_its_end(tmp_path: Path) -> None:
+    with (tmp_path / execution.METRICS_FILE).open("w") as file:
+        for step in range(1, 200_001):
+            file.write(json.dumps({"step": step, "loss": 1 / step, "y": 10 ** (step % 90)}) + "\n")
+        file.write('{"step": 200001, "lo')
+    whole = execution.read_metrics(tmp_path)
+    assert [row["step"] for row in whole] == list(range(1, 200_001))
+    tracemalloc.start()
+    spread = [row["step"] for row in execution.read_metrics(tmp_path, most=500)]
+    assert tracemalloc.get_traced_memory()[1] < 4 * execution.TAIL_BYTES
+    tracemalloc.stop()
+    assert len(spread) == 500
+    assert max(b - a for a, b in pairwise(spread)) < 3 * 200_000 / 500
+    assert spread == sorted(set(spread))
+    assert [row["step"] for row in execution.read_metrics(tmp_path, most=1)] == [200_000]
+
+
+@given(st.integers(0, 60), st.integers(0, 80), st.sampled_from([1, 300, 1 << 20]))
+def test_at_most_so_many_rows_are_read_each_once_and_in_order(rows: int, most: int, whole: int) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(execution, "WHOLE_BYTES", whole)
+        lines = "".join(json.dumps({"step": step, "x": 10**step}) + "\n" for step in range(rows))
+        Path(folder, execution.METRICS_FILE).write_text(lines)
+        steps = [row["step"] for row in execution.read_metrics(Path(folder), most=most)]
+    assert len(steps) <= most
+    assert steps == sorted(set(steps))
+    assert steps[-1:] == ([rows - 1] if rows and most else [])
