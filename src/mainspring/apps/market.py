@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from mainspring.serve.models import EngineServable, Registry
+from mainspring.serve.models import Registry, open_folder
 from mainspring.serve.servable import Embeddable, Embeddings, Piece, Prompt, Servable
 from mainspring.spec import Artifact, NotFound, SamplingParams
 from mainspring.store import Store
@@ -65,7 +65,7 @@ class Published(Registry):
             from mainspring.apps.rag.servable import open_servable
 
             return open_servable(self._store, artifact.ref, name=name)
-        return EngineServable(name, self._store.fetch(artifact))
+        return open_folder(name, self._store.fetch(artifact))
 
     def _offers(self) -> dict[str, Artifact]:
         apps = {app.name: app for app in self._store.newest("app")}

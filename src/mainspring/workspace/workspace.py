@@ -272,7 +272,7 @@ class Workspace(Records):
         from mainspring.serve import http, models
 
         name, folder = name or _short(model), self._model_folder(model)
-        offered = models.Models({name: lambda: models.EngineServable(name, folder)})
+        offered = models.Models({name: lambda: models.open_folder(name, folder)})
         app = http.create_app(offered, check_token=self.guard(host))
         try:
             offered.get(name)  # loads now, so that a broken model is an error here and not at the first request

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mainspring.apps.rag.index import Hit, Index, passage
+from mainspring.apps.rag.index import Hit, Index, indexed_terms, passage
 from mainspring.apps.rag.prose import LONGEST, Statement, plain, statements
-from mainspring.apps.rag.terms import content_terms
+from mainspring.apps.rag.terms import content_terms, phrases, stem
 
 RELEVANT = 0.45
 """Least share of a question's information that one passage must hold to be an answer. Of 101 hand-written questions
@@ -49,10 +49,10 @@ def relevance(index: Index, question: str, hits: Sequence[Hit]) -> float:
 
     A passage that holds only one of several terms is about something else, however rare the term is.
     """
-    asked = content_terms(question)
+    asked = index.asked(question)
     shares = [0.0]
     for hit in hits:
-        there = set(content_terms(passage(hit.chunk)))
+        there = set(indexed_terms(hit.chunk))
         if len(there.intersection(asked)) >= min(2, len(asked)):
             shares.append(index.coverage(asked, there))
     return max(shares)
@@ -72,16 +72,19 @@ def best_quotes(index: Index, question: str, hits: Sequence[Hit]) -> list[Quote]
     """At most `QUOTES` statements, each of another document, best first; never empty for at least one hit."""
     found = [(hit, statement) for hit in hits[:_HITS] for statement in statements(hit.chunk.text)]
     found = found or [(hit, Statement(hit.chunk.text[:LONGEST].rstrip(), 0)) for hit in hits[:1]]
-    asked = content_terms(question)
+    asked = index.asked(question)
+    headings = [_headings(hit, statement) for hit, statement in found]
     contexts = [
-        f"{' '.join(_headings(hit, statement)) or hit.chunk.source} {statement.text}" for hit, statement in found
+        f"{' '.join(above) or hit.chunk.source} {statement.text}"
+        for (hit, statement), above in zip(found, headings, strict=True)
     ]
     vectors = index.encode([question, *contexts])
     similar = np.clip(vectors[1:] @ vectors[0], 0, 1)
     quotes = []
-    for (hit, statement), context, close in zip(found, contexts, similar, strict=True):
+    for (hit, statement), above, context, close in zip(found, headings, contexts, similar, strict=True):
+        there = content_terms(context) + [stem(phrase) for phrase in phrases(above)]
         score = (
-            _WEIGHTS["coverage"] * index.coverage(asked, content_terms(context))
+            _WEIGHTS["coverage"] * index.coverage(asked, there)
             + _WEIGHTS["similarity"] * float(close)
             + _WEIGHTS["rank"] * hit.score / (hits[0].score or 1.0)
             + _WEIGHTS["opening"] * _opens(hit, statement)

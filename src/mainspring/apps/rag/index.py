@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mainspring.apps.rag.chunk import TARGET, chunk_document
 from mainspring.apps.rag.fusion import TEXT_WEIGHT, Candidate, choose_weight, fuse
-from mainspring.apps.rag.terms import STOP, content_terms, stem, terms
+from mainspring.apps.rag.terms import STOP, content_terms, phrases, stem, terms
 from mainspring.data.pack import held_out_sources
 from mainspring.data.snapshot import texts
 from mainspring.evaluate.questions import make_questions
@@ -114,7 +114,7 @@ class Index:
         vector = self._vector(question)
         by_text, by_vector = self._by_text(question, count), self._by_vector(vector, count)
         scores = {row["id"]: float(row["_score"]) for row in by_text}
-        asked = content_terms(question[:_QUERY_CHARACTERS])
+        asked = self.asked(question)
         return [
             Candidate(
                 chunk=_chunk(row),
@@ -124,6 +124,14 @@ class Index:
             )
             for row in {row["id"]: row for row in (*by_text, *by_vector)}.values()
         ]
+
+    def asked(self, question: str) -> list[str]:
+        """The terms that carry what `question` is about, with those of its phrases that a heading here has."""
+        question = question[:_QUERY_CHARACTERS]
+        return content_terms(question) + [stem(phrase) for phrase in self._known_phrases(question)]
+
+    def _known_phrases(self, question: str) -> list[str]:
+        return [phrase for phrase in phrases([question]) if stem(phrase) in self._frequency]
 
     def idf(self, term: str) -> float:
         """How much a (stemmed) term tells: log of chunks per chunk that has it; largest for an unknown term."""
@@ -151,8 +159,9 @@ class Index:
     def _by_text(self, question: str, count: int) -> list[dict[str, Any]]:
         from lancedb.query import MatchQuery
 
-        asked = terms(question[:_QUERY_CHARACTERS])
-        words = list(dict.fromkeys(word for word in asked if word not in STOP))[:_QUERY_TERMS]
+        question = question[:_QUERY_CHARACTERS]
+        asked = [word for word in terms(question) if word not in STOP] + self._known_phrases(question)
+        words = list(dict.fromkeys(asked))[:_QUERY_TERMS]
         if not words:
             return []
         match: Any = MatchQuery(" ".join(words), "terms")  # pyright: ignore[reportCallIssue]
@@ -221,6 +230,11 @@ def passage(chunk: Chunk) -> str:
     return f"{_place(chunk)}\n{chunk.text}"
 
 
+def indexed_terms(chunk: Chunk) -> list[str]:
+    """What a chunk can be found by, stemmed: the terms of its passage and the phrases of its headings."""
+    return content_terms(passage(chunk)) + [stem(phrase) for phrase in phrases(chunk.path)]
+
+
 def _place(chunk: Chunk) -> str:
     return " > ".join(chunk.path) or chunk.source
 
@@ -281,14 +295,14 @@ def _write(
 
     folder.mkdir(parents=True)
     encoder.save(folder / "embedder")
-    words = [terms(passage(chunk)) + terms(_place(chunk)) for chunk in chunks]
+    words = [terms(passage(chunk)) + terms(_place(chunk)) + phrases(chunk.path) for chunk in chunks]
     table = lancedb.connect(str(folder)).create_table("chunks", _rows(chunks, words, vectors))
     table.create_index(
         "terms", config=FTS(base_tokenizer="whitespace", stem=True, remove_stop_words=True, with_position=False)
     )
     if len(chunks) >= APPROXIMATE_FROM:
         table.create_index("vector", config=IvfRq(distance_type="cosine"))
-    frequency = Counter(term for chunk in chunks for term in content_terms(passage(chunk)))
+    frequency = Counter(term for chunk in chunks for term in indexed_terms(chunk))
     (folder / "terms.json").write_text(json.dumps(frequency, ensure_ascii=False, sort_keys=True), encoding="utf-8")
     (folder / "index.json").write_text(to_json(manifest), encoding="utf-8")
 
