@@ -94,6 +94,7 @@ class NodeAgent:
         self._asked_s = time.monotonic()
         self._folder: Path | None = None
         self._scratch: Path | None = None
+        self._held: socket.socket | None = None
 
     def prepare(self, shared: str, scratch: str, run_root: str) -> str:
         """The folder for the run's files on this node: that of `shared` if this node sees it, else a fresh one.
@@ -110,11 +111,16 @@ class NodeAgent:
             self._folder = self._scratch
         return str(self._folder)
 
-    def free_port(self) -> int:
-        """A TCP port that nothing on this node listens on now."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return probe.getsockname()[1]
+    def hold_port(self) -> int:
+        """A TCP port of this node that stays free for the gang's first rank until `close`.
+
+        A socket that is bound and does not listen keeps the system from giving the port away, to a listener or as the
+        near end of a connection; a listener that asks for the port by number, as torch's store does, still gets it.
+        """
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("", 0))
+        return self._held.getsockname()[1]
 
     def start(self, order: Order) -> None:
         """Start every rank of `order`; returns at once."""
@@ -151,7 +157,9 @@ class NodeAgent:
                 self._wake.set()
 
     def close(self) -> None:
-        """Remove the node-local copy of the run's files."""
+        """Remove the node-local copy of the run's files and let go of the port."""
+        if self._held is not None:
+            self._held.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 

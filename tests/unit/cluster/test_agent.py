@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -268,3 +269,16 @@ def test_a_rank_killed_from_outside_is_a_lost_worker(start, tmp_path):
     os.kill(pids[0], signal.SIGKILL)
     (end,) = finish(agent, 1)
     assert (end.exit.rank, end.exit.signal, end.exit.code) == (1, "SIGKILL", None)
+
+
+def test_the_port_of_a_gang_is_held_for_its_first_rank_alone() -> None:
+    agent = NodeAgent()
+    port = agent.hold_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)) as listener, socket.create_connection(("127.0.0.1", port)):
+        assert listener.accept()[0].getsockname()[1] == port
+    agent.close()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past the connection that has just ended
+        other.bind(("127.0.0.1", port))
