@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import refs
 from mainspring.cli.output import print_json
 from mainspring.cli.session import AsJson, Overrides, workspace_of
 from mainspring.spec import Objective
@@ -15,13 +16,13 @@ Optimize = Annotated[Objective, typer.Option(help="What the plan shall spend lea
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("plan")(plan)
+    cli.command("plan", epilog="Example: mainspring plan recipe.py --optimize energy --cluster cluster.toml")(plan)
 
 
 def plan(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A Python file that defines `recipe`.")],
-    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.")] = "",
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A Python file that defines `recipe`.")],
+    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
     optimize: Optimize = "time",
     ranks: Ranks = None,
     cluster: ClusterPath = "",

@@ -28,7 +28,6 @@ from mainspring.spec import (
 )
 from mainspring.spec.plan import readable_bytes
 
-RECOMPUTE: tuple[Recompute, ...] = ("none", "full")
 REJECTED_SHOWN = 5
 MOST_RANKS = 1 << 16
 
@@ -91,7 +90,7 @@ def choices(cluster: Cluster, config: TrainConfig, *, ranks: int | None = None) 
                 for rows in all_rows:
                     if rows * world > config.global_batch:
                         continue
-                    for recompute in RECOMPUTE:
+                    for recompute in get_args(Recompute):
                         yield Choice(
                             offer=offer,
                             mesh=Mesh(dp=world // fsdp, fsdp=fsdp),

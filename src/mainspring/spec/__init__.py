@@ -49,7 +49,7 @@ from mainspring.spec.job import (
     Resources,
     Task,
 )
-from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec
+from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, RopeScaling
 from mainspring.spec.plan import (
     AXES,
     FORMAT,
@@ -174,6 +174,7 @@ __all__ = [
     "Request",
     "Resources",
     "Role",
+    "RopeScaling",
     "RuleCount",
     "RunRecord",
     "SamplingParams",

@@ -1,8 +1,10 @@
 """The `Plan`: how a model will run on a cluster, and what it is expected to cost. Versioned JSON on disk.
 
 Mesh axes are the field's: `dp` replicates, `fsdp` shards parameters, gradients and optimiser state, `tp` splits
-matrices, `pp` splits layers, `cp` splits the sequence, `ep` splits experts. A plan is exact enough to execute:
-`train` reads nothing else to decide how to build process groups.
+matrices, `pp` splits layers, `cp` splits the sequence, `ep` splits experts. The search plans `dp` and `fsdp`, and
+`train` refuses a plan that uses another. `recompute` drops the activations of every repeated block in the forward pass
+("full") or keeps them all ("none"). A plan is exact enough to execute: `train` reads nothing else to decide how to
+build process groups.
 """
 
 from typing import Literal
@@ -10,7 +12,7 @@ from typing import Literal
 from mainspring.spec._spec import spec
 
 Precision = Literal["fp32", "bf16"]
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "full"]
 Objective = Literal["time", "cost", "energy"]
 AXES = ("pp", "dp", "fsdp", "cp", "ep", "tp")
 FORMAT = 1

@@ -16,9 +16,11 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -27,9 +29,6 @@ from mainspring.spec import Failed, Plan, SpecError, TrainConfig
 from mainspring.train.checkpoint import Checkpoints
 from mainspring.train.parallel import Group, Parallel, local, share_of, whole
 from mainspring.train.recipe import Facts, LoadedRecipe
-
-if TYPE_CHECKING:
-    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -195,10 +194,10 @@ class Trainer:
 
     def _form(self, group_epoch: int) -> None:
         self._group.join(group_epoch)
-        torch.manual_seed(self.config.seed)
-        model = self.recipe.build({**self._data.facts, "seed": self.config.seed})
-        self._parallel = Parallel(model, self.recipe.loss, self._plan, self._device)
-        self._optimizer = self.recipe.optimizer(model, self.config)
+        _seed_all(self.config.seed)
+        make = partial(self.recipe.build, {**self._data.facts, "seed": self.config.seed})
+        self._parallel = Parallel(make, self.recipe.loss, self._plan, self._device)
+        self._optimizer = self.recipe.optimizer(self.model, self.config)
         self._peak_lrs = [group["lr"] for group in self._optimizer.param_groups]
         self._checkpoints = Checkpoints(
             self._folder,
@@ -218,8 +217,13 @@ class Trainer:
         # Every shard is held by `replicas` ranks, so the sum over all ranks counts each square that often.
         totals[2] = get_total_norm(gradients).double().square() / self._parallel.replicas
         loss_sum, count, square = self._group.sum(totals).tolist()
-        to_mean = self._task.world / count if count else math.nan
-        loss, norm = loss_sum / max(count, 1.0), math.sqrt(square) * to_mean
+        if not count:
+            raise Failed(
+                f"step {self.step + 1}: the recipe's loss counted nothing in the whole global batch",
+                hint="it returned (sum, 0) for every micro-batch: look at what it masks, or raise global_batch",
+            )
+        to_mean = self._task.world / count
+        loss, norm = loss_sum / count, math.sqrt(square) * to_mean
         self._check_finite(loss, norm)
         clip = min(1.0, self.config.clip_norm / (norm + 1e-6)) if self.config.clip_norm else 1.0
         for gradient in gradients:
@@ -249,19 +253,21 @@ class Trainer:
         return totals
 
     @torch.no_grad()
-    def _evaluate(self) -> float:
+    def _evaluate(self) -> float | None:
         assert self._data.held_out is not None
         totals = torch.zeros(2, dtype=torch.float64, device=self._device)
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         for index in range(EVAL_BATCHES):
             for batch in self._microbatches(self._data.held_out, index):
                 with self._autocast():
                     total, count = self._parallel.inner(batch)
                 totals += torch.stack([total, count]).double()
-        self.model.train()
+        for module in training:  # a part that the recipe has frozen stays so
+            module.training = True
         self._parallel.reshard()
         loss_sum, count = self._group.sum(totals).tolist()
-        return loss_sum / count
+        return loss_sum / count if count else None
 
     def _microbatches(self, batches: Batches, step: int) -> tuple[Tensor, ...]:
         rows = torch.from_numpy(batches.batch(step, self._share.first, self._share.all_rows)).to(self._device)
@@ -272,9 +278,8 @@ class Trainer:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _seed(self, microbatch: int) -> None:
-        seed = hash((self.config.seed, self.step, microbatch)) & (2**63 - 1)  # integers hash alike in every process
-        torch.manual_seed(seed)
-        random.seed(seed)
+        # Integers hash alike in every process.
+        _seed_all(hash((self.config.seed, self.step, microbatch)) & (2**63 - 1))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -309,6 +314,13 @@ class Trainer:
                 parameter = parameters[name]
                 like = parameter.detach() if shape == parameter.shape else counter.expand(shape)
                 self._optimizer.state[parameter][slot] = torch.zeros_like(like, dtype=dtype)
+
+
+def _seed_all(seed: int) -> None:
+    """Start every generator that a recipe may draw from without one of its own."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFF_FFFF)
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ together are hybrid sharding. The recipe's loss runs *inside* the wrapped module
 of its model and still knows nothing of wrappers.
 
 Gradients come out as the mean over ranks of each rank's summed loss; `loop` turns that into the mean over tokens.
+Replicas may use different layers in a batch. Shards may not: a parameter that is used by some of the ranks that share
+it, and not by others, ends the run, because they exchange its gradients together.
 Deliberately absent: tensor, pipeline, context and expert parallelism.
 """
 # torch re-exports these names without saying so in its type information.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mainspring.hardware import devices
 from mainspring.spec import Plan, SpecError, Task, WorkerLost
+from mainspring.train.deferred import Deferred, build
 from mainspring.train.recipe import Loss
 
 QUIET_S = 0.2
@@ -66,8 +70,6 @@ def share_of(plan: Plan, rank: int) -> Share:
             f"micro-batches {counts} of {plan.microbatch} rows make {sum(counts) * plan.microbatch} rows, "
             f"the global batch has {plan.global_batch}"
         )
-    if plan.recompute == "selective":
-        raise SpecError('this loop recomputes whole blocks or nothing, the plan says "selective"')
     if mesh.fsdp > 1 and plan.reshard_after_forward and len(set(counts)) > 1:
         raise SpecError(
             f"uneven micro-batches {counts} cannot re-gather parameters for each one: replicas would wait for ever",
@@ -191,19 +193,22 @@ class Parallel:
     `module` is called to train on a micro-batch, `inner` to evaluate one without gradients.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, plan: Plan, device: torch.device) -> None:
-        self.model = model.to(device) if plan.mesh.fsdp == 1 else model
-        self._device = device
+    def __init__(self, make: Callable[[], nn.Module], loss: Loss, plan: Plan, device: torch.device) -> None:
+        """`make` makes the model, the same on every rank. Where the plan shards it, it is never whole on any."""
+        deferred = build(make) if plan.mesh.fsdp > 1 else None
+        self.model = model = deferred.model if deferred else make().to(device)
         self._regather = plan.reshard_after_forward
         self.replicas = plan.mesh.dp
         self.inner = inner = LossModule(model, loss)
         if plan.recompute != "none":
             _recompute(model)
-        if plan.mesh.fsdp > 1:
-            self.module: nn.Module = _shard(inner, _mesh(plan, device), regather=plan.reshard_after_forward)
+        if deferred:
+            self.module: nn.Module = _shard(inner, _mesh(plan, device), deferred, regather=plan.reshard_after_forward)
             self.module.to(device)
         elif plan.mesh.dp > 1:
-            self.module = DistributedDataParallel(inner, gradient_as_bucket_view=True)
+            # A batch may leave layers out, and another rank's batch others: their gradients are still exchanged.
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            self.module = DistributedDataParallel(inner, gradient_as_bucket_view=True, find_unused_parameters=True)
         else:
             self.module = inner
 
@@ -257,10 +262,11 @@ def _mesh(plan: Plan, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, shape, mesh_dim_names=("dp", "fsdp"))
 
 
-def _shard(module: LossModule, mesh: DeviceMesh, *, regather: bool) -> nn.Module:
-    for block in repeated_blocks(module.model):
-        fully_shard(block, mesh=mesh, reshard_after_forward=regather)
-    fully_shard(module, mesh=mesh, reshard_after_forward=regather)
+def _shard(module: LossModule, mesh: DeviceMesh, deferred: Deferred, *, regather: bool) -> nn.Module:
+    """Make and shard one unit after the other, so that only one is whole at a time."""
+    for unit in (*repeated_blocks(module.model), module):
+        deferred.make(unit)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=regather)
     return module
 
 

@@ -7,7 +7,6 @@ that takes longer than a glance returns a `Run` at once; `Run.result()` waits fo
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,46 +14,23 @@ from mainspring.flow import execution
 from mainspring.flow.execution import Execution
 from mainspring.flow.handle import Run
 from mainspring.spec import (
-    TERMINAL,
     Answer,
     Artifact,
-    Check,
-    Cluster,
-    ClusterFile,
-    CurationReport,
     Deployment,
-    Document,
-    Event,
     Feedback,
-    GateDecision,
-    GatherPlan,
     Identity,
-    Lineage,
     Objective,
     Plan,
-    PolicyName,
-    Queue,
-    QueueFile,
-    QueueShare,
-    Report,
-    Role,
-    RunRecord,
-    Scene,
     Settings,
-    Simulation,
-    Site,
-    Sized,
-    SnapshotDiff,
     SpecError,
     Thumb,
-    Why,
-    WorkSize,
     load_settings,
 )
 from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
-from mainspring.store.lineage import Direction
+from mainspring.workspace.capacity import Capacity
+from mainspring.workspace.records import Named, ref_of
 
 if TYPE_CHECKING:
     from mainspring.apps.market import Published
@@ -65,7 +41,6 @@ if TYPE_CHECKING:
     from mainspring.flow.run import FlowEvent, FlowResult
     from mainspring.remote import RemoteWorkspace
 
-# house: one method per verb, all in one file, is the design
 VOCAB = 4096
 CALIBRATION = 32
 MAKES = {"data": "dataset", "train": "model", "app": "app"}
@@ -73,15 +48,13 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 Dedup = Literal["strict", "balanced", "aggressive", "none"]
 Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
-Named = str | Artifact | Any  # anything with a `.ref`: an artifact, a snapshot, a published dataset
 
 
-class Workspace:
+class Workspace(Capacity):
     """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.store = Store.open(settings)
+        super().__init__(Store.open(settings), settings)
         self._launcher: Launcher | None = None
         self._offers: Published | None = None
         self._apps: dict[str, Rag] = {}
@@ -112,75 +85,13 @@ class Workspace:
             self._launcher = Launcher(address=self.settings.address, run_root=self.store.home / "runs", queues=queues)
         return self._launcher
 
-    # -- data and hardware
+    # -- data
 
     def dataset(self, name: str) -> "Dataset":
         """A dataset by name: `.read(...).clean().dedup().publish()`."""
         from mainspring.data.dataset import Dataset
 
         return Dataset(self.store, name)
-
-    def hardware(self, cluster: str | Path = "") -> Cluster:
-        """The machines at hand, or those of a cluster file."""
-        from mainspring.hardware import topology
-
-        if cluster:
-            return topology.build_cluster(parse.load_toml(Path(cluster), ClusterFile))
-        if self.settings.address == "local":
-            return topology.local_cluster()
-        from mainspring.cluster import survey
-
-        return survey(self.settings.address)
-
-    def quotas(self, path: str | Path = "") -> tuple[Queue, ...]:
-        """The queues of a quota file, by default the one that jobs are admitted under."""
-        return parse.load_toml(Path(path or self.settings.quotas), QueueFile).queues
-
-    def shares(self, path: str | Path = "", *, cluster: str | Path = "") -> tuple[QueueShare, ...]:
-        """What each queue of a quota file may hold on a cluster, and its share when everybody asks for everything."""
-        from mainspring.cluster.quotas import fair_shares
-
-        return fair_shares(self.quotas(path), self.hardware(cluster))
-
-    def why(self, scene: str | Path, gang: str = "") -> tuple[Why, ...]:
-        """Where the gangs of a scene are in life, and what would let those start that wait."""
-        from mainspring.cluster.schedule.explain import explain, open_scene
-
-        found = parse.load_toml(Path(scene), Scene)
-        outcome = open_scene(found)
-        names = [gang] if gang else [each.id for each in found.gangs]
-        return tuple(explain(outcome.state, name, outcome.decisions) for name in names)
-
-    def plan_gather(self, scene: str | Path, queue: str, gang: str, *, hours: float = 24.0) -> GatherPlan:
-        """What pooling all quotas under `queue` for one gang of a scene would do."""
-        from mainspring.cluster.schedule.explain import plan_in_scene
-
-        return plan_in_scene(parse.load_toml(Path(scene), Scene), queue, gang, hours=hours)
-
-    def estimate(
-        self, work: WorkSize, *, device: str = "", devices: int = 0, utilisation: float = 0.0, site: Site | None = None
-    ) -> tuple[Sized, ...]:
-        """What a piece of work takes on one kind of device, or on each in the catalogue, cheapest in energy first."""
-        from mainspring.hardware import catalog
-        from mainspring.plan.capacity import size_up
-
-        kinds = [catalog.find(device)] if device else list(catalog.devices().values())
-        found = [size_up(work, kind, site=site or Site(), devices=devices, utilisation=utilisation) for kind in kinds]
-        return tuple(sorted(found, key=lambda sized: (sized.kwh, sized.device)))
-
-    def simulate(
-        self,
-        nodes: str | Path,
-        pods: str | Path,
-        *,
-        policy: PolicyName = "plain",
-        loads: Sequence[float] = (1.0, 1.3),
-        seeds: int = 10,
-    ) -> Simulation:
-        """How full a placement policy gets the cluster of a node list with the tasks of a task list."""
-        from mainspring.cluster.simulate.fill import simulate
-
-        return simulate(nodes, pods, policy=policy, loads=loads, seeds=seeds)
 
     def publish_data(self, name: str, *, source: str, dedup: Dedup = "balanced") -> Run:
         """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""
@@ -192,27 +103,7 @@ class Workspace:
 
         return self._start(body, kind="data", name=name, config={"source": source, "dedup": dedup})
 
-    def data_report(self, ref: Named) -> CurationReport:
-        """What was read into a dataset, what was dropped and why."""
-        from mainspring.data import snapshot
-
-        return snapshot.report(self.store, _ref(ref))
-
-    def documents(self, ref: Named, *, count: int = 5, offset: int = 0) -> tuple[Document, ...]:
-        """Documents of a snapshot, in order."""
-        from mainspring.data import snapshot
-
-        if count < 0 or offset < 0:
-            raise SpecError(f"neither count nor offset may be negative, they are {count} and {offset}")
-        return tuple(islice(snapshot.texts(self.store, _ref(ref)), offset, offset + count))
-
-    def data_diff(self, old: Named, new: Named) -> SnapshotDiff:
-        """Which documents were added, removed or changed between two snapshots."""
-        from mainspring.data import snapshot
-
-        return snapshot.diff(self.store, _ref(old), _ref(new))
-
-    # -- the verbs
+    # -- from documents to a model
 
     def plan(
         self,
@@ -231,7 +122,7 @@ class Workspace:
         packed = bool(data) and self.artifact(data).kind == "tokens"
         return launch.plan_for(
             recipe,
-            facts=launch.facts_of(self.store, _ref(data)) if packed else {"vocab": vocab, "eos_id": 0, "bos_id": 0},
+            facts=launch.facts_of(self.store, ref_of(data)) if packed else {"vocab": vocab, "eos_id": 0, "bos_id": 0},
             cluster=self.hardware(cluster),
             ranks=ranks,
             objective=optimize,
@@ -312,29 +203,16 @@ class Workspace:
         def body(work: Execution) -> Artifact:
             return stage.evaluate_model(
                 self.store,
-                _ref(model),
-                data=_ref(data),
-                compare_to=_ref(compare_to),
+                ref_of(model),
+                data=ref_of(data),
+                compare_to=ref_of(compare_to),
                 run=work.id,
                 progress=work.progress,
             )
 
-        return self._start(body, kind="eval", name=_ref(model), config={"compare_to": _ref(compare_to)}, inputs=[model])
-
-    def report(self, ref: Named) -> Report:
-        """The scores of a published report."""
-        return parse.read_json((self.store.fetch(_ref(ref)) / "report.json").read_text("utf-8"), Report)
-
-    def report_page(self, ref: Named) -> str:
-        """A published report as one HTML page with its plots."""
-        return (self.store.fetch(_ref(ref)) / "report.html").read_text("utf-8")
-
-    def gate(self, ref: Named) -> GateDecision:
-        """Whether what a published report is about may be published or stand in, rule by rule."""
-        from mainspring.evaluate import gate
-
-        report = self.report(ref)
-        return gate.decide(report, gate.criteria_for(report))
+        return self._start(
+            body, kind="eval", name=ref_of(model), config={"compare_to": ref_of(compare_to)}, inputs=[model]
+        )
 
     def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
         """Quantise a model, calibrated on documents of dataset `data` when given, and publish the result."""
@@ -343,7 +221,7 @@ class Workspace:
         def body(work: Execution) -> Artifact:
             return quantize.quantize(
                 self.store,
-                _ref(model),
+                ref_of(model),
                 scheme=scheme,
                 name=name or None,
                 texts=[document.text for document in self.documents(data, count=CALIBRATION)] if data else (),
@@ -351,7 +229,7 @@ class Workspace:
                 progress=work.progress,
             )
 
-        return self._start(body, kind="compress", name=name or _ref(model), config={"scheme": scheme}, inputs=[model])
+        return self._start(body, kind="compress", name=name or ref_of(model), config={"scheme": scheme}, inputs=[model])
 
     # -- serving and applications
 
@@ -373,7 +251,7 @@ class Workspace:
             deploy.follow(handle, work.progress, deployment)
             return deployment
 
-        inputs = (model,) if ":" in _ref(model) else ()
+        inputs = (model,) if ":" in ref_of(model) else ()
         return self._start(body, kind="serve", name=name or _short(model), config={"port": port}, inputs=inputs)
 
     def serve_forever(self, model: Named, *, host: str, port: int, name: str = "", on_ready: Say = print) -> None:
@@ -381,7 +259,7 @@ class Workspace:
         from mainspring.serve import http, models
 
         name, folder = name or _short(model), self._model_folder(model)
-        offered = models.Models({name: lambda: models.EngineServable(name, folder)})
+        offered = models.Models({name: lambda: models.open_folder(name, folder)})
         app = http.create_app(offered, check_token=self.guard(host))
         try:
             offered.get(name)  # loads now, so that a broken model is an error here and not at the first request
@@ -411,14 +289,14 @@ class Workspace:
             return publish.publish(
                 self.store,
                 name,
-                corpus=_ref(corpus),
-                engine=_ref(engine),
+                corpus=ref_of(corpus),
+                engine=ref_of(engine),
                 embedder=embedder,
                 run=work.id,
                 progress=work.progress,
             )
 
-        config = {"corpus": _ref(corpus), "engine": _ref(engine), "embedder": embedder}
+        config = {"corpus": ref_of(corpus), "engine": ref_of(engine), "embedder": embedder}
         return self._start(body, kind="app", name=name, config=config, inputs=[corpus, engine])
 
     def app(self, kind: str, *, corpus: Named, engine: Named = "", name: str = "", embedder: str = "lsa") -> "Rag":
@@ -483,55 +361,6 @@ class Workspace:
         graph = from_toml(path)
         return graph, parse.apply_overrides(graph.params, overrides)
 
-    # -- what is remembered
-
-    def run(self, run_id: str) -> Run:
-        """A run by id."""
-        return Run(self.store, self.store.run(run_id).id)
-
-    def runs(self, *, kind: str = "", active: bool = False, limit: int = 100) -> tuple[RunRecord, ...]:
-        """Runs, newest first; runs whose process died are closed first, so that none looks alive."""
-        self.store.reap_dead_runs()
-        found = self.store.runs(kind=kind or None, limit=limit)
-        return tuple(record for record in found if not active or record.state not in TERMINAL)
-
-    def artifacts(self, *, kind: str = "", name: str = "") -> tuple[Artifact, ...]:
-        """Artifacts, newest first."""
-        return self.store.artifacts(kind or None, name or None)
-
-    def artifact(self, ref: Named) -> Artifact:
-        """One artifact by reference."""
-        return self.store.resolve(_ref(ref))
-
-    def lineage(self, ref: Named, *, direction: Direction = "both") -> Lineage:
-        """What an artifact or run was made from, and what was made from it."""
-        return self.store.lineage(_ref(ref), direction)
-
-    def events(self, *, kind: str = "", subject: str = "", after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
-        """Events with a sequence number above `after`, oldest first."""
-        return self.store.events(after, kind or None, subject or None, limit)
-
-    def create_token(self, name: str, *, role: Role = "editor", days: float | None = None) -> str:
-        """A new token for `name`; only its hash is kept."""
-        return self.store.create_token(name, role, ttl_s=days * 86400 if days else None)
-
-    def revoke_token(self, name: str) -> None:  # house: the workspace is the only way in
-        """Make every token of `name` worthless."""
-        self.store.revoke_token(name)
-
-    def doctor(self, *, repair: bool = False, contents: bool = True) -> tuple[Check, ...]:
-        """Whether settings, store, disk, devices and libraries are in order, and what to do where they are not.
-
-        `contents` verifies every artifact, which takes as long as reading them all.
-        """
-        from mainspring.hardware import checkup
-
-        mended = self.store.doctor(repair=True, contents=False) if repair else ()
-        ills = self.store.doctor(contents=contents)
-        detail = "; ".join((*mended, *ills)) or ("whole" if contents else "nothing left behind")
-        kept = Check(name="store", state="bad" if ills else "ok", detail=detail)
-        return (kept, *checkup.checks(self.store.home))
-
     def _start(
         self,
         body: Callable[[Execution], Any],
@@ -550,7 +379,7 @@ class Workspace:
     def _model_folder(self, model: Named) -> Path:
         from mainspring.models import weights
 
-        ref = _ref(model)
+        ref = ref_of(model)
         known = ref.partition(":")[0] == "model"
         return self.store.fetch(ref) if known else weights.locate(ref)
 
@@ -570,12 +399,7 @@ def connect(address: str = "", *, token: str = "", settings: Settings | None = N
     return Workspace(given)
 
 
-def _ref(named: Named) -> str:
-    """The reference of whatever has one."""
-    return named if isinstance(named, str) else named.ref
-
-
 def _short(named: Named) -> str:
     """A name to serve something under: `model:chat@3` and `/models/chat` are both `chat`."""
-    ref = _ref(named)
+    ref = ref_of(named)
     return Path(ref).name if ref.partition(":")[0] != "model" else ref.partition(":")[2].partition("@")[0]
