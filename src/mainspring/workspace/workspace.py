@@ -82,7 +82,7 @@ class Workspace(Capacity):
             from mainspring.cluster import Launcher
 
             queues = self.quotas() if self.settings.quotas else ()
-            self._launcher = Launcher(address=self.settings.address, run_root=self.store.home / "runs", queues=queues)
+            self._launcher = Launcher(self.store, address=self.settings.address, queues=queues)
         return self._launcher
 
     # -- data

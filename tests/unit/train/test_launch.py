@@ -73,7 +73,7 @@ def home(tmp_path_factory) -> Iterator[tuple[Store, Launcher, str]]:
             )
             (scratch / "tokens.json").write_text(parse.to_json(made))
             tokens_ref = store.publish("tokens", "docs", scratch).ref
-        with Launcher(address="local", run_root=store.home / "runs") as launcher:
+        with Launcher(store, address="local") as launcher:
             yield store, launcher, tokens_ref
 
 
