@@ -35,6 +35,7 @@ ACCELERATORS = ("GPU", "NPU", "HPU", "TPU")
 NAMESPACE = "mainspring"
 _START_S = 90.0
 _REACH_S = 5.0
+_JOIN_ATTEMPTS = 3
 _OBJECT_STORE_BYTES = 80 << 20
 
 log = logging.getLogger(__name__)
@@ -194,13 +195,23 @@ class Engine:
         ray = _import_ray()
         package = str(mainspring.__path__[0])  # the nodes run the driver's own source
         self._connected = True  # from here on there is something to shut down
-        ray.init(
-            address=self.address,
-            namespace=NAMESPACE,
-            configure_logging=False,
-            log_to_driver=False,
-            runtime_env={"py_modules": [package], "excludes": ["**/__pycache__"]},
-        )
+        for attempt in range(1, _JOIN_ATTEMPTS + 1):
+            try:
+                ray.init(
+                    address=self.address,
+                    namespace=NAMESPACE,
+                    configure_logging=False,
+                    log_to_driver=False,
+                    runtime_env={"py_modules": [package], "excludes": ["**/__pycache__"]},
+                )
+            except ConnectionAbortedError as error:
+                # Ray starts a process for each client, now and then in vain: the port it chose was taken meanwhile.
+                if attempt == _JOIN_ATTEMPTS or "Starting Ray client server failed" not in str(error):
+                    raise
+                log.warning("Ray could not start its side of the connection; trying again", extra={"attempt": attempt})
+                ray.shutdown()
+            else:
+                return
 
 
 @contextmanager
