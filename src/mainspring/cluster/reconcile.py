@@ -8,7 +8,7 @@ is taken over, started again or ended; the second is removed. Pure, and repeatin
 from collections.abc import Sequence, Set
 from typing import Literal
 
-from mainspring.spec import ACTIVE, JobRecord, spec
+from mainspring.spec import ACTIVE, TERMINAL, JobRecord, spec
 
 StepKind = Literal["remove", "take", "again", "fail"]
 GONE = "the process that started it is gone"
@@ -57,7 +57,7 @@ def reconcile(
     """
     steps: list[Step] = []
     for record in records:
-        if record.driver in alive or not record.driver:
+        if record.driver in alive or not record.driver or record.state in TERMINAL:
             continue
         if not record.lasting:
             steps.append(Step(kind="fail", record=record, reason=GONE))
