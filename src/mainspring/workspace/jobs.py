@@ -35,7 +35,7 @@ class Jobs(Capacity):
         return self.store.enqueue(job, address=self.settings.address)
 
     def schedule(self, stopped: threading.Event) -> None:
-        """See to submitted jobs until `stopped`. What runs then goes on for the next scheduler, if it comes in minutes."""
+        """See to submitted jobs until `stopped`; what runs then waits some minutes for the next scheduler."""
         from mainspring.cluster import Launcher
 
         queues = self.quotas() if self.settings.quotas else ()
