@@ -42,11 +42,11 @@ class Jobs(Capacity):
         with Launcher(self.store, address=self.settings.address, queues=queues, serves=True) as launcher:
             launcher.serve(stopped)
 
-    def job(self, job_id: str) -> JobRecord:
+    def job(self, job_id: str) -> JobRecord:  # house: the workspace is the only way in
         """Where a job is in life and how it ended."""
         return self.store.job(job_id)
 
-    def jobs(self, *, limit: int = 100) -> tuple[JobRecord, ...]:
+    def jobs(self, *, limit: int = 100) -> tuple[JobRecord, ...]:  # house: the workspace is the only way in
         """Jobs of this workspace, newest first: submitted ones, and the gangs of its runs."""
         return self.store.jobs(limit=limit)
 
