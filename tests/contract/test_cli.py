@@ -37,7 +37,8 @@ VERBS = {
     "why": "SCENE GANG --json",
     "gather": "SCENE QUEUE GANG --hours --json",
     "quota": "FILE --cluster --json",
-    "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --queue --starts --time-limit-s --json",
+    "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --own-cores --queue --starts "
+    "--time-limit-s --json",
     "job ls": "-n --json",
     "job stop": "JOB --json",
     "schedule": "--json",

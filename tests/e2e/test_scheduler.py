@@ -7,11 +7,13 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cluster_entries
 import pytest
 
+from mainspring.hardware.census import Census, take_census
 from mainspring.spec import TERMINAL, Job, JobRecord, Resources, Settings
 from mainspring.store import Store
 from mainspring.testing.processes import eventually, marked
@@ -211,6 +213,23 @@ def test_a_drained_node_is_left_by_what_can_start_again_and_given_nothing_new(ho
         assert (store.job("a").attempt, store.job("a").losses) == (2, 1)
         lives = [json.loads(event.data_json) for event in store.events(kind="job.state", subject="a")]
         assert f"node {first['a']} is drained: new memory" in [life["reason"] for life in lives]
+
+
+@pytest.mark.skipif(take_census() != Census(), reason="a machine with accelerators does not lie about having them")
+def test_a_node_that_lies_about_its_devices_is_given_no_job_for_them_and_named(home: Path):
+    with running_nodes("2+4") as ray, Store.open(Settings(home=str(home))) as store:
+        job = submit(store, "plain", home, ray).job
+        store.enqueue(replace(job, id="gpu", resources=Resources(devices=1)), address=ray.address)
+        running = scheduler(home, ray)
+        try:
+            assert eventually(lambda: store.job("gpu").state == "FAILED", within_s=60), store.job("gpu")
+            assert eventually(lambda: store.job("plain").state == "SUCCEEDED", within_s=60), store.job("plain")
+        finally:
+            running.terminate()
+            running.wait(60)
+        assert "needs 1 rank of 1 cpu + 1 device" in store.job("gpu").reason
+        assert "promises 4 GPU, and its driver has 0" in store.job("gpu").reason
+        assert len(store.events(kind="node.lie")) == 1
 
 
 def place(store: Store, name: str) -> str:

@@ -26,6 +26,7 @@ from mainspring.cluster.guard import open_guard
 from mainspring.cluster.placement import Capacity
 from mainspring.cluster.reach import sees
 from mainspring.hardware import limits
+from mainspring.hardware.census import Census, take_census
 from mainspring.spec import SpecError, Unavailable, spec
 from mainspring.spec.settings import quiet_third_parties, variable
 
@@ -92,6 +93,18 @@ class Engine:
         else:
             left = _available()
         return {node: _capacity(node, resources) for node, resources in left.items()}
+
+    def census(self, members: Sequence[Member]) -> dict[str, Census | None]:
+        """What the drivers of these nodes' accelerators say, by Ray node id; see `hardware.census`."""
+        import ray
+        from ray.exceptions import RayError
+
+        ask = ray.remote(num_cpus=0)(take_census)
+        asked = {each.id: ask.options(label_selector={"ray.io/node-id": each.id}).remote() for each in members}
+        try:
+            return dict(zip(asked, ray.get(list(asked.values()), timeout=_START_S), strict=True))
+        except RayError as error:
+            raise Unavailable(f"cannot ask the nodes of {self.address!r} what they have: {error}") from error
 
     def cluster_id(self) -> str:
         """Ray's own id of the cluster: another one after a restart, the same for every driver until then."""

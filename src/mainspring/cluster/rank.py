@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 import mainspring
+from mainspring.hardware.share import Bounds, apply
 from mainspring.spec import MainspringError, Task, logs
 from mainspring.spec.plugin import load_entry
 from mainspring.spec.settings import quiet_third_parties
@@ -78,6 +79,7 @@ def main() -> None:
     faulthandler.enable()
     order = json.load(sys.stdin)
     task = Task(**order["task"])
+    apply(Bounds(**order["bounds"]))
     logs.configure("INFO")
     quiet_third_parties()
     try:

@@ -1,7 +1,7 @@
 """Ray nodes of this machine, to be shot: `python -m mainspring.testing.ray_nodes TEMP CPUS...` until its input ends.
 
-One node for each number of cpus, the first is the head. A line `kill N` shoots the raylet of node N, `add CPUS` brings
-another one up; each is answered by a line.
+One node for each number of cpus, the first is the head; `2+4` says of itself that it has 4 GPUs too. A line `kill N`
+shoots the raylet of node N, `add CPUS` brings another one up; each is answered by a line.
 """
 
 import json
@@ -35,7 +35,7 @@ class RayNodes:
 
 
 @contextmanager
-def running_nodes(*cpus: int) -> Generator[RayNodes]:
+def running_nodes(*cpus: int | str) -> Generator[RayNodes]:
     """A Ray cluster of one node for each of `cpus`, until the block ends."""
     with tempfile.TemporaryDirectory(prefix="ms-", dir="/tmp", ignore_cleanup_errors=True) as temp:
         order = [sys.executable, "-m", "mainspring.testing.ray_nodes", temp, *map(str, cpus)]
@@ -55,9 +55,9 @@ def main() -> None:
     temp, *cpus = sys.argv[1:]
     common = {"object_store_memory": 80 << 20, "include_dashboard": False}
     system = {**QUICK, "memory_monitor_refresh_ms": 0, "worker_niceness": 0}
-    head = {**common, "num_cpus": int(cpus[0]), "temp_dir": temp, "_system_config": system}
+    head = {**common, **_amounts(cpus[0]), "temp_dir": temp, "_system_config": system}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.head_node, *(cluster.add_node(**common, num_cpus=int(count)) for count in cpus[1:])]
+    nodes = [cluster.head_node, *(cluster.add_node(**common, **_amounts(said)) for said in cpus[1:])]
     _say({"address": cluster.address})
     for line in sys.stdin:
         verb, number = line.split()
@@ -65,9 +65,14 @@ def main() -> None:
             (raylet,) = nodes[int(number)].all_processes["raylet"]
             os.kill(raylet.process.pid, signal.SIGKILL)
         else:
-            nodes.append(cluster.add_node(**common, num_cpus=int(number)))
+            nodes.append(cluster.add_node(**common, **_amounts(number)))
         _say({"done": line.strip()})
     cluster.shutdown()
+
+
+def _amounts(said: str) -> dict[str, int]:
+    cpus, _, gpus = said.partition("+")
+    return {"num_cpus": int(cpus), "num_gpus": int(gpus or 0)}
 
 
 def _say(told: dict[str, str]) -> None:
