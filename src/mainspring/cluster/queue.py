@@ -14,8 +14,8 @@ import numpy as np
 from mainspring.cluster.placement import Capacity, allowed, slots
 from mainspring.cluster.schedule.decide import decide
 from mainspring.cluster.schedule.gang import Place
-from mainspring.cluster.schedule.state import Rules, State, arrive, book, build_state, dequeue, new_entry
-from mainspring.spec import Gang, Job, Machine, Placement, Queue, Request, Resources, SpecError, Submitted, spec
+from mainspring.cluster.schedule.state import State, arrive, book, build_state, dequeue, new_entry
+from mainspring.spec import Gang, Job, Machine, Placement, Queue, Request, Resources, Rules, SpecError, Submitted, spec
 
 NEVER_MS = 1 << 60
 MODEL = "device"  # Ray tells how many devices a node has, not which

@@ -63,6 +63,7 @@ from mainspring.spec.progress import Progress, silent
 from mainspring.spec.queue import ANY_DEVICE, Queue, QueueFile, QueueShare, Quota
 from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
+from mainspring.spec.scene import NodeUse, Scene, Standing, Waiting, Why
 from mainspring.spec.schedule import (
     WHOLE,
     Decision,
@@ -79,12 +80,11 @@ from mainspring.spec.schedule import (
     NodeChanged,
     PolicyName,
     Request,
+    Rules,
     Saved,
-    Scene,
     Simulation,
     Submitted,
     Victim,
-    Why,
 )
 from mainspring.spec.serve import Deployment, EngineConfig, SamplingParams, ServePayload
 from mainspring.spec.settings import Settings, load_settings
@@ -148,6 +148,7 @@ __all__ = [
     "Node",
     "NodeChanged",
     "NodeEntry",
+    "NodeUse",
     "NotFound",
     "Objective",
     "Placement",
@@ -168,6 +169,7 @@ __all__ = [
     "Role",
     "RopeScaling",
     "RuleCount",
+    "Rules",
     "RunRecord",
     "SamplingParams",
     "Saved",
@@ -183,6 +185,7 @@ __all__ = [
     "SnapshotDiff",
     "SpecError",
     "Stage",
+    "Standing",
     "Submitted",
     "Task",
     "Thumb",
@@ -194,6 +197,7 @@ __all__ = [
     "TrainPayload",
     "Unavailable",
     "Victim",
+    "Waiting",
     "Why",
     "Work",
     "WorkSize",

@@ -7,37 +7,13 @@ not let the gang start is not mentioned.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from mainspring.cluster.schedule.decide import Outcome, decide
-from mainspring.cluster.schedule.gather import plan_gather
-from mainspring.cluster.schedule.state import Entry, Rules, State, build_state, priority_now
-from mainspring.spec import Decision, Ended, Gang, GatherPlan, NotFound, Scene, Submitted, Why
+from mainspring.cluster.schedule.decide import decide
+from mainspring.cluster.schedule.gather import victim_of
+from mainspring.cluster.schedule.state import Entry, State, priority_now
+from mainspring.spec import Decision, Ended, Gang, NotFound, Submitted, Why
 
-HOUR_MS = 3_600_000
 MOST_ENDS = 64
 MOST_TOGETHER = 3
-
-
-def open_scene(scene: Scene) -> Outcome:
-    """The state of a scene, and what was decided about its gangs when they came, one by one."""
-    state = build_state(scene.machines, scene.queues, levels=scene.levels, rules=Rules())
-    decisions: list[Decision] = []
-    for gang in scene.gangs:
-        outcome = decide(state, [Submitted(gang=gang)], now_ms=0)
-        state, decisions = outcome.state, [*decisions, *outcome.decisions]
-    outcome = decide(state, [], now_ms=scene.now_ms)
-    return Outcome(outcome.state, (*decisions, *outcome.decisions))
-
-
-def plan_in_scene(scene: Scene, queue: str, name: str, *, hours: float) -> GatherPlan:
-    """What gathering would do for a gang of the scene that does not run yet."""
-    target = next((gang for gang in scene.gangs if gang.id == name), None)
-    if target is None:
-        raise NotFound(
-            f"no gang {name!r} in the scene", hint=f"it has {', '.join(gang.id for gang in scene.gangs[:8])}"
-        )
-    others = tuple(gang for gang in scene.gangs if gang.id != name)
-    state = open_scene(replace(scene, gangs=others)).state
-    return plan_gather(state, queue, target, until_ms=state.now_ms + round(hours * HOUR_MS))
 
 
 def explain(state: State, name: str, decisions: Sequence[Decision] = ()) -> Why:
@@ -56,6 +32,18 @@ def explain(state: State, name: str, decisions: Sequence[Decision] = ()) -> Why:
     ahead = sum(1 for other in state.entries.values() if other.place is None and _before(state, other, entry))
     reason = entry.reason or "others of its queue come first"
     return Why(gang=name, state="waiting", reason=reason, ahead=ahead, unblocks=tuple(_unblocks(state, entry)))
+
+
+def try_gang(state: State, gang: Gang) -> Why:
+    """What would happen to a gang that came now: where it would run and who would go, or why not and what would help."""
+    outcome = decide(state, [Submitted(gang=gang)], now_ms=state.now_ms)
+    why = explain(outcome.state, gang.id, outcome.decisions)
+    if why.state != "running":
+        return why
+    gone = [each.gang for each in outcome.decisions if each.kind == "evict"]
+    again = {each.gang: each.nodes for each in outcome.decisions if each.kind == "start"}
+    victims = tuple(victim_of(state, name, again.get(name, ())) for name in dict.fromkeys(gone))
+    return replace(why, reason="it would start at once", victims=victims)
 
 
 def _before(state: State, other: Entry, entry: Entry) -> bool:
