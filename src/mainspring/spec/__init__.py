@@ -36,10 +36,14 @@ from mainspring.spec.hardware import (
     NodeEntry,
 )
 from mainspring.spec.job import (
+    ACTIVE,
     TERMINAL,
+    Driver,
     Job,
+    JobRecord,
     JobResult,
     JobState,
+    NodeNote,
     Placement,
     RankExit,
     Resources,
@@ -91,6 +95,7 @@ from mainspring.spec.settings import Settings, load_settings
 from mainspring.spec.train import TrainConfig, TrainPayload
 
 __all__ = [
+    "ACTIVE",
     "ANY_DEVICE",
     "AXES",
     "FORMAT",
@@ -115,6 +120,7 @@ __all__ = [
     "Device",
     "Document",
     "DoesNotFit",
+    "Driver",
     "Edge",
     "Ended",
     "EngineConfig",
@@ -132,6 +138,7 @@ __all__ = [
     "HealthState",
     "Identity",
     "Job",
+    "JobRecord",
     "JobResult",
     "JobState",
     "Knob",
@@ -148,6 +155,7 @@ __all__ = [
     "Node",
     "NodeChanged",
     "NodeEntry",
+    "NodeNote",
     "NodeUse",
     "NotFound",
     "Objective",

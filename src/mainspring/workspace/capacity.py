@@ -97,9 +97,7 @@ class Capacity(Records):
         known = (*(each.gang.id for each in found.running), *(each.id for each in found.gangs))
         return tuple(explain(outcome.state, name, outcome.decisions) for name in ((job,) if job else known))
 
-    def plan_gather(
-        self, queue: str, job: str | Gang, *, hours: float = 24.0, scene: str | Path = ""
-    ) -> GatherPlan:
+    def plan_gather(self, queue: str, job: str | Gang, *, hours: float = 24.0, scene: str | Path = "") -> GatherPlan:
         """What pooling all quotas under `queue` for one job would do: one that waits, or one that is described."""
         from mainspring.cluster.schedule.scene import plan_in_scene
 
