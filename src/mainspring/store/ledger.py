@@ -106,7 +106,9 @@ class Ledger(EventLog):
         waits = (jobs.c.address == address) & (jobs.c.workspace == self.workspace) & (jobs.c.lasting == 1)
         return self._records(select(jobs).where(LIVE, or_(jobs.c.cluster == cluster, waits)).order_by(jobs.c.number))
 
-    def place(self, cluster: str, placements: Sequence[Placement], *, driver: str, beside: Sequence[JobRecord]) -> bool:
+    def assign(
+        self, cluster: str, placements: Sequence[Placement], *, driver: str, beside: Sequence[JobRecord]
+    ) -> bool:
         """Give waiting jobs their places and their next attempt, all in one commit: nothing is started before it.
 
         False, and nothing is changed, when meanwhile anybody holds places on `cluster` who was not seen among `beside`,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mainspring.cluster.schedule.explain import explain, open_scene, plan_in_scene
+from mainspring.cluster.schedule.explain import explain
+from mainspring.cluster.schedule.scene import open_scene, plan_in_scene
 from mainspring.spec import Gang, Machine, NotFound, Queue, Quota, Request, Scene
 
 MACHINES = tuple(

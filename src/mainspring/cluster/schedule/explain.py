@@ -35,7 +35,7 @@ def explain(state: State, name: str, decisions: Sequence[Decision] = ()) -> Why:
 
 
 def try_gang(state: State, gang: Gang) -> Why:
-    """What would happen to a gang that came now: where it would run and who would go, or why not and what would help."""
+    """What would happen to a gang that came now: where it would run, in whose place, or why not and what would help."""
     outcome = decide(state, [Submitted(gang=gang)], now_ms=state.now_ms)
     why = explain(outcome.state, gang.id, outcome.decisions)
     if why.state != "running":
