@@ -93,9 +93,3 @@ class NodeUse:
     sick: tuple[int, ...]
     holders: tuple[tuple[str, ...], ...]
     gangs: tuple[str, ...]
-
-    @property
-    def device_share(self) -> float:
-        """The part of its healthy devices in use."""
-        able = len(self.held) - len(self.sick)
-        return sum(self.held) / 1000 / able if able else 0.0

@@ -55,10 +55,11 @@ def _before(state: State, other: Entry, entry: Entry) -> bool:
 def _unblocks(state: State, entry: Entry) -> Iterator[str]:
     """What was tried and lets the gang start."""
     gang = entry.gang
-    yield from _ends(state, entry)
+    ends = tuple(_ends(state, entry))
+    yield from ends or _ends_of_its_turn(state, entry)
     fewer = _most_ranks(state, gang)
     if fewer:
-        yield f"asking for {fewer} ranks instead of {gang.ranks}"
+        yield f"asking for {fewer} rank{'s' * (fewer > 1)} instead of {gang.ranks}"
     if gang.binding == "required" and gang.level and _starts(state, replace(gang, binding="preferred")):
         yield f"preferring one {gang.level} instead of requiring it"
     if gang.request.models and _starts(state, replace(gang, request=replace(gang.request, models=()))):
@@ -90,6 +91,20 @@ def _ends(state: State, entry: Entry) -> Iterator[str]:
             shown = f"{', '.join(few[:-1])} and {few[-1]}" if len(few) <= 8 else f"{len(few)} gangs, {few[0]} first"
             yield f"the end of {shown} together"
             return
+
+
+def _ends_of_its_turn(state: State, entry: Entry) -> Iterator[str]:
+    """What would do if those that have their turn before it were gone."""
+    before = [each.gang.id for each in state.entries.values() if each.place is None and _before(state, each, entry)]
+    if not before:
+        return
+    gone = f"{', '.join(before[:MOST_TOGETHER])}{', ...' if len(before) > MOST_TOGETHER else ''} gone"
+    alone = decide(state, [Ended(gang=name) for name in before], now_ms=state.now_ms).state
+    mine = alone.entries[entry.gang.id]
+    if mine.place is not None:
+        yield f"{gone} from before it"
+        return
+    yield from (f"{end}, and {gone} from before it" for end in _ends(alone, mine))
 
 
 def _starts_after(state: State, entry: Entry, gone: Sequence[str]) -> bool:

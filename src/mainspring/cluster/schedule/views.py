@@ -90,7 +90,8 @@ def asks(ranks: int, request: Request) -> str:
     parts: list[str] = []
     if request.devices:
         share = f"{request.milli / WHOLE:g}" if request.milli < WHOLE else f"{request.devices}"
-        parts.append(f"{share} {' or '.join(request.models) or 'device'}")
+        kind = " or ".join(request.models) or f"device{'s' * (request.devices > 1)}"
+        parts.append(f"{share} {kind}")
     if request.cpu_milli or not request.devices:
         parts.append(f"{request.cpu_milli / 1000:g} cpu")
     if request.memory_mib:
