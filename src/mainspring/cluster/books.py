@@ -14,6 +14,7 @@ from mainspring.spec import (
     Cluster,
     Gang,
     JobRecord,
+    Lined,
     Machine,
     Node,
     NodeNote,
@@ -51,25 +52,28 @@ def write_machines(store: Store, cluster: str, machines: Sequence[Machine]) -> N
     store.remember(machines_key(cluster), {"machines": [parse.to_dict(machine) for machine in machines]})
 
 
-def scene_at_hand(store: Store, hardware: Callable[[], Cluster], *, queues: Sequence[Queue]) -> Scene:
+def scene_at_hand(store: Store, hardware: Callable[[], Cluster], *, address: str, queues: Sequence[Queue]) -> Scene:
     """Every cluster that a living driver of this store is on, as one scene; this machine when there is none.
 
-    Nodes of a second cluster are told apart by its id, and jobs stay on the nodes of their own.
+    Nodes of a second cluster are told apart by its id, and jobs stay on the nodes of their own. What waits at `address`
+    for any scheduler to come is in line too.
     """
     living = [driver for driver in store.drivers() if not certainly_gone(driver)]
     seen = [_look(store, cluster) for cluster in dict.fromkeys(driver.cluster for driver in living)]
     seen = [each for each in seen if each.machines]
-    if not seen:
-        return Scene(machines=machines_of(hardware()), queues=tuple(queues), rules=PATIENT, now_ms=0)
     if len(seen) > 1:
         seen = [_apart(each) for each in seen]
     running = [standing for each in seen for standing in _standings(store, each)]
-    waiting = [(record.number, gang) for each in seen for record, gang in _waiting(each)]
+    found = [record for each in seen for record in each.records]
+    found += [each for each in store.jobs_of("", address=address) if _is_ours(store, each, address=address)]
+    waiting = {record.number: record for record in reversed(found) if record.state == "PENDING"}
+    reason = "no scheduler has looked at it yet" if living else "no scheduler runs; mainspring schedule starts one"
+    line = [Lined(gang=_gang(store, record), reason=record.reason or reason) for _, record in sorted(waiting.items())]
     return Scene(
-        machines=tuple(machine for each in seen for machine in each.machines),
-        queues=_with_lost_queues(queues, (*(each.gang for each in running), *(gang for _, gang in waiting))),
+        machines=tuple(machine for each in seen for machine in each.machines) or machines_of(hardware()),
+        queues=_with_lost_queues(queues, [each.gang for each in (*running, *line)]),
         running=tuple(running),
-        gangs=tuple(gang for _, gang in sorted(waiting, key=lambda each: each[0])),
+        line=tuple(line),
         closed=tuple(note.node for each in seen for note in each.notes if note.closed),
         rules=PATIENT,
         now_ms=0,
@@ -147,7 +151,7 @@ def _standings(store: Store, seen: Seen) -> list[Standing]:
             ran_ms = max(0, round(1000 * (now_s - _since(store, record, now_s))))
             found.append(
                 Standing(
-                    gang=gang_of(record.job),
+                    gang=_gang(store, record),
                     nodes=record.placement.nodes,
                     devices=record.placement.devices,
                     ran_ms=ran_ms,
@@ -157,8 +161,15 @@ def _standings(store: Store, seen: Seen) -> list[Standing]:
     return found
 
 
-def _waiting(seen: Seen) -> list[tuple[JobRecord, Gang]]:
-    return [(record, gang_of(record.job)) for record in seen.records if record.state == "PENDING"]
+def _is_ours(store: Store, record: JobRecord, *, address: str) -> bool:
+    return record.workspace == store.workspace and record.address == address
+
+
+def _gang(store: Store, record: JobRecord) -> Gang:
+    """The job as the core sees it, told apart from one of the same id in another workspace."""
+    gang = gang_of(record.job)
+    theirs = f"{gang.id} of workspace {record.workspace}"
+    return gang if record.workspace == store.workspace else replace(gang, id=theirs)
 
 
 def _since(store: Store, record: JobRecord, now_s: float) -> float:

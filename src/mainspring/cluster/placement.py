@@ -12,12 +12,13 @@ from mainspring.spec import Job, Placement, Resources, spec
 
 @spec
 class Capacity:
-    """What one node has, or has left."""
+    """What one node has, or has left. `model` is that of its devices, where somebody has looked."""
 
     node: str
     cpus: float
     devices: float = 0.0
     memory_bytes: int = 0
+    model: str = ""
 
 
 def allowed(job: Job, nodes: Sequence[Capacity]) -> tuple[Capacity, ...]:

@@ -67,7 +67,7 @@ from mainspring.spec.progress import Progress, silent
 from mainspring.spec.queue import ANY_DEVICE, Queue, QueueFile, QueueShare, Quota
 from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
-from mainspring.spec.scene import NodeUse, Scene, Standing, Waiting, Why
+from mainspring.spec.scene import Lined, NodeUse, Scene, Standing, Waiting, Why
 from mainspring.spec.schedule import (
     WHOLE,
     Decision,
@@ -143,6 +143,7 @@ __all__ = [
     "JobState",
     "Knob",
     "Lineage",
+    "Lined",
     "Link",
     "LinkEntry",
     "LoadPoint",

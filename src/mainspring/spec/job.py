@@ -130,6 +130,7 @@ class JobRecord:
     """
 
     number: int
+    workspace: str
     job: Job
     address: str
     cluster: str

@@ -31,11 +31,20 @@ class Standing:
 
 
 @spec
+class Lined:
+    """A gang that waits, whatever there is room for, until somebody decides about it; and why, if that is known."""
+
+    gang: Gang
+    reason: str = ""
+
+
+@spec
 class Scene:
     """A cluster to ask about: its machines, its queues, who runs where, and `gangs` in the order in which they came.
 
     `levels` name what `Machine.domain` lists. `closed` nodes are given nothing new. Without `queues` every name of a
-    queue is good, and has no limit. Gangs start as far as they can when the scene opens, `now_ms` ago.
+    queue is good, and has no limit. Gangs start as far as they can when the scene opens, `now_ms` ago; those in `line`
+    came later and have not been decided about.
     """
 
     machines: tuple[Machine, ...]
@@ -43,6 +52,7 @@ class Scene:
     levels: tuple[str, ...] = ()
     running: tuple[Standing, ...] = ()
     gangs: tuple[Gang, ...] = ()
+    line: tuple[Lined, ...] = ()
     closed: tuple[str, ...] = ()
     now_ms: int = 86_400_000
     rules: Rules = Rules()

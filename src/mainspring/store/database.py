@@ -241,6 +241,12 @@ class Database:
         """
         return cls(settings)
 
+    @functools.cached_property
+    def id(self) -> str:
+        """What this database is called for good, wherever it is reached from."""
+        with self.read() as connection:
+            return connection.execute(select(store_facts.c.value).where(store_facts.c.key == "id")).scalar_one()
+
     def close(self) -> None:
         """Close every connection. Closing twice is harmless."""
         self._engine.dispose()

@@ -50,7 +50,7 @@ class Ledger(EventLog):
         mine = (jobs.c.workspace == self.workspace, jobs.c.id == job.id)
         with self.transaction() as connection:
             earlier = connection.execute(select(jobs).where(*mine)).one_or_none()
-            if earlier is not None and earlier.state not in TERMINAL:
+            if earlier is not None and earlier.state not in TERMINAL and not self._abandoned(earlier):
                 raise SpecError(f"a job with the id {job.id!r} is {earlier.state}")
             connection.execute(delete(jobs).where(*mine))
             values = {
@@ -73,6 +73,7 @@ class Ledger(EventLog):
             self._told(job.id, "PENDING", attempt=values["attempt"])
             return JobRecord(
                 number=number,
+                workspace=self.workspace,
                 job=kept,
                 address=address,
                 cluster=cluster,
@@ -138,15 +139,14 @@ class Ledger(EventLog):
         values = {"state": state, "reason": reason, "result_json": to_json(result) if result else ""}
         return self._change(record, values, state=state, reason=reason)
 
-    def requeue(self, record: JobRecord, reason: str, *, lost: bool) -> bool:
-        """Let a job wait again after an attempt that a node did not survive (`lost`), or its cluster or driver."""
+    def requeue(self, record: JobRecord, reason: str, *, counted: bool) -> bool:
+        """Let a job wait again after an attempt that was lost, `counted` against the starts it has."""
         values = {
             "state": "PENDING",
             "reason": reason,
             "placement_json": "",
-            "losses": jobs.c.losses + lost,
+            "losses": jobs.c.losses + int(counted),
             "driver": "" if record.lasting else record.driver,
-            "cluster": "" if record.lasting else record.cluster,
         }
         return self._change(record, values, state="PENDING", reason=reason)
 
@@ -170,10 +170,12 @@ class Ledger(EventLog):
         with self.transaction() as connection:
             insert_or_update(connection, drivers, key=("id",), values=values)
 
-    def beat(self, driver: str) -> None:
-        """Say that `driver` lives."""
+    def beat(self, driver: str, cluster: str) -> None:
+        """Say that `driver` lives, and that it has not left if it was taken for gone."""
         with self.transaction() as connection:
-            connection.execute(update(drivers).where(drivers.c.id == driver).values(beat=drivers.c.beat + 1))
+            mine = update(drivers).where(drivers.c.id == driver).values(beat=drivers.c.beat + 1)
+            if not connection.execute(mine).rowcount:
+                self.join(driver, cluster)
 
     def part(self, driver: str) -> None:
         """Strike a driver off: it has left, or is gone."""
@@ -209,6 +211,12 @@ class Ledger(EventLog):
             for row in rows
         )
 
+    def _abandoned(self, row: Row[Any]) -> bool:
+        """Whether a job that has not ended has lost the only driver that it could have."""
+        return not row.lasting and not any(
+            each.id == row.driver and not certainly_gone(each) for each in self.drivers()
+        )
+
     def _change(self, record: JobRecord, values: Mapping[str, Any], *, state: JobState, reason: str) -> bool:
         """Change the row if it still is as `record` says: the same attempt, the same driver, not ended."""
         same = (jobs.c.number == record.number, jobs.c.attempt == record.attempt, jobs.c.driver == record.driver, LIVE)
@@ -235,6 +243,7 @@ def certainly_gone(driver: Driver) -> bool:
 def _record(row: Row[Any]) -> JobRecord:
     return JobRecord(
         number=row.number,
+        workspace=row.workspace,
         job=_job(row.job_json),
         address=row.address,
         cluster=row.cluster,

@@ -94,7 +94,7 @@ class Capacity(Records):
         outcome = open_scene(found)
         if isinstance(job, Gang):
             return (try_gang(outcome.state, job),)
-        known = (*(each.gang.id for each in found.running), *(each.id for each in found.gangs))
+        known = [each.gang.id for each in (*found.running, *found.line)] + [each.id for each in found.gangs]
         return tuple(explain(outcome.state, name, outcome.decisions) for name in ((job,) if job else known))
 
     def plan_gather(self, queue: str, job: str | Gang, *, hours: float = 24.0, scene: str | Path = "") -> GatherPlan:
@@ -109,7 +109,8 @@ class Capacity(Records):
 
         if path:
             return parse.load_toml(Path(path), Scene)
-        return scene_at_hand(self.store, self.hardware, queues=self.quotas() if self.settings.quotas else ())
+        queues = self.quotas() if self.settings.quotas else ()
+        return scene_at_hand(self.store, self.hardware, address=self.settings.address, queues=queues)
 
     # -- on paper
 

@@ -29,7 +29,7 @@ from mainspring.spec import (
 from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
-from mainspring.workspace.capacity import Capacity
+from mainspring.workspace.jobs import Jobs
 from mainspring.workspace.records import Named, ref_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
 
 
-class Workspace(Capacity):
+class Workspace(Jobs):
     """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
 
     def __init__(self, settings: Settings) -> None:
@@ -82,7 +82,7 @@ class Workspace(Capacity):
             from mainspring.cluster import Launcher
 
             queues = self.quotas() if self.settings.quotas else ()
-            self._launcher = Launcher(address=self.settings.address, run_root=self.store.home / "runs", queues=queues)
+            self._launcher = Launcher(self.store, address=self.settings.address, queues=queues)
         return self._launcher
 
     # -- data

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from mainspring.cluster.books import machines_of, scene_at_hand, write_machines
+from mainspring.cluster.schedule.explain import explain
 from mainspring.cluster.schedule.scene import open_scene
 from mainspring.cluster.schedule.views import nodes_in, shares_in, waiting_in
 from mainspring.hardware.topology import local_cluster
-from mainspring.spec import Gang, Health, Machine, NodeNote, Queue, Request, Scene, SpecError, Standing
+from mainspring.spec import Gang, Health, Job, Machine, NodeNote, Queue, Request, Scene, SpecError, Standing
 from mainspring.store import Store
 from mainspring.testing.books import CLUSTER, fill_books
 
@@ -16,12 +17,12 @@ NODE = Machine(name="n", cpu_milli=8000, memory_mib=1000, devices=4, model="T4")
 
 
 def at_hand(store: Store) -> Scene:
-    return scene_at_hand(store, local_cluster, queues=())
+    return scene_at_hand(store, local_cluster, address="auto", queues=())
 
 
 def test_without_a_driver_it_is_this_machine_and_idle(store: Store) -> None:
     scene = at_hand(store)
-    assert (scene.running, scene.gangs) == ((), ())
+    assert (scene.running, scene.gangs, scene.line) == ((), (), ())
     assert [machine.name for machine in scene.machines] == [node.name for node in local_cluster().nodes]
 
 
@@ -35,6 +36,16 @@ def test_who_runs_and_who_waits_is_read_from_the_books(store: Store) -> None:
     assert used == {"research": 24, "product": 9}
 
 
+def test_what_no_scheduler_has_seen_is_in_line_and_says_so(store: Store) -> None:
+    job = Job(id="left", name="left", entry="none:none", queue="sweeps")
+    store.enqueue(job, address="auto")
+    store.enqueue(replace(job, id="elsewhere"), address="ray://else:10001")
+    (lined,) = at_hand(store).line
+    assert (lined.gang.id, lined.reason) == ("left", "no scheduler runs; mainspring schedule starts one")
+    state = open_scene(at_hand(store)).state
+    assert explain(state, "left").unblocks == ("the scheduler's next look: there is room",)
+
+
 def test_a_closed_node_keeps_who_is_on_it_and_gets_nobody_new(store: Store) -> None:
     fill_books(store)
     store.note_node(NodeNote(cluster=CLUSTER, node="node-5", closed=True))
@@ -43,7 +54,7 @@ def test_a_closed_node_keeps_who_is_on_it_and_gets_nobody_new(store: Store) -> N
     found = {node.name: node for node in nodes_in(open_scene(scene).state, {})}
     assert (found["node-3"].open, found["node-3"].gangs) == (False, ("rerank",))
     waiting = Gang(id="w", queue="product", request=Request(devices=8))
-    assert open_scene(replace(scene, gangs=(waiting,))).state.entries["w"].place is None
+    assert open_scene(replace(scene, gangs=(waiting,), line=())).state.entries["w"].place is None
 
 
 def test_a_device_that_a_driver_found_sick_is_not_used(store: Store) -> None:
@@ -65,7 +76,7 @@ def test_two_clusters_are_one_scene_and_each_job_stays_on_its_own(store: Store) 
     write_machines(store, "beef0000beef0000", [replace(NODE, name="node-0")])
     scene = at_hand(store)
     assert len({machine.name for machine in scene.machines}) == 7
-    ablation = next(gang for gang in scene.gangs if gang.id == "ablation")
+    ablation = next(each.gang for each in scene.line if each.gang.id == "ablation")
     assert len(ablation.nodes) == 6
     assert all(name.endswith("@c0ffee00") for name in ablation.nodes)
 

@@ -1,11 +1,14 @@
 """Admission: first in, first out, whole gangs, and a reason for everybody."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mainspring.cluster.placement import Capacity, occupy
 from mainspring.cluster.queue import QueueState, admit, refusal
-from mainspring.spec import Job, Placement, Queue, Quota, Resources
+from mainspring.spec import Job, NodeNote, Placement, Queue, Quota, Resources
 
 
 def job(name: str, ranks: int, queue: str = "default", cpus: float = 1.0) -> Job:
@@ -88,9 +91,29 @@ def test_a_queue_keeps_to_its_quota_counting_what_runs_and_others_go_on():
 
 
 def test_one_and_a_half_devices_for_a_rank_are_refused():
-    odd = Job(id="odd", name="odd", entry="m:f", resources=Resources(devices=1.5))
-    (refused,) = admit(idle(4), [odd]).refused
-    assert "1.5 devices" in refused.reason
+    with pytest.raises(ValueError, match=r"a share of one device, or whole devices, not 1\.5 of them"):
+        Resources(devices=1.5)
+
+
+def test_two_halves_share_a_device_and_the_third_takes_another():
+    node = Capacity(node="n0", cpus=8, devices=2)
+    halves = [Job(id=name, name=name, entry="m:f", resources=Resources(devices=0.5)) for name in "abc"]
+    decision = admit(QueueState(total=(node,), free=(node,)), halves)
+    assert [placed.devices for placed in decision.placed] == [(1,), (1,), (2,)]
+    running = tuple(zip(halves, decision.placed, strict=True))
+    left = replace(node, devices=0.5)
+    again = admit(QueueState(total=(node,), free=(left,), running=running), [replace(halves[0], id="d")])
+    assert again.placed[0].devices == (2,)
+
+
+def test_closed_nodes_and_sick_devices_are_given_to_nobody():
+    nodes = tuple(Capacity(node=name, cpus=4, devices=2) for name in ("n0", "n1"))
+    notes = (NodeNote(cluster="c", node="n0", closed=True), NodeNote(cluster="c", node="n1", sick=(0,)))
+    ask = Job(id="x", name="x", entry="m:f", ranks=2, resources=Resources(devices=1))
+    decision = admit(QueueState(total=nodes, free=nodes, notes=notes), [ask, replace(ask, id="y", ranks=1)])
+    assert decision.waiting[0].reason.endswith("1 would fit now")
+    alone = admit(QueueState(total=nodes, free=nodes, notes=notes), [replace(ask, id="y", ranks=1)])
+    assert alone.placed == (Placement(job_id="y", nodes=("n1",), devices=(2,)),)
 
 
 def test_the_emptier_queue_comes_first():

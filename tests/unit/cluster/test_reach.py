@@ -39,7 +39,7 @@ def test_a_node_with_another_home_shares_no_run_but_still_sees_other_folders(run
 def test_a_node_keeps_the_files_of_a_run_in_its_own_home_until_the_run_has_ended(run_root, tmp_path, monkeypatch):
     monkeypatch.setenv("MAINSPRING_HOME", str(tmp_path / "node"))
     agent = NodeAgent()
-    folder = Path(agent.prepare(str(run_root / "marker"), "", str(run_root)))
+    folder = Path(agent.prepare(str(run_root / "marker"), "", str(run_root)).folder)
     assert folder.parent == tmp_path / "node" / "gangs"
     agent.close()
     assert not folder.exists()

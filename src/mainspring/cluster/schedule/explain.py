@@ -55,6 +55,9 @@ def _before(state: State, other: Entry, entry: Entry) -> bool:
 def _unblocks(state: State, entry: Entry) -> Iterator[str]:
     """What was tried and lets the gang start."""
     gang = entry.gang
+    if _starts_after(state, entry, []):
+        yield "the scheduler's next look: there is room"
+        return
     ends = tuple(_ends(state, entry))
     yield from ends or _ends_of_its_turn(state, entry)
     fewer = _most_ranks(state, gang)

@@ -13,7 +13,7 @@ from mainspring.cluster.schedule.changes import apply_change
 from mainspring.cluster.schedule.decide import Outcome, decide
 from mainspring.cluster.schedule.gang import Place, choose_devices
 from mainspring.cluster.schedule.gather import plan_gather
-from mainspring.cluster.schedule.state import State, add, build_state, hold, new_entry
+from mainspring.cluster.schedule.state import State, add, arrive, build_state, hold, new_entry
 from mainspring.spec import (
     Decision,
     Gang,
@@ -48,21 +48,27 @@ def open_scene(scene: Scene) -> Outcome:
         outcome = decide(state, [Submitted(gang=gang)], now_ms=came_ms)
         state, decisions = outcome.state, [*decisions, *outcome.decisions]
     outcome = decide(state, [], now_ms=came_ms + scene.now_ms)
-    return Outcome(outcome.state, (*decisions, *outcome.decisions))
+    state, decisions = outcome.state, [*decisions, *outcome.decisions]
+    for lined in scene.line:
+        entry = new_entry(state, lined.gang, state.tree.leaf(lined.gang.queue))
+        arrive(state, replace(entry, reason=lined.reason))
+    return Outcome(state, tuple(decisions))
 
 
 def plan_in_scene(scene: Scene, queue: str, target: Gang | str, *, hours: float) -> GatherPlan:
     """What gathering would do for a gang that does not run yet: one that is described, or the scene's own by name."""
     if isinstance(target, str):
-        gang = next((each for each in scene.gangs if each.id == target), None)
+        known = (*scene.gangs, *(each.gang for each in scene.line))
+        gang = next((each for each in known if each.id == target), None)
         if gang is None:
             runs = any(each.gang.id == target for each in scene.running)
-            waiting = ", ".join(each.id for each in scene.gangs[:8])
+            waiting = ", ".join(each.id for each in known[:8])
             raise NotFound(
                 f"{target} runs already" if runs else f"no gang {target!r} waits",
                 hint=f"there are {waiting}" if waiting else "describe one, with how many ranks it has",
             )
-        scene = replace(scene, gangs=tuple(each for each in scene.gangs if each.id != target))
+        others = tuple(each for each in scene.gangs if each.id != target)
+        scene = replace(scene, gangs=others, line=tuple(each for each in scene.line if each.gang.id != target))
     else:
         gang = target
     state = open_scene(scene).state
@@ -71,7 +77,7 @@ def plan_in_scene(scene: Scene, queue: str, target: Gang | str, *, hours: float)
 
 def _named(scene: Scene) -> tuple[Queue, ...]:
     """A queue without limits for every name of one."""
-    gangs = (*(each.gang for each in scene.running), *scene.gangs)
+    gangs = (*(each.gang for each in (*scene.running, *scene.line)), *scene.gangs)
     return tuple(Queue(name=name) for name in sorted({gang.queue for gang in gangs}))
 
 
