@@ -56,5 +56,5 @@ def gather(
         ("job", "queue", "ranks", "lost", "device-hours lost", "what happens"), rows, empty="nobody has to stop"
     )
     nodes = tuple(dict.fromkeys(plan.nodes))
-    print(f"{plan.gang}: {len(plan.nodes)} ranks on {len(nodes)} node{"s" * (len(nodes) != 1)}, {', '.join(nodes[:8])}")
+    print(f"{plan.gang}: {len(plan.nodes)} ranks on {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(nodes[:8])}")
     print(f"{plan.lost_device_hours:.2f} device-hours are lost; it starts {plan.starts_in_ms / 1000:.0f} s later")
