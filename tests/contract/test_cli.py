@@ -24,7 +24,7 @@ VERBS = {
     "data head": "REF -n --json",
     "data diff": "OLD NEW --json",
     "estimate": "WORK --params --tokens --active --bits --adapter --images --latent-tokens --steps --batch --context "
-    "--kv-bytes --device --devices --utilisation --price --carbon --pue --json",
+    "--kv-bytes --device --devices --instances --utilisation --price --carbon --pue --json",
     "plan": "RECIPE --data --optimize --ranks --cluster --set --json",
     "train": "RECIPE --data --name --optimize --ranks --resume --set --dry-run --json",
     "eval": "MODEL --data --compare-to --json",
