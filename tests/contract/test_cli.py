@@ -24,7 +24,7 @@ VERBS = {
     "data head": "REF -n --json",
     "data diff": "OLD NEW --json",
     "estimate": "WORK --params --tokens --active --bits --adapter --images --latent-tokens --steps --batch --context "
-    "--kv-bytes --device --devices --utilisation --price --carbon --pue --json",
+    "--kv-bytes --device --devices --instances --utilisation --price --carbon --pue --json",
     "plan": "RECIPE --data --optimize --ranks --cluster --set --json",
     "train": "RECIPE --data --name --optimize --ranks --resume --set --dry-run --json",
     "eval": "MODEL --data --compare-to --json",
@@ -34,9 +34,11 @@ VERBS = {
     "app publish": "NAME --corpus --engine --embedder --json",
     "app ask": "NAME QUESTION --json",
     "app feedback": "NAME TRACE --up/--down --correction --comment --json",
-    "why": "SCENE GANG --json",
-    "gather": "SCENE QUEUE GANG --hours --json",
-    "quota": "FILE --cluster --json",
+    "quota": "FILE --cluster --scene --json",
+    "why": "JOB --scene --queue --ranks --devices --model --cpus --priority --level --json",
+    "queue": "--scene --json",
+    "nodes": "--scene --json",
+    "gather": "QUEUE JOB --scene --hours --ranks --devices --model --cpus --level --dry-run --json",
     "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --own-cores --queue --starts "
     "--time-limit-s --json",
     "job ls": "-n --json",

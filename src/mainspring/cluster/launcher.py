@@ -19,11 +19,12 @@ from types import TracebackType
 
 from mainspring.cluster.agent import GRACE_S
 from mainspring.cluster.attempt import Attempt
+from mainspring.cluster.books import write_machines
 from mainspring.cluster.engine import Engine, Member, connect
 from mainspring.cluster.handle import Handle, OnState, result_of
 from mainspring.cluster.inspection import lie_of, sick_notes, truthful
 from mainspring.cluster.pulse import BEAT_S, Pulse
-from mainspring.cluster.queue import QueueState, admit, refusal
+from mainspring.cluster.queue import QueueState, admit, machines_in, refusal
 from mainspring.cluster.reconcile import Group, group_of, reconcile
 from mainspring.hardware.census import Census
 from mainspring.spec import (
@@ -34,6 +35,7 @@ from mainspring.spec import (
     Job,
     JobRecord,
     JobState,
+    Machine,
     NodeNote,
     Placement,
     Queue,
@@ -79,6 +81,7 @@ class Launcher:
         self._serves = serves
         self._engine: Engine | None = None
         self._cluster = ""
+        self._told: tuple[Machine, ...] = ()
         self._pulse = Pulse()
         self._swept_s = self._asked_s = float("-inf")
         self._found: dict[str, Census | None] = {}
@@ -264,6 +267,7 @@ class Launcher:
         drivers = self.store.drivers()
         alive = self._pulse.alive(drivers, now_s=now_s) | {self.driver}
         members = self._members(engine)
+        self._tell(members)
         if sweeps:
             found = [group_of(self.store.id, name, number) for number, name in named]
             self._settle(records, [group for group in found if group], drivers=drivers, alive=alive, members=members)
@@ -272,6 +276,13 @@ class Launcher:
         self._pass_on(records, notes)
         waiting = [each for each in records if each.state == "PENDING" and (not each.driver or each.driver in alive)]
         self._admit(self._not_cancelled(waiting), records, members=members, notes=notes)
+
+    def _tell(self, members: Mapping[str, Member]) -> None:
+        """Write down what the nodes have, for those who cannot ask this Ray."""
+        machines = machines_in([member.capacity for member in members.values()])
+        if machines != self._told:
+            write_machines(self.store, self._cluster, machines)
+            self._told = machines
 
     def _settle(
         self,

@@ -23,7 +23,7 @@ from mainspring.spec.errors import (
     Unavailable,
     WorkerLost,
 )
-from mainspring.spec.estimate import Site, Sized, Work, WorkSize
+from mainspring.spec.estimate import Instance, InstanceFile, Site, Sized, Work, WorkSize
 from mainspring.spec.hardware import (
     Cluster,
     ClusterFile,
@@ -67,6 +67,7 @@ from mainspring.spec.progress import Progress, silent
 from mainspring.spec.queue import ANY_DEVICE, Queue, QueueFile, QueueShare, Quota
 from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
+from mainspring.spec.scene import Lined, NodeUse, Scene, Standing, Waiting, Why
 from mainspring.spec.schedule import (
     WHOLE,
     Decision,
@@ -83,12 +84,11 @@ from mainspring.spec.schedule import (
     NodeChanged,
     PolicyName,
     Request,
+    Rules,
     Saved,
-    Scene,
     Simulation,
     Submitted,
     Victim,
-    Why,
 )
 from mainspring.spec.serve import Deployment, EngineConfig, SamplingParams, ServePayload
 from mainspring.spec.settings import Settings, load_settings
@@ -137,12 +137,15 @@ __all__ = [
     "Health",
     "HealthState",
     "Identity",
+    "Instance",
+    "InstanceFile",
     "Job",
     "JobRecord",
     "JobResult",
     "JobState",
     "Knob",
     "Lineage",
+    "Lined",
     "Link",
     "LinkEntry",
     "LoadPoint",
@@ -156,6 +159,7 @@ __all__ = [
     "NodeChanged",
     "NodeEntry",
     "NodeNote",
+    "NodeUse",
     "NotFound",
     "Objective",
     "Placement",
@@ -176,6 +180,7 @@ __all__ = [
     "Role",
     "RopeScaling",
     "RuleCount",
+    "Rules",
     "RunRecord",
     "SamplingParams",
     "Saved",
@@ -191,6 +196,7 @@ __all__ = [
     "SnapshotDiff",
     "SpecError",
     "Stage",
+    "Standing",
     "Submitted",
     "Task",
     "Thumb",
@@ -202,6 +208,7 @@ __all__ = [
     "TrainPayload",
     "Unavailable",
     "Victim",
+    "Waiting",
     "Why",
     "Work",
     "WorkSize",

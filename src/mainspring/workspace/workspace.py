@@ -211,7 +211,7 @@ class Workspace(Jobs):
             )
 
         return self._start(
-            body, kind="eval", name=ref_of(model), config={"compare_to": ref_of(compare_to)}, inputs=[model]
+            body, kind="eval", name=_short(model), config={"compare_to": ref_of(compare_to)}, inputs=[model]
         )
 
     def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
@@ -229,7 +229,7 @@ class Workspace(Jobs):
                 progress=work.progress,
             )
 
-        return self._start(body, kind="compress", name=name or ref_of(model), config={"scheme": scheme}, inputs=[model])
+        return self._start(body, kind="compress", name=name or _short(model), config={"scheme": scheme}, inputs=[model])
 
     # -- serving and applications
 
@@ -380,8 +380,15 @@ class Workspace(Jobs):
         from mainspring.models import weights
 
         ref = ref_of(model)
-        known = ref.partition(":")[0] == "model"
-        return self.store.fetch(ref) if known else weights.locate(ref)
+        if ":" not in ref or Path(ref).exists():
+            return weights.locate(ref)
+        found = self.store.resolve(ref)
+        if found.kind != "model":
+            raise SpecError(
+                f"{found.ref} is of kind {found.kind}, only a model is served alone",
+                hint="`mainspring up` serves every published model and assistant by its name",
+            )
+        return self.store.fetch(found)
 
 
 def connect(address: str = "", *, token: str = "", settings: Settings | None = None) -> "Workspace | RemoteWorkspace":
