@@ -242,6 +242,7 @@ def _plan(
         device=" + ".join(dict.fromkeys(rank.device.name for rank in ranks)),
         ranks=tuple(range(len(ranks))),
         microbatches=best.counts,
+        recompute=choice.recompute,
     )
     return Plan(
         model=model.name,
@@ -252,8 +253,7 @@ def _plan(
         microbatch=choice.rows,
         seq_len=config.seq_len,
         precision=config.precision,
-        recompute=choice.recompute,
-        reshard_after_forward=choice.reshard_after_forward,
+        zero=0 if choice.mesh.fsdp == 1 else 3 if choice.reshard_after_forward else 2,
         memory=best.memory,
         device_memory_bytes=min(rank.memory_bytes for rank in ranks),
         time=best.time,

@@ -46,6 +46,16 @@ class BlockSpec:
     `flops_per_token` is one forward pass without attention's quadratic term, which is
     `attention_flops_per_token2` times the context length. `activation_bytes_per_token` is what backward keeps;
     `output_bytes_per_token` is what crosses a cut after the block, and after the last one it is the logits.
+
+    Tensor parallelism divides `split_params` of the parameters, and saved bytes of which it divides
+    `split_activation_bytes_per_token` by itself and the rest only along the sequence. Its degree must divide every
+    size of `divisions`, named pairs such as `("heads", 32)`; empty means that the block must stay whole. The block
+    adds up its output `reductions` times in a forward pass (2 for attention and feed-forward), as often in backward.
+
+    `selective_bytes_per_token` is what is kept when all but matrix products and attention is computed again, 0 where
+    that is not known. `kv_bytes_per_token` are keys and values, which context parallelism passes round; 0 where the
+    block does not look along the sequence. `expert_params` of the parameters are in `experts`, `experts_per_token` of
+    which work on each token.
     """
 
     name: str
@@ -55,6 +65,15 @@ class BlockSpec:
     attention_flops_per_token2: float
     activation_bytes_per_token: float
     output_bytes_per_token: float
+    divisions: tuple[tuple[str, int], ...] = ()
+    split_params: int = 0
+    split_activation_bytes_per_token: float = 0.0
+    reductions: int = 0
+    selective_bytes_per_token: float = 0.0
+    kv_bytes_per_token: float = 0.0
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_params: int = 0
 
 
 @spec
@@ -62,7 +81,8 @@ class ModelSpec:
     """A model as the planner sees it: blocks in order, and what is shared.
 
     `element_bytes` is the width of an activation element that the blocks' byte figures were counted with; the planner
-    scales them to the training precision.
+    scales them to the training precision. In a `chain` each block needs nothing but the output of the one before, so
+    that a pipeline may cut anywhere between them.
     """
 
     name: str
@@ -70,6 +90,7 @@ class ModelSpec:
     seq_len: int
     tied_params: int = 0
     element_bytes: int = 4
+    chain: bool = False
 
     @property
     def params(self) -> int:

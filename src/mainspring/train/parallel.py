@@ -68,10 +68,12 @@ def share_of(plan: Plan, rank: int) -> Share:
         )
     if plan.recompute == "selective":
         raise SpecError('this loop recomputes whole blocks or nothing, the plan says "selective"')
-    if mesh.fsdp > 1 and plan.reshard_after_forward and len(set(counts)) > 1:
+    if plan.zero == 1:
+        raise SpecError("this loop shards gradients with the optimiser's state, the plan says ZeRO-1")
+    if plan.zero == 3 and len(set(counts)) > 1:
         raise SpecError(
             f"uneven micro-batches {counts} cannot re-gather parameters for each one: replicas would wait for ever",
-            hint="set reshard_after_forward = false in the plan (ZeRO-2)",
+            hint="set zero = 2 in the plan",
         )
     return Share(first=sum(counts[:rank]) * plan.microbatch, count=counts[rank], rows=plan.microbatch)
 
@@ -194,13 +196,13 @@ class Parallel:
     def __init__(self, model: nn.Module, loss: Loss, plan: Plan, device: torch.device) -> None:
         self.model = model.to(device) if plan.mesh.fsdp == 1 else model
         self._device = device
-        self._regather = plan.reshard_after_forward
+        self._regather = plan.zero == 3
         self.replicas = plan.mesh.dp
         self.inner = inner = LossModule(model, loss)
         if plan.recompute != "none":
             _recompute(model)
         if plan.mesh.fsdp > 1:
-            self.module: nn.Module = _shard(inner, _mesh(plan, device), regather=plan.reshard_after_forward)
+            self.module: nn.Module = _shard(inner, _mesh(plan, device), regather=plan.zero == 3)
             self.module.to(device)
         elif plan.mesh.dp > 1:
             self.module = DistributedDataParallel(inner, gradient_as_bucket_view=True)

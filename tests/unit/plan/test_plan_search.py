@@ -135,7 +135,7 @@ def test_mixed_devices_share_the_batch_by_speed() -> None:
     assert first + second == 64
     assert 3.5 < first / second < 4.5
     assert plan.stages[0].device == "X1 + old"
-    assert not plan.reshard_after_forward  # uneven micro-batches that re-gather never end
+    assert plan.zero < 3  # uneven micro-batches that re-gather never end
     assert plan.time.bubble_s < 0.1 * plan.time.compute_s
 
 
