@@ -49,8 +49,9 @@ class BlockSpec:
 
     Tensor parallelism divides `split_params` of the parameters, and saved bytes of which it divides
     `split_activation_bytes_per_token` by itself and the rest only along the sequence. Its degree must divide every
-    size of `divisions`, named pairs such as `("heads", 32)`; empty means that the block must stay whole. The block
-    adds up its output `reductions` times in a forward pass (2 for attention and feed-forward), as often in backward.
+    size of `divisions`, named pairs such as `("heads", 32)`; empty means that the block must stay whole. `reductions`
+    is how often the residual stream is added up over its ranks in forward and in backward: (2, 2) for attention and
+    feed-forward, (1, 0) for an embedding, (0, 1) for a head.
 
     `selective_bytes_per_token` is what is kept when all but matrix products and attention is computed again, 0 where
     that is not known. `kv_bytes_per_token` are keys and values, which context parallelism passes round; 0 where the
@@ -68,7 +69,7 @@ class BlockSpec:
     divisions: tuple[tuple[str, int], ...] = ()
     split_params: int = 0
     split_activation_bytes_per_token: float = 0.0
-    reductions: int = 0
+    reductions: tuple[int, int] = (0, 0)
     selective_bytes_per_token: float = 0.0
     kv_bytes_per_token: float = 0.0
     experts: int = 0
