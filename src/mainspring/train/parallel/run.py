@@ -1,0 +1,384 @@
+"""A recipe's model laid out over the ranks as a plan says: what the training loop talks to.
+
+The order of what is done to the model: blocks of other stages are taken out, matrices are divided, blocks are made to
+recompute, experts and then blocks are sharded, and the ends of stages are put in place. Each part knows nothing of
+the others.
+
+Gradients come out as the sum over all replicas of each one's summed loss; `loop` turns that into the mean over tokens.
+"""
+# torch re-exports these names without saying so in its type information.
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mainspring.models.structure import Structure, read_structure
+from mainspring.spec import Plan, SpecError
+from mainspring.train.parallel import data
+from mainspring.train.parallel.axes import Axes
+from mainspring.train.parallel.layout import Layout, local
+from mainspring.train.parallel.loss import LossModule
+from mainspring.train.parallel.pipeline import Pipeline
+from mainspring.train.parallel.share import share_of
+from mainspring.train.parallel.stages import StageModule, cut_out, share_copy
+from mainspring.train.parallel.tensor import divide
+from mainspring.train.parallel.tied import Ties
+from mainspring.train.recipe import Loss
+
+
+@dataclass(slots=True)
+class _Piece:
+    """What this rank holds of the model: one stage of it, or all."""
+
+    model: nn.Module
+    root: nn.Module
+    layouts: dict[str, Layout]
+    partial: set[str]
+    sharded: bool = False
+
+
+@dataclass(slots=True)
+class _State:
+    """The parameters of this rank by name, how they are laid out, and on how many ranks each part is."""
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    partial: set[str] = field(default_factory=set)
+    copies: dict[str, int] = field(default_factory=dict)
+
+
+class Parallel:
+    """`model` is what an optimiser is made for: the recipe's model with this rank's parameters in it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        plan: Plan,
+        *,
+        rank: int,
+        device: torch.device,
+        around: Callable[[int], AbstractContextManager[Any]],
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._around = around
+        self._axes = axes = Axes(plan.mesh, rank, device)
+        self._share = share_of(plan, rank)
+        _without_cache(model)
+        chained = plan.mesh.pp > 1 or plan.sequence_parallel
+        self._structure = _structure_of(model, loss, plan) if chained else Structure()
+        mine = [n for n in range(len(plan.stages)) if plan.pipeline_rank(n) == axes.at["pp"]]
+        spans = _spans(plan)
+        self._pieces = {
+            n: self._piece(cut_out(model, self._structure, spans[n]) if plan.mesh.pp > 1 else model, loss, plan, n)
+            for n in mine
+        }
+        self._state, mirrors = _join_pieces(list(self._pieces.values()))
+        self.model = self._merged(model) if plan.mesh.pp > 1 else model
+        self._ties = Ties(self._state.parameters, self._tie_groups(), mirrors)
+        self._count_copies()
+        self._pipeline: Pipeline | None = None
+        if plan.mesh.pp > 1:
+            self._pipeline = self._make_pipeline()
+        # What a gradient was divided by while it was reduced.
+        self.divided_by = axes.degree("dp") if isinstance(self._only, DistributedDataParallel) else 1
+
+    @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """Where this rank's part of each parameter lies in the whole."""
+        return self._state.layouts
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers of this rank by name, a shared one under its first name only."""
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for piece in self._pieces.values():
+            for name, tensor in piece.model.state_dict(keep_vars=True).items():
+                if isinstance(tensor, Tensor) and id(tensor) not in seen and name not in found:
+                    seen.add(id(tensor))
+                    found[name] = tensor
+        return {name: tensor for name, tensor in found.items() if self._is_ours(name, tensor)}
+
+    def accumulate(self, rows: Tensor) -> Tensor:
+        """Run this replica's micro-batches, `rows` of the batch; float64 (sum of losses, count) of this rank's part.
+
+        Gradients are left on the parameters, as `gradients` wants them.
+        """
+        rows = self._own_columns(rows)
+        totals = torch.zeros(2, dtype=torch.float64, device=self._device)
+        if self._pipeline is not None:
+            self._pipeline.run(rows)
+            for total, count in self._drain():
+                totals += torch.stack([total, count]).double()
+        else:
+            for index, batch in enumerate(rows.split(self._share.rows)):
+                last = index == self._share.count - 1
+                with data.microbatch(self._only, last=last, exchange=self._exchanges_always):
+                    with self._around(index):
+                        total, count = self._only(batch)
+                    total.backward()
+                totals += torch.stack([total.detach(), count]).double()
+        self._finish_gradients()
+        return totals * self._counts_once
+
+    @torch.no_grad()
+    def test(self, rows: Tensor) -> Tensor:
+        """Like `accumulate`, without gradients."""
+        batches = self._own_columns(rows).split(self._share.rows)
+        for piece in self._pieces.values():
+            piece.root.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self._device)
+        if self._pipeline is not None:
+            self._pipeline.test(batches)
+            for total, count in self._drain():
+                totals += torch.stack([total, count]).double()
+        else:
+            inner = self._only.module if isinstance(self._only, DistributedDataParallel) else self._only
+            for index, batch in enumerate(batches):
+                with self._around(index):
+                    total, count = inner(batch)
+                totals += torch.stack([total, count]).double()
+        for piece in self._pieces.values():
+            piece.root.train()
+            data.reshard(piece.root)
+        return totals * self._counts_once
+
+    def gradients(self) -> list[tuple[Tensor, int]]:
+        """This rank's part of every gradient, and how many ranks hold the same one."""
+        return [
+            (local(p.grad), self._state.copies[name])
+            for name, p in self._state.parameters.items()
+            if p.grad is not None
+        ]
+
+    def updated(self) -> None:
+        """To be called after the parameters changed."""
+        self._ties.take_over()
+
+    @property
+    def _only(self) -> nn.Module:
+        """What a rank without a pipeline calls."""
+        return next(iter(self._pieces.values())).root
+
+    @property
+    def _exchanges_always(self) -> bool:
+        """Whether gradients are reduced after each micro-batch."""
+        return self._plan.zero == 3 or (self._plan.zero == 2 and len(set(self._plan.microbatches)) == 1)
+
+    @property
+    def _counts_once(self) -> float:
+        """Ranks of a tensor-parallel group find the same loss; one of them reports it."""
+        return float(self._axes.at["tp"] == 0)
+
+    def _own_columns(self, rows: Tensor) -> Tensor:
+        """This rank's part of each sequence, and one token more to predict."""
+        length = self._plan.seq_len // self._plan.mesh.cp
+        first = length * self._axes.at["cp"]
+        return rows[:, first : first + length + 1] if self._plan.mesh.cp > 1 else rows
+
+    def _drain(self) -> list[tuple[Tensor, Tensor]]:
+        found: list[tuple[Tensor, Tensor]] = []
+        for piece in self._pieces.values():
+            assert isinstance(piece.root, StageModule)
+            found += piece.root.totals
+            piece.root.totals.clear()
+        return found
+
+    def _piece(self, model: nn.Module, loss: Loss, plan: Plan, number: int) -> _Piece:
+        axes = self._axes
+        layouts = {name: Layout(tuple(p.shape)) for name, p in model.named_parameters()}
+        partial: set[str] = set()
+        blocks = data.repeated_blocks(model)
+        group = axes.group("tp")
+        if group is not None:
+            division = divide(
+                model,
+                group,
+                blocks=self._structure.blocks,
+                sequence=plan.sequence_parallel,
+                whole=plan.replicate,
+            )
+            layouts |= division.layouts
+            partial = division.partial - division.layouts.keys()
+        data.recompute(blocks, plan.stages[number].recompute)
+        piece = _Piece(model, self._root(model, loss, plan, number), layouts, partial)
+        self._lay_over_replicas(piece, plan)
+        if isinstance(piece.root, StageModule):
+            piece.root.attach()
+        return piece
+
+    def _root(self, model: nn.Module, loss: Loss, plan: Plan, number: int) -> nn.Module:
+        if plan.mesh.pp == 1:
+            return LossModule(model, loss)
+        return StageModule(model, loss, self._structure, _spans(plan)[number], self._around)
+
+    def _lay_over_replicas(self, piece: _Piece, plan: Plan) -> None:
+        """Shard or replicate, and move what this rank holds to its device."""
+        axes = self._axes
+        if plan.zero:
+            outer = tuple(axis for axis in ("dp", "ep") if axes.degree(axis) > 1)
+            mesh = axes.device_mesh(("fsdp", "cp"), outer)
+            blocks = [block for block in data.repeated_blocks(piece.model) if any(True for _ in block.parameters())]
+            data.shard(piece.root, blocks, mesh, regather=plan.zero == 3)
+            piece.sharded = True
+            piece.root.to(self._device)
+            return
+        piece.root.to(self._device)
+        group = axes.group("dp")
+        if group is not None and axes.degree("pp", "cp", "ep") == 1:
+            piece.root = data.replicate(piece.root, group)
+
+    def _make_pipeline(self) -> Pipeline:
+        group = self._axes.group("pp")
+        assert group is not None
+        stages: dict[int, StageModule] = {}
+        for number, piece in self._pieces.items():
+            assert isinstance(piece.root, StageModule)
+            stages[number] = piece.root
+        _check_nothing_is_lost(self._structure, self._state.parameters, self._plan, group)
+        return Pipeline(stages, self._plan, group, count=self._share.count, device=self._device)
+
+    def _finish_gradients(self) -> None:
+        """What is still to be added up after the last backward."""
+        axes, parameters = self._axes, self._state.parameters
+        self._ties.add_up()
+        group = axes.group("tp")
+        if group is not None and self._state.partial:
+            rest = [parameters[name] for name in sorted(self._state.partial) if name in parameters]
+            data.reduce_in_buckets([local(p.grad) for p in rest if p.grad is not None], group)
+        replicas = axes.group("dp", "cp", "ep")
+        if replicas is not None and not self._plan.zero and not isinstance(self._only, DistributedDataParallel):
+            for parameter in parameters.values():
+                if parameter.grad is None and parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+            data.reduce_in_buckets([local(p.grad) for p in parameters.values() if p.grad is not None], replicas)
+
+    def _count_copies(self) -> None:
+        axes, state = self._axes, self._state
+        everywhere = axes.degree("dp", "fsdp", "cp", "ep", "tp")
+        for name in state.parameters:
+            parts = axes.degree("tp") if state.layouts[name].runs else 1
+            parts *= axes.degree("fsdp", "cp") if self._plan.zero else 1
+            state.copies[name] = everywhere // parts * len(self._holders(name))
+
+    def _holders(self, name: str) -> list[int]:
+        """The pipeline ranks that hold the parameter `name`."""
+        if self._plan.mesh.pp == 1:
+            return [0]
+        spans = _spans(self._plan)
+        needs = self._structure.needs
+        stages = [n for n, span in enumerate(spans) if any(name in needed for needed in needs[span[0] : span[1]])]
+        return sorted({self._plan.pipeline_rank(stage) for stage in stages})
+
+    def _tie_groups(self) -> dict[str, dist.ProcessGroup]:
+        """The group of each parameter of this rank that other stages' ranks hold too."""
+        if self._plan.mesh.pp == 1:
+            return {}
+        line, found = self._axes.ranks("pp"), {}
+        for name in sorted(self._structure.shared & self._state.parameters.keys()):
+            group = self._axes.group_of([line[place] for place in self._holders(name)])
+            if group is not None:
+                found[name] = group
+        return found
+
+    def _merged(self, model: nn.Module) -> nn.Module:
+        """The recipe's model with the parameters of this rank in their places, and none in others."""
+        merged, first = share_copy(model), {id(p): name for name, p in model.named_parameters()}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            owner, _, attribute = name.rpartition(".")
+            held = self._state.parameters.get(first[id(parameter)])
+            merged.get_submodule(owner)._parameters[attribute] = held  # noqa: SLF001
+        return merged
+
+    def _is_ours(self, name: str, tensor: Tensor) -> bool:
+        """Whether this rank answers for a tensor; a buffer outside the blocks is on every stage, the first answers."""
+        if isinstance(tensor, nn.Parameter):
+            return True
+        inside = any(name.startswith(f"{block}.") for block in self._structure.blocks)
+        return inside or self._axes.at["pp"] == 0
+
+
+def _structure_of(model: nn.Module, loss: Loss, plan: Plan) -> Structure:
+    """The model's chain; `SpecError` with the reason when it has none."""
+    row = torch.zeros((plan.microbatch, plan.seq_len + 1), dtype=torch.int64, device="meta")
+    try:
+        with torch.device("meta"):
+            found = read_structure(ghost(model), lambda module: LossModule(module, loss)(row)[0])
+    except (RuntimeError, NotImplementedError) as error:
+        raise SpecError(
+            f"the plan cuts the model into stages, but it cannot be run without computing: {error}",
+            hint="set pp = 1 and sequence_parallel = false",
+        ) from error
+    if found.reason:
+        raise SpecError(f"the plan cuts the model into stages, but {found.reason}", hint="set pp = 1 in the plan")
+    blocks = sum(stage.blocks for stage in plan.stages)
+    if plan.mesh.pp > 1 and blocks != found.units:
+        raise SpecError(
+            f"the plan's stages hold {blocks} blocks, the model has {found.units}: {len(found.blocks)}, what comes "
+            "before them and what comes after",
+            hint="plan the recipe again",
+        )
+    return found
+
+
+def ghost(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device."""
+    tensors = [*model.parameters(), *model.buffers()]
+    empty: dict[int, Any] = {
+        id(t): nn.Parameter(t.detach().to("meta"), requires_grad=t.requires_grad)
+        if isinstance(t, nn.Parameter)
+        else t.to("meta")
+        for t in tensors
+    }
+    return copy.deepcopy(model, empty)
+
+
+def _spans(plan: Plan) -> list[tuple[int, int]]:
+    """The units of each stage."""
+    spans, first = [], 0
+    for stage in plan.stages:
+        spans.append((first, first + stage.blocks))
+        first += stage.blocks
+    return spans
+
+
+def _without_cache(model: nn.Module) -> None:
+    """Transformers' models keep keys and values for generation unless told not to."""
+    config = getattr(model, "config", None)
+    if getattr(config, "use_cache", None):
+        config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _join_pieces(pieces: list[_Piece]) -> tuple[_State, list[tuple[nn.Parameter, nn.Parameter]]]:
+    state, mirrors = _State(), []
+    for piece in pieces:
+        for name, parameter in piece.model.named_parameters():
+            if name not in state.parameters:
+                state.parameters[name] = parameter
+                state.layouts[name] = piece.layouts[name]
+            elif state.parameters[name] is not parameter:
+                mirrors.append((state.parameters[name], parameter))
+        state.partial |= piece.partial
+    return state, mirrors
+
+
+def _check_nothing_is_lost(
+    structure: Structure, parameters: Mapping[str, nn.Parameter], plan: Plan, group: dist.ProcessGroup
+) -> None:
+    """Every parameter of the model is on some stage (Megatron-LM issue 1304: layers were dropped without a word)."""
+    held: list[list[str]] = [[] for _ in range(plan.mesh.pp)]
+    dist.all_gather_object(held, sorted(parameters), group=group)
+    lost = frozenset().union(*structure.needs) - {name for names in held for name in names}
+    if lost:
+        raise SpecError(f"the plan's stages hold no {sorted(lost)[0]} ({len(lost)} parameters of none)")
