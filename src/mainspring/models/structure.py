@@ -10,6 +10,7 @@ Deliberately absent: chains that pass several tensors that need gradients, such 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +109,30 @@ def first_output(output: Any) -> Tensor | None:
     """The tensor that a block hands on: what it returns, or the first of what it returns."""
     first = output[0] if isinstance(output, tuple | list) and output else output
     return first if isinstance(first, Tensor) else None
+
+
+def ghost(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device."""
+    tensors = [*model.parameters(), *model.buffers()]
+    empty: dict[int, Any] = {
+        id(t): nn.Parameter(t.detach().to("meta"), requires_grad=t.requires_grad)
+        if isinstance(t, nn.Parameter)
+        else t.to("meta")
+        for t in tensors
+    }
+    return copy.deepcopy(model, empty)
+
+
+def set_cache(model: nn.Module, *, used: bool) -> nn.Module:
+    """`model`, told whether to keep keys and values of what it has read, where it is of transformers.
+
+    Training has no use for them, and recomputation would add to them twice. On the meta device, on the other hand, the
+    masks of transformers 5 can only be made for a model that keeps them.
+    """
+    config = getattr(model, "config", None)
+    if hasattr(config, "use_cache"):
+        config.use_cache = used  # pyright: ignore[reportOptionalMemberAccess]
+    return model
 
 
 def _calls(model: nn.Module, run: Run) -> list[_Call]:

@@ -1,6 +1,8 @@
 """Where a rank stands on the axes of a plan's mesh, and the process groups along them.
 
-Groups are made when first asked for, by their members alone, so every member must ask for its groups in one order.
+Torch names a group that its members alone make after their ranks and the number of groups made before (2.13), so all
+ranks must have made equally many: the groups along axes are made at once and in one order, then those of shared
+parameters, which only some ranks are in.
 """
 # torch re-exports these names without saying so in its type information.
 # pyright: reportPrivateImportUsage=false
@@ -8,12 +10,25 @@ Groups are made when first asked for, by their members alone, so every member mu
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from mainspring.spec import AXES, Mesh
+
+TOGETHER = (
+    ("tp",),
+    ("pp",),
+    ("cp",),
+    ("ep",),
+    ("dp",),
+    ("dp", "ep"),
+    ("dp", "cp"),
+    ("fsdp", "cp"),
+    ("dp", "cp", "ep"),
+)
 
 
 class Axes:
@@ -27,6 +42,9 @@ class Axes:
         self.at: dict[str, int] = {}
         for axis in reversed(AXES):
             rank, self.at[axis] = divmod(rank, getattr(mesh, axis))
+        if dist.is_initialized():
+            for axes in TOGETHER:
+                self._make(self.ranks(*axes))
 
     def degree(self, *axes: str) -> int:
         """How many ranks `axes` span together."""
@@ -41,20 +59,35 @@ class Axes:
 
     def ranks(self, *axes: str) -> list[int]:
         """The ranks that differ from this one on `axes` at most, in row-major order."""
-        spans = [range(getattr(self.mesh, axis)) if axis in axes else (self.at[axis],) for axis in AXES]
-        return [self._rank_at(at) for at in itertools.product(*spans)]
+        return self._line(self.at, axes)
+
+    def _line(self, at: Mapping[str, int], axes: tuple[str, ...]) -> list[int]:
+        spans = [range(getattr(self.mesh, axis)) if axis in axes else (at[axis],) for axis in AXES]
+        return [self._rank_at(place) for place in itertools.product(*spans)]
 
     def group(self, *axes: str) -> dist.ProcessGroup | None:
         """The process group of `ranks(*axes)`; None when this rank is alone in it."""
-        return self.group_of(self.ranks(*axes))
+        return self._groups[tuple(self.ranks(*axes))]
 
-    def group_of(self, ranks: list[int]) -> dist.ProcessGroup | None:
-        """The process group of `ranks`, this one among them; None for this one alone."""
+    def pipeline_group(self, places: tuple[int, ...]) -> dist.ProcessGroup | None:
+        """The group of the pipeline ranks `places` that this rank's line has. Every rank must ask for it."""
+        lines = [[rank + place * self._stride for place in places] for rank in range(self._stride)]
+        mine = None
+        for line in lines:
+            made = dist.new_group(line) if len(line) > 1 else None
+            mine = made if self.rank in line else mine
+        return mine
+
+    @property
+    def _stride(self) -> int:
+        """How far neighbours in a pipeline are apart."""
+        return self.mesh.world // self.mesh.pp
+
+    def _make(self, ranks: list[int]) -> None:
         key = tuple(ranks)
         if key not in self._groups:
             alone = len(ranks) == 1
             self._groups[key] = None if alone else dist.new_group(ranks, use_local_synchronization=True)
-        return self._groups[key]
 
     def device_mesh(self, inner: tuple[str, ...], outer: tuple[str, ...] = ()) -> DeviceMesh:
         """The mesh that `fully_shard` shards over `inner` axes and replicates over `outer` ones."""
@@ -68,14 +101,16 @@ class Axes:
         return DeviceMesh.from_group(groups, self._device.type, mesh=grid, mesh_dim_names=("replicas", "shards"))
 
     def _must(self, ranks: list[int]) -> dist.ProcessGroup:
-        group = self.group_of(ranks)
+        group = self._groups[tuple(ranks)]
         assert group is not None, "one rank needs no mesh"
         return group
 
     def _shifted(self, rank: int, axes: tuple[str, ...], place: int) -> int:
         """The rank at `place` along `axes` that stands elsewhere as `rank` does."""
-        other = Axes(self.mesh, rank, self._device)
-        return other.ranks(*axes)[place]
+        at = {}
+        for axis in reversed(AXES):
+            rank, at[axis] = divmod(rank, getattr(self.mesh, axis))
+        return self._line(at, axes)[place]
 
     def _rank_at(self, at: tuple[int, ...]) -> int:
         rank = 0

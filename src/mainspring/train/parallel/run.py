@@ -11,7 +11,6 @@ Gradients come out as the sum over all replicas of each one's summed loss; `loop
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mainspring.models.structure import Structure, read_structure
+from mainspring.models.structure import Structure, ghost, read_structure, set_cache
 from mainspring.spec import Plan, SpecError
 from mainspring.train.parallel import data
 from mainspring.train.parallel.axes import Axes
@@ -31,7 +30,7 @@ from mainspring.train.parallel.loss import LossModule
 from mainspring.train.parallel.pipeline import Pipeline
 from mainspring.train.parallel.share import share_of
 from mainspring.train.parallel.stages import StageModule, cut_out, share_copy
-from mainspring.train.parallel.tensor import divide
+from mainspring.train.parallel.tensor import divide, divisible, divisible_vocabulary
 from mainspring.train.parallel.tied import Ties
 from mainspring.train.recipe import Loss
 
@@ -75,9 +74,12 @@ class Parallel:
         self._around = around
         self._axes = axes = Axes(plan.mesh, rank, device)
         self._share = share_of(plan, rank)
-        _without_cache(model)
+        set_cache(model, used=False)
         chained = plan.mesh.pp > 1 or plan.sequence_parallel
         self._structure = _structure_of(model, loss, plan) if chained else Structure()
+        degree = plan.mesh.tp
+        self._regions = divisible(model, degree, plan.replicate) if degree > 1 else []
+        self._vocabulary = divisible_vocabulary(model, degree, plan.replicate) if degree > 1 else None
         mine = [n for n in range(len(plan.stages)) if plan.pipeline_rank(n) == axes.at["pp"]]
         spans = _spans(plan)
         self._pieces = {
@@ -205,9 +207,10 @@ class Parallel:
             division = divide(
                 model,
                 group,
+                self._regions,
+                vocabulary=self._vocabulary,
                 blocks=self._structure.blocks,
                 sequence=plan.sequence_parallel,
-                whole=plan.replicate,
             )
             layouts |= division.layouts
             partial = division.partial - division.layouts.keys()
@@ -285,12 +288,11 @@ class Parallel:
         """The group of each parameter of this rank that other stages' ranks hold too."""
         if self._plan.mesh.pp == 1:
             return {}
-        line, found = self._axes.ranks("pp"), {}
-        for name in sorted(self._structure.shared & self._state.parameters.keys()):
-            group = self._axes.group_of([line[place] for place in self._holders(name)])
-            if group is not None:
-                found[name] = group
-        return found
+        holders = {name: tuple(self._holders(name)) for name in sorted(self._structure.shared)}
+        groups = {places: self._axes.pipeline_group(places) for places in dict.fromkeys(holders.values())}
+        mine = self._state.parameters.keys()
+        found = {name: groups[places] for name, places in holders.items() if name in mine}
+        return {name: group for name, group in found.items() if group is not None}
 
     def _merged(self, model: nn.Module) -> nn.Module:
         """The recipe's model with the parameters of this rank in their places, and none in others."""
@@ -314,7 +316,7 @@ def _structure_of(model: nn.Module, loss: Loss, plan: Plan) -> Structure:
     row = torch.zeros((plan.microbatch, plan.seq_len + 1), dtype=torch.int64, device="meta")
     try:
         with torch.device("meta"):
-            found = read_structure(ghost(model), lambda module: LossModule(module, loss)(row)[0])
+            found = read_structure(set_cache(ghost(model), used=True), lambda module: LossModule(module, loss)(row)[0])
     except (RuntimeError, NotImplementedError) as error:
         raise SpecError(
             f"the plan cuts the model into stages, but it cannot be run without computing: {error}",
@@ -332,18 +334,6 @@ def _structure_of(model: nn.Module, loss: Loss, plan: Plan) -> Structure:
     return found
 
 
-def ghost(model: nn.Module) -> nn.Module:
-    """A copy of `model` on the meta device."""
-    tensors = [*model.parameters(), *model.buffers()]
-    empty: dict[int, Any] = {
-        id(t): nn.Parameter(t.detach().to("meta"), requires_grad=t.requires_grad)
-        if isinstance(t, nn.Parameter)
-        else t.to("meta")
-        for t in tensors
-    }
-    return copy.deepcopy(model, empty)
-
-
 def _spans(plan: Plan) -> list[tuple[int, int]]:
     """The units of each stage."""
     spans, first = [], 0
@@ -351,13 +341,6 @@ def _spans(plan: Plan) -> list[tuple[int, int]]:
         spans.append((first, first + stage.blocks))
         first += stage.blocks
     return spans
-
-
-def _without_cache(model: nn.Module) -> None:
-    """Transformers' models keep keys and values for generation unless told not to."""
-    config = getattr(model, "config", None)
-    if getattr(config, "use_cache", None):
-        config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _join_pieces(pieces: list[_Piece]) -> tuple[_State, list[tuple[nn.Parameter, nn.Parameter]]]:

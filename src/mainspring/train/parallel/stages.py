@@ -75,7 +75,7 @@ class StageModule(nn.Module):
             blocks[-1].forward = self._hand_on_received
         if last == 1:
             blocks[0].register_forward_pre_hook(self._leave_before, prepend=True, with_kwargs=True)
-        elif last <= len(blocks):
+        elif last <= len(blocks) + 1:
             blocks[last - 2].register_forward_hook(self._leave_after)
 
     def forward(self, *received: Tensor, rows: Tensor, index: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -42,41 +43,56 @@ class Division:
     partial: set[str] = field(default_factory=set)
 
 
-def divide(
-    model: nn.Module,
-    group: dist.ProcessGroup,
-    *,
-    blocks: Sequence[str],
-    sequence: bool,
-    whole: Sequence[str] = (),
-) -> Division:
-    """Cut `model` in place over `group`, but for modules that match `whole`; `blocks` form its chain.
-
-    Raises `SpecError` when the degree divides none of it.
-    """
-    cutter = _Cutter(model, group, sequence=sequence)
+def divisible(model: nn.Module, degree: int, whole: Sequence[str] = ()) -> list[Region]:
+    """The regions of `model` that `degree` ranks can share. Raises `SpecError` when there is none."""
     found = describe.regions(model, whole=whole)
-    fitting = [region for region in found if region.fits(group.size())]
+    fitting = [region for region in found if region.fits(degree)]
     if not fitting:
         sizes = sorted({f"{name} {size}" for region in found for name, size in region.sizes})
         raise SpecError(
-            f"tensor parallelism over {group.size()} ranks divides nothing of this model",
+            f"tensor parallelism over {degree} ranks divides nothing of this model",
             hint=f"the degree must divide {', '.join(sizes)}" if sizes else "its layers follow no known pattern",
         )
-    for region in fitting:
-        cutter.region(region)
-    vocabulary = describe.vocabulary(model)
-    if vocabulary is not None and vocabulary.size % group.size() == 0 and not _is_whole(vocabulary, whole):
+    return fitting
+
+
+def divide(
+    model: nn.Module,
+    group: dist.ProcessGroup,
+    regions: Sequence[Region],
+    *,
+    vocabulary: Vocabulary | None,
+    blocks: Sequence[str],
+    sequence: bool,
+) -> Division:
+    """Cut `regions` and `vocabulary` of `model` in place over `group`, those of its `blocks` that are in this stage."""
+    cutter = _Cutter(model, group, sequence=sequence)
+    for region in regions:
+        if _is_here(model, region):
+            cutter.region(region)
+    if vocabulary is not None:
         cutter.vocabulary(vocabulary)
     if sequence:
         cutter.along_sequence(blocks)
     return cutter.division
 
 
-def _is_whole(vocabulary: Vocabulary, whole: Sequence[str]) -> bool:
-    from fnmatch import fnmatchcase
+def divisible_vocabulary(model: nn.Module, degree: int, whole: Sequence[str] = ()) -> Vocabulary | None:
+    """The table of words of `model`, if `degree` ranks can share it."""
+    found = describe.vocabulary(model)
+    if found is None or found.size % degree:
+        return None
+    kept = any(fnmatchcase(name, pattern) for name in (found.embedding, found.head) for pattern in whole)
+    return None if kept else found
 
-    return any(fnmatchcase(name, pattern) for name in (vocabulary.embedding, vocabulary.head) for pattern in whole)
+
+def _is_here(model: nn.Module, region: Region) -> bool:
+    """Whether the region is in this stage: blocks of other stages are empty."""
+    try:
+        model.get_submodule(".".join(filter(None, (region.name, region.rows[0]))))
+    except AttributeError:
+        return False
+    return True
 
 
 class _Cutter:
@@ -114,7 +130,7 @@ class _Cutter:
         head = self._model.get_submodule(vocabulary.head)
         first = size // group.size() * group.rank()
         for module in (embedding, head):
-            if "weight" in module._parameters:  # noqa: SLF001 a tied head has none of its own
+            if "weight" in module._parameters:  # noqa: SLF001 a tied head has none of its own, another stage holds it
                 self._replace(module, "weight", dim=0, sections=())
         for module in (embedding, head):
             for attribute in ("num_embeddings", "out_features"):
@@ -129,8 +145,10 @@ class _Cutter:
         if not blocks:
             raise SpecError("sequence parallelism needs a chain of blocks", hint="set sequence_parallel = false")
         first, last = (self._model.get_submodule(blocks[place]) for place in (0, -1))
-        rewrite_input(first, lambda x: split(x, SEQUENCE, self._group))
-        rewrite_output(last, lambda x: join(x, SEQUENCE, self._group))
+        if any(True for _ in first.children()):  # blocks of other stages are empty
+            rewrite_input(first, lambda x: split(x, SEQUENCE, self._group))
+        if any(True for _ in last.children()):
+            rewrite_output(last, lambda x: join(x, SEQUENCE, self._group))
         for name in blocks:
             for inner, parameter in self._model.get_submodule(name).named_parameters():
                 if id(parameter) in self._names:

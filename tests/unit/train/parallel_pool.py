@@ -1,0 +1,390 @@
+"""A pool of rank processes that is started once and runs many small gangs, one after the other.
+
+Starting a process that has imported torch costs a second, running five steps of a tiny model a tenth of that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing as mp
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mainspring.models.transformer import Decoder
+from mainspring.spec import DecoderConfig, MemoryEstimate, Mesh, Plan, Stage, Task, TimeEstimate, TrainConfig
+from mainspring.train.loop import Trainer, TrainingData, lr_factor
+from mainspring.train.parallel.group import Group
+from mainspring.train.recipe import LoadedRecipe, Recipe, adamw
+
+VOCAB, SEQ_LEN, GLOBAL_BATCH, LAYERS = 64, 16, 8, 4
+CONFIG = TrainConfig(
+    steps=5, global_batch=GLOBAL_BATCH, seq_len=SEQ_LEN, lr=1e-3, warmup_steps=2, clip_norm=0.5, checkpoint_every=0
+)
+CONTEXT = mp.get_context("forkserver")
+FAMILIES = ("llama", "qwen2", "gpt2")
+CONTEXT.set_forkserver_preload(
+    [
+        "parallel_pool",
+        "torch._dynamo",
+        "torch.distributed.pipelining",
+        *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
+    ]
+)
+PATIENCE_S = 40.0
+
+
+class Batches:
+    """Rows that depend on the step alone."""
+
+    position = 0
+
+    def batch(self, step: int, first: int = 0, count: int = GLOBAL_BATCH) -> np.ndarray:
+        rows = np.random.default_rng(step).integers(0, VOCAB, (GLOBAL_BATCH, SEQ_LEN + 1), np.int64)
+        return rows[first : first + count]
+
+    def state(self) -> dict[str, int | str]:
+        return {"position": self.position}
+
+    def load_state(self, state: Any) -> None:
+        self.position = int(state["position"])
+
+
+SIZES = DecoderConfig(vocab=VOCAB, hidden=32, layers=LAYERS, heads=4, kv_heads=2, ffn=64, context=32)
+
+
+def decoder(vocab: int) -> nn.Module:  # noqa: ARG001 a recipe's model asks for the facts it wants by name
+    return Decoder(SIZES)
+
+
+def untied_qwen3(vocab: int) -> nn.Module:  # noqa: ARG001
+    return Decoder(replace(SIZES, tied=False, qk_norm=True))
+
+
+def _sizes() -> dict[str, Any]:
+    return {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+    }
+
+
+def llama(vocab: int) -> nn.Module:  # noqa: ARG001
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**_sizes()))
+
+
+def qwen2(vocab: int) -> nn.Module:  # noqa: ARG001
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(Qwen2Config(**_sizes(), tie_word_embeddings=True))
+
+
+def gpt2(vocab: int) -> nn.Module:  # noqa: ARG001
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 32}
+    silent = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**config, **silent))
+
+
+class Mixing(nn.Module):
+    """Attention and feed-forward as somebody may write them: no name here is in a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.query, self.value, self.result = (nn.Linear(32, 32) for _ in range(3))
+        self.key = nn.Linear(32, 32, bias=False)  # softmax does not see a bias of keys: its gradient is but noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = (*x.shape[:2], self.heads, -1)
+        q, k, v = (part(x).view(heads).transpose(1, 2) for part in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.result(mixed.transpose(1, 2).flatten(2))
+
+
+class Widening(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(torch.relu(self.wide(x)))
+
+
+class Unnamed(nn.Module):
+    """A user's own block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.mix, self.widen = Mixing(), Widening()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix(self.first(x))
+        return x + self.widen(self.second(x))
+
+
+class Homemade(nn.Module):
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(vocab, 32), nn.Parameter(torch.randn(32, 32) * 0.02)
+        self.tower = nn.Sequential(*(Unnamed() for _ in range(LAYERS)))
+        self.norm = nn.LayerNorm(32)
+        self.score = nn.Linear(32, vocab, bias=False)
+        nn.init.normal_(self.words.weight, std=0.02)
+        self.score.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places[: ids.shape[1]]
+        return self.score(self.norm(self.tower(x)))
+
+
+MODELS = {
+    "decoder": decoder,
+    "qwen3": untied_qwen3,
+    "llama": llama,
+    "qwen2": qwen2,
+    "gpt2": gpt2,
+    "homemade": Homemade,
+}
+
+
+def masked_loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts only targets below half of the vocabulary, so that every row weighs differently."""
+    targets = batch[:, 1:].flatten()
+    kept = targets < VOCAB // 2
+    found = model(batch[:, :-1])
+    logits = found if isinstance(found, Tensor) else found.logits
+    losses = cross_entropy(logits.flatten(0, 1).float(), targets, reduction="none")
+    return (losses * kept).sum(), kept.sum()
+
+
+def plan_of(
+    mesh: Mesh,
+    *,
+    microbatch: int = 1,
+    counts: tuple[int, ...] | None = None,
+    stages: tuple[int, ...] | None = None,
+    recompute: str = "none",
+    **changes: Any,
+) -> Plan:
+    """A plan nobody searched for: `stages` are the units of each pipeline stage."""
+    counts = counts or (GLOBAL_BATCH // microbatch // mesh.replicas,) * mesh.replicas
+    stages = stages or even_stages(mesh.pp)
+    made, first = [], 0
+    for units in stages:
+        made.append(
+            Stage(blocks=units, device="cpu", ranks=(), microbatches=counts, first=first, recompute=recompute)
+        )
+        first += units
+    nothing = MemoryEstimate(params_bytes=0, grads_bytes=0, optimizer_bytes=0, activations_bytes=0, logits_bytes=0)
+    plan = Plan(
+        model="tiny",
+        cluster="here",
+        mesh=mesh,
+        stages=tuple(made),
+        global_batch=GLOBAL_BATCH,
+        microbatch=microbatch,
+        seq_len=SEQ_LEN,
+        precision="fp32",
+        memory=nothing,
+        device_memory_bytes=1 << 30,
+        time=TimeEstimate(compute_s=1.0, communication_s=0.0, bubble_s=0.0, optimizer_s=0.0),
+        steps=CONFIG.steps,
+        watts=1.0,
+        price_usd_per_hour=0.0,
+        mfu=0.1,
+        objective="time",
+        zero=changes.pop("zero", 3 if mesh.fsdp > 1 else 0),
+    )
+    return replace(plan, **changes)
+
+
+def even_stages(count: int) -> tuple[int, ...]:
+    """The units of the decoder (embedding, layers, head) spread over `count` stages."""
+    units = LAYERS + 2
+    return tuple(units * (place + 1) // count - units * place // count for place in range(count))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a gang does: train from whatever checkpoint there is."""
+
+    plan: Plan
+    folder: Path
+    model: str = "decoder"
+    config: TrainConfig = CONFIG
+
+
+@dataclass
+class Outcome:
+    """What one rank saw."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+    held: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    error: str = ""
+
+
+class FileGroup(Group):
+    """Meets over a file, so that no gang can listen to another's port."""
+
+    def _open_store(self) -> dist.Store:
+        path = Path(self.task.run_dir) / "meeting"
+        return dist.FileStore(str(path), self.task.world) if self.task.world > 1 else dist.HashStore()
+
+
+def recipe_of(model: str, config: TrainConfig) -> LoadedRecipe:
+    recipe = Recipe(model=MODELS[model], loss=masked_loss, optimizer=adamw, config=config)
+    return LoadedRecipe(recipe=recipe, path=Path("recipe.py"), digest="0" * 64)
+
+
+@contextlib.contextmanager
+def trainer_of(task: Task, order: Order) -> Iterator[Trainer]:
+    """A trainer in its group, as the worker makes one."""
+    torch.set_num_threads(1)
+    data = TrainingData(train=Batches(), facts={"vocab": VOCAB}, held_out=Batches())
+    group = FileGroup(task, timeout_s=PATIENCE_S)
+    trainer = Trainer(recipe_of(order.model, order.config), order.plan, group, data=data, folder=order.folder / "saved")
+    try:
+        yield trainer
+    finally:
+        trainer.close()
+
+
+def train(task: Task, order: Order) -> Outcome:
+    """One rank's life."""
+    outcome = Outcome()
+    with trainer_of(task, order) as trainer:
+        trainer.restore()
+        for result in trainer.steps():
+            outcome.losses.append(result.loss)
+            outcome.norms.append(result.grad_norm)
+            if result.held_out_loss is not None:
+                outcome.held["held_out"] = (result.held_out_loss,)
+        outcome.state = {name: tensor.numpy() for name, tensor in trainer.full_state().items()}
+    return outcome
+
+
+def task_of(rank: int, world: int, folder: Path) -> Task:
+    return Task(
+        job_id="gang", rank=rank, world=world, local_rank=rank, local_world=world, run_dir=str(folder), master=""
+    )
+
+
+class Pool:
+    """Processes that each wait for a function to run as one rank of a gang."""
+
+    def __init__(self) -> None:
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
+
+    def run(self, world: int, work: Callable[..., Any], order: Any) -> list[Any]:
+        """What `work(task, order)` returned on each of `world` ranks. A rank's exception is raised here."""
+        while len(self._pipes) < world:
+            self._start()
+        folder = Path(tempfile.mkdtemp(prefix="gang-"))
+        try:
+            for rank in range(world):
+                self._pipes[rank].send((work, task_of(rank, world, folder), order))
+            return self._receive(self._pipes[:world])
+        except BaseException:
+            self.close()  # the others may wait for a rank that is gone
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._pipes, self._processes = [], []
+
+    def _start(self) -> None:
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        self._pipes.append(ours)
+        self._processes.append(process)
+
+    def _receive(self, pipes: list[Any]) -> list[Any]:
+        """The ranks' answers; the first that has failed ends it, as the others will wait for it."""
+        answers: dict[int, Any] = {}
+        while len(answers) < len(pipes):
+            ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers], PATIENCE_S)
+            if not ready:
+                raise TimeoutError(f"only ranks {sorted(answers)} have answered after {PATIENCE_S:.0f} s")
+            for pipe in ready:
+                found, error = pipe.recv()
+                answers[pipes.index(pipe)] = found
+                if error:
+                    raise RuntimeError(f"rank {pipes.index(pipe)}: {error}")
+        return [answers[rank] for rank in range(len(pipes))]
+
+
+def _serve(pipe: Any) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            work, task, order = pipe.recv()
+        except EOFError:
+            return
+        faulthandler.dump_traceback_later(PATIENCE_S - 10)  # a gang that hangs says where
+        try:
+            pipe.send((work(task, order), ""))
+        except BaseException:
+            pipe.send((None, traceback.format_exc()))
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        faulthandler.cancel_dump_traceback_later()
+
+
+@dataclass(frozen=True)
+class Expected:
+    losses: list[float]
+    norms: list[float]
+    state: dict[str, np.ndarray]
+
+
+def plain_pytorch(model_name: str, config: TrainConfig = CONFIG) -> Expected:
+    """The loop everybody writes: whole batches, one process, torch's own clipping."""
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    model, losses, norms = MODELS[model_name](VOCAB), [], []
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2))
+    for step in range(config.steps):
+        optimizer.zero_grad()
+        total, count = masked_loss(model, torch.from_numpy(Batches().batch(step)))
+        (total / count).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * lr_factor(step, config)
+        optimizer.step()
+        losses.append((total / count).item())
+        norms.append(norm.item())
+    return Expected(losses, norms, {name: p.detach().numpy() for name, p in model.named_parameters()})
