@@ -28,7 +28,7 @@ def joined(x: Tensor, dim: int, group: Group) -> Tensor:
     """The group's parts one after the other along `dim`; no gradient."""
     front = x.movedim(dim, 0).contiguous()
     whole = front.new_empty((front.shape[0] * group.size(), *front.shape[1:]))
-    dist.all_gather_into_tensor(whole, front, group=group)
+    dist.all_gather_single(whole, front, group=group)
     return whole.movedim(0, dim)
 
 
@@ -36,7 +36,7 @@ def summed_part(x: Tensor, dim: int, group: Group) -> Tensor:
     """This rank's part along `dim` of the sum over the group; no gradient."""
     front = x.movedim(dim, 0).contiguous()
     part = front.new_empty((front.shape[0] // group.size(), *front.shape[1:]))
-    dist.reduce_scatter_tensor(part, front, group=group)
+    dist.reduce_scatter_single(part, front, group=group)
     return part.movedim(0, dim)
 
 

@@ -49,7 +49,8 @@ class Pipeline:
         self._group = group
         self._device = device
         self._count = count
-        self._shapes: dict[int, tuple[torch.Size, torch.dtype]] = {}
+        self._arriving: dict[int, tuple[torch.Size, torch.dtype]] = {}
+        self._announced: set[int] = set()
         total = len(plan.stages)
         made = [PipelineStage(module, number, total, device, group=group) for number, module in stages.items()]
         held: Any = made[0] if plan.schedule in ONE_STAGE_PER_RANK else made
@@ -85,18 +86,18 @@ class Pipeline:
 
     def _send(self, hidden: Tensor, to: int, number: int) -> None:
         peer = dist.get_global_rank(self._group, to)
-        if number not in self._shapes:
-            self._shapes[number] = (hidden.shape, hidden.dtype)
+        if number not in self._announced:
+            self._announced.add(number)
             dist.send_object_list([tuple(hidden.shape), hidden.dtype], peer, group=self._group, device=self._device)
         dist.send(hidden.contiguous(), peer, group=self._group)
 
     def _receive(self, sender: int, number: int) -> Tensor:
         peer = dist.get_global_rank(self._group, sender)
-        if number not in self._shapes:
+        if number not in self._arriving:
             told: list[Any] = [None, None]
             dist.recv_object_list(told, peer, group=self._group, device=self._device)
-            self._shapes[number] = (torch.Size(told[0]), told[1])
-        shape, dtype = self._shapes[number]
+            self._arriving[number] = (torch.Size(told[0]), told[1])
+        shape, dtype = self._arriving[number]
         hidden = torch.empty(shape, dtype=dtype, device=self._device)
         dist.recv(hidden, peer, group=self._group)
         return hidden

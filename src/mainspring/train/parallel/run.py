@@ -11,9 +11,11 @@ Gradients come out as the sum over all replicas of each one's summed loss; `loop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from mainspring.models.structure import Structure, ghost, read_structure, set_ca
 from mainspring.spec import Plan, SpecError
 from mainspring.train.parallel import data
 from mainspring.train.parallel.axes import Axes
+from mainspring.train.parallel.context import SharedAttention, tell_positions
 from mainspring.train.parallel.layout import Layout, local
 from mainspring.train.parallel.loss import LossModule
 from mainspring.train.parallel.pipeline import Pipeline
@@ -71,8 +74,10 @@ class Parallel:
     ) -> None:
         self._plan = plan
         self._device = device
-        self._around = around
         self._axes = axes = Axes(plan.mesh, rank, device)
+        context = axes.group("cp")
+        self._attention = None if context is None else partial(SharedAttention, context)
+        self._around = around if self._attention is None else _inside(self._attention, around)
         self._share = share_of(plan, rank)
         set_cache(model, used=False)
         chained = plan.mesh.pp > 1 or plan.sequence_parallel
@@ -200,7 +205,7 @@ class Parallel:
     def _piece(self, model: nn.Module, loss: Loss, plan: Plan, number: int) -> _Piece:
         axes = self._axes
         layouts = {name: Layout(tuple(p.shape)) for name, p in model.named_parameters()}
-        partial: set[str] = set()
+        partly: set[str] = set()
         blocks = data.repeated_blocks(model)
         group = axes.group("tp")
         if group is not None:
@@ -213,9 +218,12 @@ class Parallel:
                 sequence=plan.sequence_parallel,
             )
             layouts |= division.layouts
-            partial = division.partial - division.layouts.keys()
-        data.recompute(blocks, plan.stages[number].recompute)
-        piece = _Piece(model, self._root(model, loss, plan, number), layouts, partial)
+            partly = division.partial - division.layouts.keys()
+        context = axes.group("cp")
+        if context is not None:
+            tell_positions(model, context)
+        data.recompute(blocks, plan.stages[number].recompute, around=self._attention)
+        piece = _Piece(model, self._root(model, loss, plan, number), layouts, partly)
         self._lay_over_replicas(piece, plan)
         if isinstance(piece.root, StageModule):
             piece.root.attach()
@@ -309,6 +317,19 @@ class Parallel:
             return True
         inside = any(name.startswith(f"{block}.") for block in self._structure.blocks)
         return inside or self._axes.at["pp"] == 0
+
+
+def _inside(
+    outer: Callable[[], AbstractContextManager[Any]], inner: Callable[[int], AbstractContextManager[Any]]
+) -> Callable[[int], AbstractContextManager[Any]]:
+    """Both contexts, one inside the other."""
+
+    @contextlib.contextmanager
+    def both(index: int) -> Iterator[None]:
+        with outer(), inner(index):
+            yield
+
+    return both
 
 
 def _structure_of(model: nn.Module, loss: Loss, plan: Plan) -> Structure:

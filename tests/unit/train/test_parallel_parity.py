@@ -1,0 +1,111 @@
+"""Every plan computes what one process computes: five AdamW steps of plain PyTorch are the oracle."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parallel_pool import CONFIG, Expected, Order, Pool, even_stages, plain_pytorch, plan_of, train
+
+from mainspring.spec import Mesh, Plan
+
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-6, 1e-5
+
+TWICE = even_stages(4)  # two stages on each of two pipeline ranks
+
+CASES: dict[str, tuple[Plan, str]] = {
+    "ddp": (plan_of(Mesh(dp=2)), "decoder"),
+    "ddp uneven": (plan_of(Mesh(dp=2), counts=(2, 6)), "homemade"),
+    "zero-1": (plan_of(Mesh(fsdp=2), zero=1), "decoder"),
+    "zero-2": (plan_of(Mesh(fsdp=2), zero=2), "llama"),
+    "zero-2 uneven": (plan_of(Mesh(fsdp=2), zero=2, counts=(6, 2)), "decoder"),
+    "zero-3": (plan_of(Mesh(fsdp=2), zero=3), "gpt2"),
+    "hybrid": (plan_of(Mesh(dp=2, fsdp=2), zero=3), "qwen2"),
+    "tp": (plan_of(Mesh(tp=2)), "decoder"),
+    "tp qwen3": (plan_of(Mesh(tp=2)), "qwen3"),
+    "tp llama": (plan_of(Mesh(tp=2)), "llama"),
+    "tp gpt2": (plan_of(Mesh(tp=2)), "gpt2"),
+    "tp of a user's module": (plan_of(Mesh(tp=2)), "homemade"),
+    "tp but for the words": (plan_of(Mesh(tp=2), replicate=("*embed_tokens",)), "llama"),
+    "tp sequence": (plan_of(Mesh(tp=2), sequence_parallel=True), "decoder"),
+    "tp sequence gpt2": (plan_of(Mesh(tp=2), sequence_parallel=True), "gpt2"),
+    "tp sequence user's": (plan_of(Mesh(tp=2), sequence_parallel=True), "homemade"),
+    "tp recompute": (plan_of(Mesh(tp=2), recompute="full"), "llama"),
+    "tp sequence selective": (plan_of(Mesh(tp=2), sequence_parallel=True, recompute="selective"), "qwen3"),
+    "2d ddp x tp": (plan_of(Mesh(dp=2, tp=2)), "gpt2"),
+    "2d zero-3 x tp": (plan_of(Mesh(fsdp=2, tp=2), zero=3), "decoder"),
+    "2d zero-1 x tp sequence": (plan_of(Mesh(fsdp=2, tp=2), zero=1, sequence_parallel=True), "qwen3"),
+    "gpipe": (plan_of(Mesh(pp=2), schedule="gpipe"), "decoder"),
+    "1f1b": (plan_of(Mesh(pp=2)), "llama"),
+    "1f1b gpt2": (plan_of(Mesh(pp=2)), "gpt2"),
+    "1f1b user's": (plan_of(Mesh(pp=2)), "homemade"),
+    "1f1b on 4": (plan_of(Mesh(pp=4)), "decoder"),
+    "1f1b recompute": (plan_of(Mesh(pp=2), recompute="full"), "qwen2"),
+    "1f1b selective": (plan_of(Mesh(pp=2), recompute="selective"), "decoder"),
+    "interleaved": (plan_of(Mesh(pp=2), schedule="interleaved", stages=TWICE), "decoder"),
+    "zero bubble": (plan_of(Mesh(pp=2), schedule="zero_bubble", stages=TWICE), "decoder"),
+    "zbv": (plan_of(Mesh(pp=2), schedule="zbv", stages=TWICE), "gpt2"),
+    "dualpipev": (plan_of(Mesh(pp=2), schedule="dualpipev", stages=TWICE), "decoder"),
+    "only a head on the last stage": (plan_of(Mesh(pp=2), stages=(5, 1)), "decoder"),
+    "only words on the first stage": (plan_of(Mesh(pp=2), stages=(1, 5)), "qwen3"),
+    "pp x ddp": (plan_of(Mesh(pp=2, dp=2)), "decoder"),
+    "pp x ddp, both uneven": (plan_of(Mesh(pp=2, dp=2), counts=(2, 6), stages=(4, 2)), "decoder"),
+    "pp x zero-3": (plan_of(Mesh(pp=2, fsdp=2), zero=3), "decoder"),
+    "pp x zero-1 uneven": (plan_of(Mesh(pp=2, fsdp=2), zero=1, counts=(2, 6)), "qwen3"),
+    "zbv x zero-2": (plan_of(Mesh(pp=2, fsdp=2), zero=2, schedule="zbv", stages=TWICE), "decoder"),
+    "pp x tp sequence": (plan_of(Mesh(pp=2, tp=2), sequence_parallel=True), "decoder"),
+    "zero bubble x tp": (plan_of(Mesh(pp=2, tp=2), schedule="zero_bubble", stages=TWICE), "qwen3"),
+    "cp": (plan_of(Mesh(cp=2)), "llama"),
+    "cp gpt2": (plan_of(Mesh(cp=2)), "gpt2"),
+    "cp zero-3": (plan_of(Mesh(cp=2), zero=3), "decoder"),
+    "cp recompute": (plan_of(Mesh(cp=2), recompute="full"), "decoder"),
+    "cp x fsdp": (plan_of(Mesh(cp=2, fsdp=2), zero=2), "qwen3"),
+    "pp x cp x tp": (plan_of(Mesh(pp=2, cp=2, tp=2), sequence_parallel=True), "decoder"),
+    "3d": (plan_of(Mesh(pp=2, fsdp=2, tp=2), zero=3, recompute="full"), "decoder"),
+    "3d interleaved sequence": (
+        plan_of(Mesh(pp=2, fsdp=2, tp=2), zero=2, sequence_parallel=True, schedule="interleaved", stages=TWICE),
+        "decoder",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    made = Pool()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def oracles() -> dict[str, Expected]:
+    return {}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_plan_computes_what_plain_pytorch_computes(
+    pool: Pool, oracles: dict[str, Expected], case: str, tmp_path: Path
+) -> None:
+    plan, model = CASES[case]
+    if model not in oracles:
+        oracles[model] = plain_pytorch(model)
+    expected = oracles[model]
+    assert max(expected.norms) > CONFIG.clip_norm, "clipping must matter in this test"
+    found = pool.run(plan.mesh.world, train, Order(plan, tmp_path, model=model))
+    np.testing.assert_allclose(found[0].losses, expected.losses, rtol=0, atol=LOSS_TOLERANCE)
+    np.testing.assert_allclose(found[0].norms, expected.norms, rtol=1e-5)
+    assert found[0].state.keys() == expected.state.keys()
+    for name, value in expected.state.items():
+        np.testing.assert_allclose(found[0].state[name], value, rtol=0, atol=WEIGHT_TOLERANCE, err_msg=name)
+    for other in found[1:]:
+        assert other.losses == found[0].losses
+        assert not other.state
+
+
+@pytest.mark.parametrize("case", ["tp", "1f1b on 4", "zbv", "3d interleaved sequence"])
+def test_a_held_out_batch_is_tested_alike(pool: Pool, case: str, tmp_path: Path) -> None:
+    plan, model = CASES[case]
+    config = replace(CONFIG, steps=2, eval_every=2)
+    alone = pool.run(1, train, Order(plan_of(Mesh()), tmp_path / "alone", model=model, config=config))[0]
+    found = pool.run(plan.mesh.world, train, Order(plan, tmp_path / "plan", model=model, config=config))
+    assert abs(found[0].held["held_out"][0] - alone.held["held_out"][0]) <= LOSS_TOLERANCE
