@@ -44,7 +44,7 @@ from mainspring.spec.job import (
     Resources,
     Task,
 )
-from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec
+from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, MoeConfig
 from mainspring.spec.plan import (
     AXES,
     FORMAT,
@@ -115,6 +115,7 @@ __all__ = [
     "MemoryEstimate",
     "Mesh",
     "ModelSpec",
+    "MoeConfig",
     "Node",
     "NodeEntry",
     "NotFound",

@@ -105,3 +105,27 @@ class ModelSpec:
             block.count * (block.flops_per_token + block.attention_flops_per_token2 * self.seq_len)
             for block in self.blocks
         )
+
+
+@spec
+class MoeConfig:
+    """A decoder whose feed-forwards are mixtures of `experts`, `experts_per_token` of which see each token.
+
+    `balance_rate` is how much an expert's chance moves after a step in which it saw more or fewer tokens than the mean
+    (Wang et al. 2024, without an auxiliary loss). Every `move_every` steps the experts are spread anew over the ranks
+    that share them, so that each has as many tokens to work on; 0 leaves them where they are.
+    """
+
+    decoder: DecoderConfig
+    experts: int
+    experts_per_token: int
+    expert_ffn: int
+    balance_rate: float = 0.0
+    move_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "experts_per_token", "expert_ffn"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token ({self.experts_per_token}) is above experts ({self.experts})")

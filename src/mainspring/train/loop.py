@@ -175,9 +175,10 @@ class Trainer:
 
         Every rank calls this, with an epoch none has used; training goes on from the same step.
         """
-        kept = self._tensors()
+        kept, slots = self._tensors(), self._parallel.slots
         self._dissolve()
         self._form(group_epoch)
+        self._parallel.adopt(slots)
         layouts = self._layouts(kept)
         self._allocate({name: (layouts[name].shape, tensor.dtype) for name, tensor in kept.items()})
         for name, tensor in self._tensors().items():
@@ -240,6 +241,7 @@ class Trainer:
         self._optimizer.step()
         self._parallel.updated()
         self.step += 1
+        self._parallel.balance(self.step, self._optimizer.state)
         self._data.train.position = self.step
         every = self.config.eval_every
         held_out = self._evaluate() if every and self.step % every == 0 and self._data.held_out else None

@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mainspring.models.moe import Mixture, MoeDecoder
 from mainspring.models.transformer import Decoder
-from mainspring.spec import DecoderConfig, MemoryEstimate, Mesh, Plan, Stage, Task, TimeEstimate, TrainConfig
+from mainspring.spec import DecoderConfig, MemoryEstimate, Mesh, MoeConfig, Plan, Stage, Task, TimeEstimate, TrainConfig
 from mainspring.train.loop import Trainer, TrainingData, lr_factor
 from mainspring.train.parallel.group import Group
 from mainspring.train.recipe import LoadedRecipe, Recipe, adamw
@@ -158,7 +159,25 @@ class Homemade(nn.Module):
         return self.score(self.norm(self.tower(x)))
 
 
+def moe(vocab: int) -> nn.Module:  # noqa: ARG001
+    decoder = replace(SIZES, qk_norm=True)
+    return MoeDecoder(MoeConfig(decoder=decoder, experts=4, experts_per_token=2, expert_ffn=32, balance_rate=0.01))
+
+
+def moving_moe(vocab: int) -> nn.Module:  # noqa: ARG001
+    decoder = replace(SIZES, qk_norm=True)
+    return MoeDecoder(MoeConfig(decoder=decoder, experts=8, experts_per_token=2, expert_ffn=32, move_every=2))
+
+
+def staying_moe(vocab: int) -> nn.Module:  # noqa: ARG001
+    decoder = replace(SIZES, qk_norm=True)
+    return MoeDecoder(MoeConfig(decoder=decoder, experts=8, experts_per_token=2, expert_ffn=32))
+
+
 MODELS = {
+    "moe": moe,
+    "moving": moving_moe,
+    "staying": staying_moe,
     "decoder": decoder,
     "qwen3": untied_qwen3,
     "llama": llama,
@@ -242,8 +261,8 @@ class Outcome:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     state: dict[str, np.ndarray] = field(default_factory=dict)
-    held: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    error: str = ""
+    held_out: float | None = None
+    slots: dict[str, list[int]] = field(default_factory=dict)
 
 
 class FileGroup(Group):
@@ -281,7 +300,8 @@ def train(task: Task, order: Order) -> Outcome:
             outcome.losses.append(result.loss)
             outcome.norms.append(result.grad_norm)
             if result.held_out_loss is not None:
-                outcome.held["held_out"] = (result.held_out_loss,)
+                outcome.held_out = result.held_out_loss
+        outcome.slots = trainer._parallel.slots
         outcome.state = {name: tensor.numpy() for name, tensor in trainer.full_state().items()}
     return outcome
 
@@ -385,6 +405,15 @@ def plain_pytorch(model_name: str, config: TrainConfig = CONFIG) -> Expected:
         for group in optimizer.param_groups:
             group["lr"] = config.lr * lr_factor(step, config)
         optimizer.step()
+        for mixture in (module for module in model.modules() if isinstance(module, Mixture)):
+            mixture.balance(mixture.load)
+            mixture.load.zero_()
         losses.append((total / count).item())
         norms.append(norm.item())
-    return Expected(losses, norms, {name: p.detach().numpy() for name, p in model.named_parameters()})
+    names = {name for name, _ in model.named_parameters()}
+    kept = {n: t.numpy() for n, t in model.state_dict().items() if n in names or n not in _parameter_names(model)}
+    return Expected(losses, norms, kept)
+
+
+def _parameter_names(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)}

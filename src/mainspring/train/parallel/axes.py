@@ -28,6 +28,7 @@ TOGETHER = (
     ("dp", "cp"),
     ("fsdp", "cp"),
     ("dp", "cp", "ep"),
+    ("dp", "fsdp", "cp", "ep", "tp"),
 )
 
 

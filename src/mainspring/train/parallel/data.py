@@ -33,13 +33,11 @@ BUCKET_BYTES = 64 * 1024**2
 
 
 def shard(
-    root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, regather: bool, apart: Sequence[nn.Module] = ()
+    root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, regather: bool
 ) -> None:
-    """Shard each of `blocks`, then what else is in `root`; modules in `apart` are sharded already."""
-    inside = {id(p) for module in apart for p in module.parameters()}
+    """Shard each of `blocks`, then what else is in `root` and not sharded yet."""
     for module in (*blocks, root):
-        if any(id(p) not in inside for p in module.parameters()) or module is root:
-            fully_shard(module, mesh=mesh, reshard_after_forward=regather)
+        fully_shard(module, mesh=mesh, reshard_after_forward=regather)
     sum_gradients(root)
 
 

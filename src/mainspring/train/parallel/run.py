@@ -28,7 +28,16 @@ from mainspring.spec import Plan, SpecError
 from mainspring.train.parallel import data
 from mainspring.train.parallel.axes import Axes
 from mainspring.train.parallel.context import SharedAttention, tell_positions
-from mainspring.train.parallel.layout import Layout, local
+from mainspring.train.parallel.experts import (
+    experts_of,
+    loads_of,
+    mixtures_of,
+    move,
+    placement,
+    runs_of,
+    spread_experts,
+)
+from mainspring.train.parallel.layout import Layout, Run, local
 from mainspring.train.parallel.loss import LossModule
 from mainspring.train.parallel.pipeline import Pipeline
 from mainspring.train.parallel.share import share_of
@@ -46,7 +55,7 @@ class _Piece:
     root: nn.Module
     layouts: dict[str, Layout]
     partial: set[str]
-    sharded: bool = False
+    experts: set[str]
 
 
 @dataclass(slots=True)
@@ -56,6 +65,7 @@ class _State:
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     layouts: dict[str, Layout] = field(default_factory=dict)
     partial: set[str] = field(default_factory=set)
+    experts: set[str] = field(default_factory=set)
     copies: dict[str, int] = field(default_factory=dict)
 
 
@@ -82,6 +92,8 @@ class Parallel:
         set_cache(model, used=False)
         chained = plan.mesh.pp > 1 or plan.sequence_parallel
         self._structure = _structure_of(model, loss, plan) if chained else Structure()
+        if plan.mesh.ep > 1 and not experts_of(model):
+            raise SpecError("the plan shares experts over ranks, the model has none", hint="set ep = 1 in the plan")
         degree = plan.mesh.tp
         self._regions = divisible(model, degree, plan.replicate) if degree > 1 else []
         self._vocabulary = divisible_vocabulary(model, degree, plan.replicate) if degree > 1 else None
@@ -95,6 +107,8 @@ class Parallel:
         self.model = self._merged(model) if plan.mesh.pp > 1 else model
         self._ties = Ties(self._state.parameters, self._tie_groups(), mirrors)
         self._count_copies()
+        self._mixtures = {n: m for piece in self._pieces.values() for n, m in mixtures_of(piece.model).items()}
+        self._seen: dict[str, Tensor] = {}
         self._pipeline: Pipeline | None = None
         if plan.mesh.pp > 1:
             self._pipeline = self._make_pipeline()
@@ -173,6 +187,47 @@ class Parallel:
         """To be called after the parameters changed."""
         self._ties.take_over()
 
+    def balance(self, step: int, state: Mapping[Any, Any]) -> None:
+        """After the update of `step`: even out the load of experts, and where it is due move them between ranks.
+
+        `state` is the optimiser's, which moves with its parameters.
+        """
+        config = next((mixture.config for mixture in self._mixtures.values()), None)
+        if config is None or not (config.balance_rate or config.move_every):
+            return
+        found = loads_of(self._mixtures, self._axes.group("dp", "fsdp", "cp", "ep", "tp"))
+        for name, load in found.items():
+            self._mixtures[name].balance(load)
+            self._mixtures[name].load.zero_()
+            self._seen[name] = self._seen[name] + load if name in self._seen else load
+        group = self._axes.group("ep")
+        if group is None or not config.move_every or step % config.move_every:
+            return
+        for name, load in self._seen.items():
+            experts = self._mixtures[name].experts
+            slots = placement(load.tolist(), experts.slots.tolist(), group.size())
+            runs = move(experts, slots, state, group=group, shards=self._axes.group("fsdp", "cp"))
+            self._lay(f"{name}.experts", runs)
+        self._seen = {}
+
+    @property
+    def slots(self) -> dict[str, list[int]]:
+        """Where the experts of each layer lie."""
+        return {name: mixture.experts.slots.tolist() for name, mixture in self._mixtures.items()}
+
+    def adopt(self, slots: Mapping[str, list[int]]) -> None:
+        """Take it that experts lie in `slots`: their weights are about to be copied in."""
+        group = self._axes.group("ep")
+        for name, places in slots.items():
+            if group is not None:
+                self._mixtures[name].experts.slots.copy_(torch.tensor(places))
+                self._lay(f"{name}.experts", runs_of(places, group))
+
+    def _lay(self, experts: str, runs: tuple[Run, ...]) -> None:
+        for name in self._state.experts:
+            if name.startswith(f"{experts}."):
+                self._state.layouts[name] = Layout(self._state.layouts[name].shape, 0, runs)
+
     @property
     def _only(self) -> nn.Module:
         """What a rank without a pipeline calls."""
@@ -219,11 +274,14 @@ class Parallel:
             )
             layouts |= division.layouts
             partly = division.partial - division.layouts.keys()
+        holders = axes.group("ep")
+        experts = {} if holders is None else spread_experts(model, holders)
+        layouts |= experts
         context = axes.group("cp")
         if context is not None:
             tell_positions(model, context)
         data.recompute(blocks, plan.stages[number].recompute, around=self._attention)
-        piece = _Piece(model, self._root(model, loss, plan, number), layouts, partly)
+        piece = _Piece(model, self._root(model, loss, plan, number), layouts, partly, set(experts))
         self._lay_over_replicas(piece, plan)
         if isinstance(piece.root, StageModule):
             piece.root.attach()
@@ -238,11 +296,12 @@ class Parallel:
         """Shard or replicate, and move what this rank holds to its device."""
         axes = self._axes
         if plan.zero:
-            outer = tuple(axis for axis in ("dp", "ep") if axes.degree(axis) > 1)
-            mesh = axes.device_mesh(("fsdp", "cp"), outer)
+            if axes.degree("ep") > 1:
+                mesh = axes.device_mesh(("fsdp", "cp"), ("dp",))
+                for experts in experts_of(piece.model).values():
+                    data.shard(experts, (), mesh, regather=plan.zero == 3)
             blocks = [block for block in data.repeated_blocks(piece.model) if any(True for _ in block.parameters())]
-            data.shard(piece.root, blocks, mesh, regather=plan.zero == 3)
-            piece.sharded = True
+            data.shard(piece.root, blocks, axes.device_mesh(("fsdp", "cp"), ("dp", "ep")), regather=plan.zero == 3)
             piece.root.to(self._device)
             return
         piece.root.to(self._device)
@@ -273,13 +332,20 @@ class Parallel:
             for parameter in parameters.values():
                 if parameter.grad is None and parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
-            data.reduce_in_buckets([local(p.grad) for p in parameters.values() if p.grad is not None], replicas)
+            experts = self._state.experts
+            dense = [local(p.grad) for name, p in parameters.items() if p.grad is not None and name not in experts]
+            data.reduce_in_buckets(dense, replicas)
+            group = axes.group("dp", "cp")
+            if group is not None and experts:
+                rest = [local(p.grad) for name, p in parameters.items() if p.grad is not None and name in experts]
+                data.reduce_in_buckets(rest, group)
 
     def _count_copies(self) -> None:
         axes, state = self._axes, self._state
         everywhere = axes.degree("dp", "fsdp", "cp", "ep", "tp")
         for name in state.parameters:
-            parts = axes.degree("tp") if state.layouts[name].runs else 1
+            cut_by = ("ep",) if name in state.experts else ("tp",)
+            parts = axes.degree(*cut_by) if state.layouts[name].runs else 1
             parts *= axes.degree("fsdp", "cp") if self._plan.zero else 1
             state.copies[name] = everywhere // parts * len(self._holders(name))
 
@@ -374,6 +440,7 @@ def _join_pieces(pieces: list[_Piece]) -> tuple[_State, list[tuple[nn.Parameter,
             elif state.parameters[name] is not parameter:
                 mirrors.append((state.parameters[name], parameter))
         state.partial |= piece.partial
+        state.experts |= piece.experts
     return state, mirrors
 
 
