@@ -160,7 +160,7 @@ def _halves_add_up(module: nn.Module, region: Region, width: int) -> bool:
     """Whether the two halves of a tiny run sum to the whole. Weights are random: the module may be on meta."""
     trial = copy.deepcopy(module).to_empty(device="cpu").float().eval()
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):
         for parameter in trial.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(1, parameter.shape[-1]) ** 0.5)
         x = torch.randn((2, TRIAL_TOKENS, width), generator=generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mainspring.models.profile import profile_decoder, profile_module
+from mainspring.models.structure import set_cache
 from mainspring.models.transformer import Decoder
 from mainspring.spec import ModelSpec, Precision, SpecError, TrainConfig
 from mainspring.train.parallel import LossModule
@@ -20,10 +21,11 @@ def profile_recipe(recipe: Recipe, facts: Facts, *, name: str) -> ModelSpec:
     try:
         with torch.device("meta"):
             model = recipe.build({**facts, "seq_len": config.seq_len, "seed": config.seed})
-            if isinstance(model, Decoder):
+            if type(model) is Decoder:
                 return _profile_decoder(model, config, name=name, precision=config.precision)
             row = torch.zeros((1, config.seq_len + 1), dtype=torch.int64)
-            return profile_module(LossModule(model, recipe.loss), (row,), name=name)
+            module = LossModule(set_cache(model, used=True), recipe.loss)
+            return profile_module(module, (row,), name=name, seq_len=config.seq_len)
     except (NotImplementedError, RuntimeError) as error:
         raise SpecError(
             f"the recipe's model cannot be profiled without computing: {error}",
