@@ -63,10 +63,13 @@ class Vocabulary:
 
 
 def regions(model: nn.Module, *, whole: Sequence[str] = ()) -> list[Region]:
-    """What tensor parallelism can divide, but for modules under a name that matches a pattern of `whole`."""
+    """What tensor parallelism can divide, but for modules that a pattern of `whole` names: by path, or by class."""
     found: list[Region] = []
+    kept_under: list[str] = []
     for name, module in model.named_modules():
-        kept = any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in whole)
+        if any(fnmatchcase(word, pattern) for word in (name, type(module).__name__) for pattern in whole):
+            kept_under.append(name)
+        kept = any(name == other or name.startswith(f"{other}.") for other in kept_under)
         inside = any(name.startswith(f"{other.name}.") for other in found)
         if not kept and not inside and (region := _known(name, module) or _tried(name, module)) is not None:
             found.append(region)

@@ -252,6 +252,7 @@ class Order:
     folder: Path
     model: str = "decoder"
     config: TrainConfig = CONFIG
+    stop_at: int = 0
 
 
 @dataclass
@@ -301,6 +302,9 @@ def train(task: Task, order: Order) -> Outcome:
             outcome.norms.append(result.grad_norm)
             if result.held_out_loss is not None:
                 outcome.held_out = result.held_out_loss
+            if result.step == order.stop_at:
+                trainer.save()
+                break
         outcome.slots = trainer._parallel.slots
         outcome.state = {name: tensor.numpy() for name, tensor in trainer.full_state().items()}
     return outcome
