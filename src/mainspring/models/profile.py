@@ -65,6 +65,7 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         split_params=matrices + config.qkv_bias * (inner + 2 * shared),
         split_activation_bytes_per_token=float((kept - 6 * hidden) * value_bytes + 4 * (scales - 2)),
         reductions=(2, 2),
+        partial_params=config.qk_norm * 2 * config.width,
         selective_bytes_per_token=float(products * value_bytes + 4 * config.heads),
         kv_bytes_per_token=float(2 * shared * value_bytes),
     )
@@ -202,6 +203,7 @@ class _Reader:
             split_params=sum(self._split_params(region) for region in here),
             split_activation_bytes_per_token=figures.split_bytes / self._tokens,
             reductions=(len(here), len(here)),
+            partial_params=sum(self._partial_params(region) for region in here),
         )
 
     def _split_params(self, region: Region) -> int:
@@ -209,6 +211,12 @@ class _Reader:
         for column, _ in region.columns:
             total += sum(p.numel() for p in module.get_submodule(column).parameters())
         return total + sum(module.get_submodule(row).get_parameter("weight").numel() for row in region.rows)
+
+    def _partial_params(self, region: Region) -> int:
+        """What a region holds besides its matrices: all ranks have it, and each finds a part of its gradient."""
+        module = self._module.get_submodule(region.name)
+        layers = {*(name for name, _ in region.columns), *region.rows}
+        return sum(p.numel() for key, p in module.named_parameters() if key.rpartition(".")[0] not in layers)
 
     def _words(self, spec: BlockSpec, unit: int) -> BlockSpec:
         """The embedding or the head, of which the table of words is divided."""

@@ -51,7 +51,8 @@ class BlockSpec:
     `split_activation_bytes_per_token` by itself and the rest only along the sequence. Its degree must divide every
     size of `divisions`, named pairs such as `("heads", 32)`; empty means that the block must stay whole. `reductions`
     is how often the residual stream is added up over its ranks in forward and in backward: (2, 2) for attention and
-    feed-forward, (1, 0) for an embedding, (0, 1) for a head.
+    feed-forward, (1, 0) for an embedding, (0, 1) for a head. Each rank holds `partial_params` whole but finds a part of
+    their gradient: norms of queries and keys.
 
     `selective_bytes_per_token` is what is kept when all but matrix products and attention is computed again, 0 where
     that is not known. `kv_bytes_per_token` are keys and values, which context parallelism passes round; 0 where the
@@ -70,6 +71,7 @@ class BlockSpec:
     split_params: int = 0
     split_activation_bytes_per_token: float = 0.0
     reductions: tuple[int, int] = (0, 0)
+    partial_params: int = 0
     selective_bytes_per_token: float = 0.0
     kv_bytes_per_token: float = 0.0
     experts: int = 0

@@ -27,7 +27,7 @@ CASES: dict[str, tuple[Plan, str]] = {
     "tp llama": (plan_of(Mesh(tp=2)), "llama"),
     "tp gpt2": (plan_of(Mesh(tp=2)), "gpt2"),
     "tp of a user's module": (plan_of(Mesh(tp=2)), "homemade"),
-    "tp but for the words": (plan_of(Mesh(tp=2), replicate=("*embed_tokens",)), "llama"),
+    "tp but for the words": (plan_of(Mesh(tp=2), replicate=("embedding",)), "llama"),
     "tp sequence": (plan_of(Mesh(tp=2), sequence_parallel=True), "decoder"),
     "tp sequence gpt2": (plan_of(Mesh(tp=2), sequence_parallel=True), "gpt2"),
     "tp sequence user's": (plan_of(Mesh(tp=2), sequence_parallel=True), "homemade"),

@@ -56,14 +56,17 @@ def replicate(root: nn.Module, group: dist.ProcessGroup) -> DistributedDataParal
 
 
 @contextlib.contextmanager
-def microbatch(module: nn.Module, *, last: bool, exchange: bool) -> Iterator[None]:
-    """Run a forward and backward of `module` inside; gradients are exchanged in the `last` of a step, or always."""
+def microbatch(module: nn.Module, *, last: bool, zero: int, even: bool) -> Iterator[None]:
+    """Run a forward and backward of `module` inside, as the `last` of a step or not.
+
+    `even` says whether all replicas run as many, so that ZeRO-2 may exchange gradients in each.
+    """
     if isinstance(module, DistributedDataParallel):
         with contextlib.nullcontext() if last else module.no_sync():
             yield
         return
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(last or exchange)
+    if isinstance(module, FSDPModule) and zero < 3:
+        module.set_requires_gradient_sync(last or (zero == 2 and even))
         module.set_reshard_after_backward(last)
         module.set_is_last_backward(last)
     yield

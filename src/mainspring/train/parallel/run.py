@@ -143,9 +143,10 @@ class Parallel:
             for total, count in self._drain():
                 totals += torch.stack([total, count]).double()
         else:
+            even = len(set(self._plan.microbatches)) == 1
             for index, batch in enumerate(rows.split(self._share.rows)):
                 last = index == self._share.count - 1
-                with data.microbatch(self._only, last=last, exchange=self._exchanges_always):
+                with data.microbatch(self._only, last=last, zero=self._plan.zero, even=even):
                     with self._around(index):
                         total, count = self._only(batch)
                     total.backward()
@@ -193,7 +194,7 @@ class Parallel:
         `state` is the optimiser's, which moves with its parameters.
         """
         config = next((mixture.config for mixture in self._mixtures.values()), None)
-        if config is None or not (config.balance_rate or config.move_every):
+        if config is None:
             return
         found = loads_of(self._mixtures, self._axes.group("dp", "fsdp", "cp", "ep", "tp"))
         for name, load in found.items():
@@ -232,11 +233,6 @@ class Parallel:
     def _only(self) -> nn.Module:
         """What a rank without a pipeline calls."""
         return next(iter(self._pieces.values())).root
-
-    @property
-    def _exchanges_always(self) -> bool:
-        """Whether gradients are reduced after each micro-batch."""
-        return self._plan.zero == 3 or (self._plan.zero == 2 and len(set(self._plan.microbatches)) == 1)
 
     @property
     def _counts_once(self) -> float:

@@ -13,6 +13,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class StageModule(nn.Module):
         self._span = span
         self._around = around
         self._received: Tensor | None = None
+        self._arrived = False
         # Torch learns the shapes at the cuts from a first pass over made-up numbers (2.13, `PipelineStage`).
         self._rehearses = True
 
@@ -69,6 +71,8 @@ class StageModule(nn.Module):
         """Put the two ends in place. To be called after every other hook has been registered."""
         first, last = self._span
         blocks = [self.model.get_submodule(name) for name in self._structure.blocks]
+        if first:
+            self._look_up_nothing_before_the_cut(blocks)
         if 0 < first <= len(blocks):
             blocks[first - 1].register_forward_pre_hook(self._replace_input, prepend=True, with_kwargs=True)
         elif first > len(blocks):
@@ -90,7 +94,7 @@ class StageModule(nn.Module):
         return hidden
 
     def _run(self, received: tuple[Tensor, ...], rows: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
-        self._received = received[0] if received else None
+        self._received, self._arrived = received[0] if received else None, False
         with self._around(index):
             try:
                 return self.inner(rows)
@@ -99,13 +103,27 @@ class StageModule(nn.Module):
             finally:
                 self._received = None
 
+    def _look_up_nothing_before_the_cut(self, blocks: list[nn.Module]) -> None:
+        """A table of words that is here for the head's sake gives NaN to what runs ahead of this stage."""
+        inside = {id(module) for block in blocks for module in block.modules()}
+        for module in self.model.modules():
+            if isinstance(module, nn.Embedding) and id(module) not in inside:
+                module.forward = partial(self._look_up, module, module.forward)
+
+    def _look_up(self, table: nn.Embedding, look_up: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+        if self._arrived:
+            return look_up(ids)
+        return torch.full((), torch.nan, device=ids.device).expand(*ids.shape, table.embedding_dim)
+
     def _replace_input(self, _: nn.Module, args: Any, kwargs: Any) -> Any:
+        self._arrived = True
         place = self._structure.hidden
         if isinstance(place, int):
             return (*args[:place], self._received, *args[place + 1 :]), kwargs
         return args, kwargs | {place: self._received}
 
     def _hand_on_received(self, *_: Any, **__: Any) -> Tensor | None:
+        self._arrived = True
         return self._received
 
     def _leave_before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
