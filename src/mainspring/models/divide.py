@@ -143,9 +143,9 @@ def _tried(name: str, module: nn.Module) -> Region | None:
     linear = {key: child for key, child in module.named_children() if is_linear(child)}
     if len(linear) < 2 or len(linear) > 4 or isinstance(module, nn.ModuleList):
         return None
-    for row in linear:
+    for row, last in linear.items():
         columns = [key for key in linear if key != row]
-        inner, outer = in_features(linear[row]), out_features(linear[row])
+        inner, outer = in_features(last), out_features(last)
         outputs = {out_features(linear[key]) for key in columns}
         sections = {key: out_features(linear[key]) // inner for key in columns}
         if {in_features(linear[key]) for key in columns} != {outer} or any(size % inner for size in outputs):
@@ -177,7 +177,7 @@ def _halves_add_up(module: nn.Module, region: Region, width: int) -> bool:
         total = parts[0] + parts[1]
         agrees = bool((total - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1e-6))
     if agrees:
-        log.info("a module can be divided", extra={"module": region.name, "columns": dict(region.columns)})
+        log.info("a module can be divided", extra={"region": region.name, "rows": region.rows})
     return agrees
 
 
@@ -205,7 +205,7 @@ def _keep(layer: nn.Module, indices: Tensor, *, outputs: bool) -> None:
     if outputs and getattr(layer, "bias", None) is not None:
         layer.bias = nn.Parameter(layer.get_parameter("bias").data[indices])
     if outputs and hasattr(layer, "nf"):
-        layer.nf = len(indices)  # what Conv1D shapes its output by
+        vars(layer)["nf"] = len(indices)  # what Conv1D shapes its output by
 
 
 def _head(model: nn.Module, embedding: nn.Embedding) -> str:

@@ -107,7 +107,7 @@ class MoeDecoder(Decoder):
         self.moe = config
         for block in self.blocks:
             block.mlp = Mixture(config)
-        if not self.blocks[0].mlp.gate.weight.is_meta:
+        if not next(mixture.gate.weight.is_meta for mixture in self.modules() if isinstance(mixture, Mixture)):
             self._leave_meta()
             self.init_weights(seed)
 

@@ -8,7 +8,7 @@ causal half that is computed: 2 N D per token and token of context, half of what
 Letters as in `transformer`: H hidden, N query heads, K key/value heads, D head width, F feed-forward, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -91,9 +91,7 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
     )
 
 
-def profile_module(
-    module: nn.Module, batch: tuple[Tensor, ...], *, name: str, seq_len: int | None = None
-) -> ModelSpec:
+def profile_module(module: nn.Module, batch: tuple[Tensor, ...], *, name: str, seq_len: int | None = None) -> ModelSpec:
     """Any module, measured on one forward pass of `batch`, both best on the meta device, where it costs nothing.
 
     Its chain of blocks (see `structure`) becomes the blocks of the profile, equal neighbours counted together, between
@@ -119,10 +117,9 @@ def profile_module(
     units = [reader.block(unit, each, names) for unit, each in enumerate(figures)]
     sizes = {key: parameter.numel() for key, parameter in module.named_parameters()}
     tied = sum(sizes[key] * (sum(key in needs for needs in structure.needs) - 1) for key in structure.shared)
-    grouped = [replace(first, count=1 + sum(1 for _ in same)) for first, same in _runs(units)]
-    return ModelSpec(
-        name=name, blocks=tuple(grouped), seq_len=length, tied_params=tied, chain=bool(structure.blocks)
-    )
+    runs = [list(same) for _, same in groupby(units)]
+    grouped = [replace(run[0], count=len(run)) for run in runs]
+    return ModelSpec(name=name, blocks=tuple(grouped), seq_len=length, tied_params=tied, chain=bool(structure.blocks))
 
 
 def _first(output: Any) -> Tensor:
@@ -131,12 +128,6 @@ def _first(output: Any) -> Tensor:
     if found is None:
         raise SpecError(f"the module returns {type(output).__name__}, expected a tensor or a tuple of them")
     return found
-
-
-def _runs(units: Sequence[BlockSpec]) -> Iterator[tuple[BlockSpec, Iterator[BlockSpec]]]:
-    """Each run of equal neighbours: its first, and the others."""
-    for _, same in groupby(units):
-        yield next(same), same
 
 
 class _Reader:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 Run = Callable[[nn.Module], Tensor]
@@ -193,10 +192,13 @@ def _needs(
     starts: list[Tensor | None] = [None, *cuts.leaves]
     places = {id(leaf): number for number, leaf in enumerate(cuts.leaves)}
     inside = [set(), *({id(p) for p in call.module.parameters()} for call in chain), set()]
-    needs = []
+    needs, computed = [], set()
     for unit, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        leaves = _leaves(end)
-        if any(id(leaf) in places and leaf is not start for leaf in leaves):
+        leaves, nodes = _reached(end)
+        # A copy of a stage computes nothing of another, so no unit may use what an earlier one computed.
+        round_cut = any(id(leaf) in places and leaf is not start for leaf in leaves) or not computed.isdisjoint(nodes)
+        computed |= nodes
+        if round_cut:
             return (), f"a tensor reaches round a cut to {_unit_name(unit, chain)}"
         parameters = [leaf for leaf in leaves if id(leaf) in names]
         foreign = [names[id(p)] for p in parameters if id(p) not in inside[unit]]
@@ -241,21 +243,22 @@ def _cut(flowing: Tensor, cuts: _Cuts) -> Tensor:
     return cuts.leaves[-1]
 
 
-def _leaves(end: Tensor) -> list[Tensor]:
-    """The leaves that the gradient of `end` reaches."""
+def _reached(end: Tensor) -> tuple[list[Tensor], set[Any]]:
+    """The leaves that the gradient of `end` reaches, and the nodes of the graph on the way."""
     found, seen, waiting = [], set(), [end.grad_fn]
     if end.grad_fn is None:
-        return [end] if end.requires_grad else []
+        return ([end] if end.requires_grad else []), set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        seen.add(node)
         variable = getattr(node, "variable", None)  # only nodes that accumulate into a leaf have one
         if isinstance(variable, Tensor):
             found.append(variable)
+            continue
+        seen.add(node)
         waiting += [following for following, _ in node.next_functions]
-    return found
+    return list({id(leaf): leaf for leaf in found}.values()), seen
 
 
 def _unit_name(unit: int, chain: list[_Call]) -> str:

@@ -2,8 +2,8 @@
 
 Exact, message by message, for what the executor runs; `traffic` prices the same in seconds. Bytes are of the whole
 tensor for a gather and of the input for the others. Two things are left to the reader: how many buckets
-DistributedDataParallel forms of more than 25 MiB, and how evenly tokens choose experts: the bytes of an exchange are the
-mean over the ranks of its group.
+DistributedDataParallel forms of more than 25 MiB, and how evenly tokens choose experts: the bytes of an exchange are
+the mean over the ranks of its group.
 """
 
 from collections import Counter
@@ -190,7 +190,7 @@ class _Sender:
         head = self._units[-1]
         return self._model.tied_params // (self._plan.mesh.tp if self._divided(head) else 1)
 
-    def _held(self) -> tuple[int, int]:
+    def held(self) -> tuple[int, int]:
         """Parameters of this rank before ZeRO, a shared one once."""
         dense = experts = 0
         ends = 0
@@ -219,7 +219,7 @@ class _Sender:
         plan, mesh = self._plan, self._plan.mesh
         if plan.zero:
             return
-        dense, experts = (WORD_BYTES * params for params in self._held())
+        dense, experts = (WORD_BYTES * params for params in self.held())
         replicas = mesh.dp * mesh.cp * mesh.ep
         self._add("all_reduce", replicas, 1, dense)
         self._add("all_reduce", mesh.dp * mesh.cp, 1, experts)
@@ -237,9 +237,8 @@ class _Sender:
 
 def held_bytes(model: ModelSpec, plan: Plan, rank: int) -> int:
     """Bytes of parameters that `rank` keeps between steps; a gradient and each moment of Adam are as large."""
-    sender = _Sender(model, plan, rank)
-    dense, experts = sender._held()
-    return WORD_BYTES * (dense + experts) // (plan.mesh.shards if plan.zero else 1)
+    held = sum(_Sender(model, plan, rank).held())
+    return WORD_BYTES * held // (plan.mesh.shards if plan.zero else 1)
 
 
 def _stages(plan: Plan, pipeline_rank: int, units: tuple[BlockSpec, ...]) -> Iterator[_Stage]:

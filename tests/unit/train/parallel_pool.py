@@ -66,11 +66,11 @@ class Batches:
 SIZES = DecoderConfig(vocab=VOCAB, hidden=32, layers=LAYERS, heads=4, kv_heads=2, ffn=64, context=32)
 
 
-def decoder(vocab: int) -> nn.Module:  # noqa: ARG001 a recipe's model asks for the facts it wants by name
+def decoder(vocab: int) -> nn.Module:
     return Decoder(SIZES)
 
 
-def untied_qwen3(vocab: int) -> nn.Module:  # noqa: ARG001
+def untied_qwen3(vocab: int) -> nn.Module:
     return Decoder(replace(SIZES, tied=False, qk_norm=True))
 
 
@@ -86,19 +86,19 @@ def _sizes() -> dict[str, Any]:
     }
 
 
-def llama(vocab: int) -> nn.Module:  # noqa: ARG001
+def llama(vocab: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**_sizes()))
 
 
-def qwen2(vocab: int) -> nn.Module:  # noqa: ARG001
+def qwen2(vocab: int) -> nn.Module:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     return Qwen2ForCausalLM(Qwen2Config(**_sizes(), tie_word_embeddings=True))
 
 
-def gpt2(vocab: int) -> nn.Module:  # noqa: ARG001
+def gpt2(vocab: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 32}
@@ -159,17 +159,17 @@ class Homemade(nn.Module):
         return self.score(self.norm(self.tower(x)))
 
 
-def moe(vocab: int) -> nn.Module:  # noqa: ARG001
+def moe(vocab: int) -> nn.Module:
     decoder = replace(SIZES, qk_norm=True)
     return MoeDecoder(MoeConfig(decoder=decoder, experts=4, experts_per_token=2, expert_ffn=32, balance_rate=0.01))
 
 
-def moving_moe(vocab: int) -> nn.Module:  # noqa: ARG001
+def moving_moe(vocab: int) -> nn.Module:
     decoder = replace(SIZES, qk_norm=True)
     return MoeDecoder(MoeConfig(decoder=decoder, experts=8, experts_per_token=2, expert_ffn=32, move_every=2))
 
 
-def staying_moe(vocab: int) -> nn.Module:  # noqa: ARG001
+def staying_moe(vocab: int) -> nn.Module:
     decoder = replace(SIZES, qk_norm=True)
     return MoeDecoder(MoeConfig(decoder=decoder, experts=8, experts_per_token=2, expert_ffn=32))
 
@@ -211,9 +211,7 @@ def plan_of(
     stages = stages or even_stages(mesh.pp)
     made, first = [], 0
     for units in stages:
-        made.append(
-            Stage(blocks=units, device="cpu", ranks=(), microbatches=counts, first=first, recompute=recompute)
-        )
+        made.append(Stage(blocks=units, device="cpu", ranks=(), microbatches=counts, first=first, recompute=recompute))
         first += units
     nothing = MemoryEstimate(params_bytes=0, grads_bytes=0, optimizer_bytes=0, activations_bytes=0, logits_bytes=0)
     plan = Plan(
@@ -319,7 +317,8 @@ def task_of(rank: int, world: int, folder: Path) -> Task:
 class Pool:
     """Processes that each wait for a function to run as one rank of a gang."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
 
@@ -357,9 +356,9 @@ class Pool:
         """The ranks' answers; the first that has failed ends it, as the others will wait for it."""
         answers: dict[int, Any] = {}
         while len(answers) < len(pipes):
-            ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers], PATIENCE_S)
+            ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers], self._patience_s)
             if not ready:
-                raise TimeoutError(f"only ranks {sorted(answers)} have answered after {PATIENCE_S:.0f} s")
+                raise TimeoutError(f"only ranks {sorted(answers)} have answered after {self._patience_s:.0f} s")
             for pipe in ready:
                 found, error = pipe.recv()
                 answers[pipes.index(pipe)] = found
@@ -378,7 +377,7 @@ def _serve(pipe: Any) -> None:
         faulthandler.dump_traceback_later(PATIENCE_S - 10)  # a gang that hangs says where
         try:
             pipe.send((work(task, order), ""))
-        except BaseException:
+        except BaseException:  # noqa: BLE001 the test that asked is told
             pipe.send((None, traceback.format_exc()))
             if dist.is_initialized():
                 dist.destroy_process_group()

@@ -76,7 +76,8 @@ class Axes:
         mine = None
         for line in lines:
             made = dist.new_group(line) if len(line) > 1 else None
-            mine = made if self.rank in line else mine
+            if isinstance(made, dist.ProcessGroup):  # what it is not for those outside
+                mine = made
         return mine
 
     @property
@@ -87,8 +88,9 @@ class Axes:
     def _make(self, ranks: list[int]) -> None:
         key = tuple(ranks)
         if key not in self._groups:
-            alone = len(ranks) == 1
-            self._groups[key] = None if alone else dist.new_group(ranks, use_local_synchronization=True)
+            made = dist.new_group(ranks, use_local_synchronization=True) if len(ranks) > 1 else None
+            assert not isinstance(made, int), "this rank is one of them"
+            self._groups[key] = made
 
     def device_mesh(self, inner: tuple[str, ...], outer: tuple[str, ...] = ()) -> DeviceMesh:
         """The mesh that `fully_shard` shards over `inner` axes and replicates over `outer` ones."""

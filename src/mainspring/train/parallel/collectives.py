@@ -81,29 +81,29 @@ class _Along(torch.autograd.Function):
 
 def enter(x: Tensor, group: Group) -> Tensor:
     """`x`, whose gradient will be the sum of what the ranks find."""
-    return _Enter.apply(x, group)  # pyright: ignore[reportReturnType]
+    return _Enter.apply(x, group)
 
 
 def leave(x: Tensor, group: Group) -> Tensor:
     """The sum of the ranks' parts."""
-    return _Leave.apply(x, group)  # pyright: ignore[reportReturnType]
+    return _Leave.apply(x, group)
 
 
 def enter_joined(x: Tensor, dim: int, group: Group) -> Tensor:
     """The ranks' parts of `x` along `dim`, joined; the gradient of each part is the sum of what the ranks find."""
-    return _Along.apply(x, dim, group, (joined, summed_part))  # pyright: ignore[reportReturnType]
+    return _Along.apply(x, dim, group, (joined, summed_part))
 
 
 def leave_split(x: Tensor, dim: int, group: Group) -> Tensor:
     """This rank's part along `dim` of the sum of the ranks' `x`."""
-    return _Along.apply(x, dim, group, (summed_part, joined))  # pyright: ignore[reportReturnType]
+    return _Along.apply(x, dim, group, (summed_part, joined))
 
 
 def join(x: Tensor, dim: int, group: Group) -> Tensor:
     """The ranks' parts joined, for a computation that all ranks then do alike."""
-    return _Along.apply(x, dim, group, (joined, own_part))  # pyright: ignore[reportReturnType]
+    return _Along.apply(x, dim, group, (joined, own_part))
 
 
 def split(x: Tensor, dim: int, group: Group) -> Tensor:
     """This rank's part of an `x` that all ranks have alike."""
-    return _Along.apply(x, dim, group, (own_part, joined))  # pyright: ignore[reportReturnType]
+    return _Along.apply(x, dim, group, (own_part, joined))

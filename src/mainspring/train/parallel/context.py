@@ -73,14 +73,9 @@ class SharedAttention(TorchFunctionMode):
 
 
 def tell_positions(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Have `model` count positions from where this rank's part begins. Raises `SpecError` if it cannot be told."""
+    """Have `model` count positions from where this rank's part begins."""
     known = inspect.signature(model.forward).parameters
-    name = next((name for name in POSITIONS if name in known), "")
-    if not name:
-        raise SpecError(
-            f"context parallelism must tell {type(model).__name__} the positions of its tokens, it takes none",
-            hint=f"give its forward an argument {' or '.join(POSITIONS)}, or set cp = 1 in the plan",
-        )
+    name = next(name for name in POSITIONS if name in known)
     forward = model.forward
 
     def placed(*args: Any, **kwargs: Any) -> Any:

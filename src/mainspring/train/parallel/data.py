@@ -32,9 +32,7 @@ from mainspring.spec import Recompute
 BUCKET_BYTES = 64 * 1024**2
 
 
-def shard(
-    root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, regather: bool
-) -> None:
+def shard(root: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, *, regather: bool) -> None:
     """Shard each of `blocks`, then what else is in `root` and not sharded yet."""
     for module in (*blocks, root):
         fully_shard(module, mesh=mesh, reshard_after_forward=regather)

@@ -20,7 +20,6 @@ from torch.distributed.tensor import DTensor
 
 from mainspring.models.moe import Compute, Experts, Mixture
 from mainspring.plan.experts import imbalance, place_experts
-from mainspring.spec import SpecError
 from mainspring.train.parallel.collectives import joined
 from mainspring.train.parallel.layout import Layout, Run, local
 
@@ -69,17 +68,9 @@ class Travel:
 
 
 def spread_experts(model: nn.Module, group: dist.ProcessGroup) -> dict[str, Layout]:
-    """Leave on this rank its part of the experts of `model`; the layouts of their parameters, by name.
-
-    Raises `SpecError` when they cannot be shared out evenly.
-    """
+    """Leave on this rank its part of the experts of `model`; the layouts of their parameters, by name."""
     layouts: dict[str, Layout] = {}
     for name, experts in experts_of(model).items():
-        if experts.count % group.size():
-            raise SpecError(
-                f"{experts.count} experts cannot be shared evenly by {group.size()} ranks",
-                hint="set ep in the plan to a divisor of the number of experts",
-            )
         runs = runs_of(experts.slots.tolist(), group)
         for key, parameter in list(experts.named_parameters()):
             layouts[f"{name}.{key}"] = layout = Layout(tuple(parameter.shape), 0, runs)

@@ -61,9 +61,7 @@ def _senders(held: list[_Held | None]) -> list[tuple[int, Box]]:
     return found
 
 
-def _assemble(
-    held: _Held, senders: list[tuple[int, Box]], own: Tensor | None, device: torch.device
-) -> Tensor:
+def _assemble(held: _Held, senders: list[tuple[int, Box]], own: Tensor | None, device: torch.device) -> Tensor:
     tensor = torch.empty(held.shape, dtype=held.dtype)
     for sender, box in senders:
         if sender == 0:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mainspring.models.structure import Structure, ghost, read_structure, set_cache
+from mainspring.models.structure import Structure, set_cache
 from mainspring.spec import Plan, SpecError
 from mainspring.train.parallel import data
 from mainspring.train.parallel.axes import Axes
@@ -40,9 +40,10 @@ from mainspring.train.parallel.experts import (
 from mainspring.train.parallel.layout import Layout, Run, local
 from mainspring.train.parallel.loss import LossModule
 from mainspring.train.parallel.pipeline import Pipeline
+from mainspring.train.parallel.read import read_model
 from mainspring.train.parallel.share import share_of
 from mainspring.train.parallel.stages import StageModule, cut_out, share_copy
-from mainspring.train.parallel.tensor import divide, divisible, divisible_vocabulary
+from mainspring.train.parallel.tensor import divide
 from mainspring.train.parallel.tied import Ties
 from mainspring.train.recipe import Loss
 
@@ -89,14 +90,9 @@ class Parallel:
         self._attention = None if context is None else partial(SharedAttention, context)
         self._around = around if self._attention is None else _inside(self._attention, around)
         self._share = share_of(plan, rank)
+        self._reading = reading = read_model(model, loss, plan)
+        self._structure = reading.structure
         set_cache(model, used=False)
-        chained = plan.mesh.pp > 1 or plan.sequence_parallel
-        self._structure = _structure_of(model, loss, plan) if chained else Structure()
-        if plan.mesh.ep > 1 and not experts_of(model):
-            raise SpecError("the plan shares experts over ranks, the model has none", hint="set ep = 1 in the plan")
-        degree = plan.mesh.tp
-        self._regions = divisible(model, degree, plan.replicate) if degree > 1 else []
-        self._vocabulary = divisible_vocabulary(model, degree, plan.replicate) if degree > 1 else None
         mine = [n for n in range(len(plan.stages)) if plan.pipeline_rank(n) == axes.at["pp"]]
         spans = _spans(plan)
         self._pieces = {
@@ -263,8 +259,8 @@ class Parallel:
             division = divide(
                 model,
                 group,
-                self._regions,
-                vocabulary=self._vocabulary,
+                self._reading.regions,
+                vocabulary=self._reading.vocabulary,
                 blocks=self._structure.blocks,
                 sequence=plan.sequence_parallel,
             )
@@ -394,29 +390,6 @@ def _inside(
     return both
 
 
-def _structure_of(model: nn.Module, loss: Loss, plan: Plan) -> Structure:
-    """The model's chain; `SpecError` with the reason when it has none."""
-    row = torch.zeros((plan.microbatch, plan.seq_len + 1), dtype=torch.int64, device="meta")
-    try:
-        with torch.device("meta"):
-            found = read_structure(set_cache(ghost(model), used=True), lambda module: LossModule(module, loss)(row)[0])
-    except (RuntimeError, NotImplementedError) as error:
-        raise SpecError(
-            f"the plan cuts the model into stages, but it cannot be run without computing: {error}",
-            hint="set pp = 1 and sequence_parallel = false",
-        ) from error
-    if found.reason:
-        raise SpecError(f"the plan cuts the model into stages, but {found.reason}", hint="set pp = 1 in the plan")
-    blocks = sum(stage.blocks for stage in plan.stages)
-    if plan.mesh.pp > 1 and blocks != found.units:
-        raise SpecError(
-            f"the plan's stages hold {blocks} blocks, the model has {found.units}: {len(found.blocks)}, what comes "
-            "before them and what comes after",
-            hint="plan the recipe again",
-        )
-    return found
-
-
 def _spans(plan: Plan) -> list[tuple[int, int]]:
     """The units of each stage."""
     spans, first = [], 0
@@ -448,4 +421,4 @@ def _check_nothing_is_lost(
     dist.all_gather_object(held, sorted(parameters), group=group)
     lost = frozenset().union(*structure.needs) - {name for names in held for name in names}
     if lost:
-        raise SpecError(f"the plan's stages hold no {sorted(lost)[0]} ({len(lost)} parameters of none)")
+        raise SpecError(f"the plan's stages hold no {min(lost)} ({len(lost)} parameters of none)")

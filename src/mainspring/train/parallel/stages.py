@@ -108,7 +108,7 @@ class StageModule(nn.Module):
         inside = {id(module) for block in blocks for module in block.modules()}
         for module in self.model.modules():
             if isinstance(module, nn.Embedding) and id(module) not in inside:
-                module.forward = partial(self._look_up, module, module.forward)
+                vars(module)["forward"] = partial(self._look_up, module, module.forward)
 
     def _look_up(self, table: nn.Embedding, look_up: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
         if self._arrived:

@@ -44,16 +44,21 @@ class Division:
 
 
 def divisible(model: nn.Module, degree: int, whole: Sequence[str] = ()) -> list[Region]:
-    """The regions of `model` that `degree` ranks can share. Raises `SpecError` when there is none."""
+    """The regions of `model` that `degree` ranks share. Raises `SpecError` when there is none, or one does not fit."""
     found = describe.regions(model, whole=whole)
-    fitting = [region for region in found if region.fits(degree)]
-    if not fitting:
-        sizes = sorted({f"{name} {size}" for region in found for name, size in region.sizes})
+    if not found:
         raise SpecError(
             f"tensor parallelism over {degree} ranks divides nothing of this model",
-            hint=f"the degree must divide {', '.join(sizes)}" if sizes else "its layers follow no known pattern",
+            hint="its layers follow no known pattern, and halves of them do not add up; set tp = 1 in the plan",
         )
-    return fitting
+    for region in found:
+        for name, size in region.sizes:
+            if size % degree:
+                raise SpecError(
+                    f"{region.name} has {size} {name}, which {degree} ranks cannot share evenly",
+                    hint=f"set tp in the plan to a divisor of {size}, or name {region.name} in replicate",
+                )
+    return found
 
 
 def divide(
@@ -138,7 +143,8 @@ class _Cutter:
                 if hasattr(module, attribute):
                     setattr(module, attribute, size // group.size())
         scores = head.forward
-        embedding.forward = partial(_look_up, embedding, first, group)
+        assert isinstance(embedding, nn.Embedding)
+        vars(embedding)["forward"] = partial(_look_up, embedding, first, group)
         head.forward = lambda x: join(scores(enter(x, group)), -1, group)
 
     def along_sequence(self, blocks: Sequence[str]) -> None:
@@ -187,9 +193,7 @@ class _Cutter:
         if id(old) not in self._cut:
             if old not in set(self._model.parameters()):
                 return  # another module shares it, and it was cut there
-            runs = even_runs(
-                old.shape[dim], part=self._group.rank(), parts=self._group.size(), sections=sections
-            )
+            runs = even_runs(old.shape[dim], part=self._group.rank(), parts=self._group.size(), sections=sections)
             layout = Layout(tuple(old.shape), dim, runs)
             new = nn.Parameter(layout.cut(old.data), requires_grad=old.requires_grad)
             self._cut[id(old)] = (old, new)
@@ -223,7 +227,8 @@ def rewrite_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Non
 
 def _row_forward(layer: nn.Module, out: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     total = out(describe.linear(layer, x))
-    return total if layer.bias is None else total + layer.bias  # pyright: ignore[reportOperatorIssue]
+    bias = layer.bias
+    return total + bias if isinstance(bias, Tensor) else total
 
 
 def _look_up(embedding: nn.Embedding, first: int, group: dist.ProcessGroup, ids: Tensor) -> Tensor:
