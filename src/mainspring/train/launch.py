@@ -112,11 +112,13 @@ def train(
     the reason of the rank that ended it and the end of its log; the checkpoints stay for the next call.
     """
     # Torch is imported by what follows, which is why planning comes without it.
+    from mainspring.train.profile import check_recipe
     from mainspring.train.travel import settings_for_ranks, sources_of, split_secret
 
     loaded = load_recipe(recipe_path, overrides)
     source = open_tokens(store, tokens_ref)
     config = _agreed(loaded.recipe.config, plan)
+    check_recipe(loaded.recipe, facts_of(store, tokens_ref), plan)
     # Too few tokens for one sample is known now, not when every rank has started.
     TokenLoader(source.tokens, TRAIN, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
     run_id = run or f"train-{name}"

@@ -42,6 +42,7 @@ TWICE = even_stages(4)
         (plan_of(Mesh(pp=2), schedule="1f1b", stages=TWICE), "one stage on each rank"),
         (plan_of(Mesh(pp=2), schedule="zbv", stages=(3, 3)), "two stages on each rank"),
         (plan_of(Mesh(pp=2), schedule="dualpipev", stages=TWICE, microbatch=4), "as many micro-batches"),
+        (plan_of(Mesh(pp=4), microbatch=4), "fills 4 stages with as many micro-batches, a replica has 2"),
         (plan_of(Mesh(pp=2, dp=2), schedule="interleaved", stages=TWICE, counts=(5, 3)), "in 2 rounds"),
         (plan_of(Mesh(), stages=(3, 3)), "2 stages and no pipeline"),
         (plan_of(Mesh(cp=3, dp=1)), "no multiple of the cp3 ranks"),

@@ -108,11 +108,11 @@ def _check_pipeline(plan: Plan) -> None:
         raise SpecError(f"the schedule {plan.schedule} has one stage on each rank, the plan {plan.chunks}")
     if plan.schedule in ("zbv", "dualpipev") and plan.chunks != 2:
         raise SpecError(f"the schedule {plan.schedule} has two stages on each rank, the plan {plan.chunks}")
-    if plan.schedule == "dualpipev" and min(plan.microbatches) < 2 * plan.mesh.pp:
+    if plan.schedule in ("1f1b", "dualpipev") and min(plan.microbatches) < len(plan.stages):
         raise SpecError(
-            f"dualpipev fills {2 * plan.mesh.pp} stages with as many micro-batches, a replica has "
+            f"{plan.schedule} fills {len(plan.stages)} stages with as many micro-batches, a replica has "
             f"{min(plan.microbatches)}",
-            hint="lower microbatch, or use zbv",
+            hint="lower microbatch, or use gpipe or zbv",
         )
     if plan.schedule in ("interleaved", "zero_bubble"):
         _check_rounds(plan)
