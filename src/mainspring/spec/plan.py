@@ -71,6 +71,7 @@ class MemoryEstimate:
     activations_bytes: int
     logits_bytes: int
     gathered_bytes: int = 0
+    runtime_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -82,6 +83,7 @@ class MemoryEstimate:
             + self.activations_bytes
             + self.logits_bytes
             + self.gathered_bytes
+            + self.runtime_bytes
         )
 
 
@@ -92,7 +94,8 @@ class Stage:
     `blocks` of them from the `first` on, counting repeats one by one in the model's order. `microbatches[r]` is how
     many micro-batches data replica `r` runs per step: uneven on mixed devices, the same in all stages of a plan.
     `forward_s[r]` and `backward_s[r]` are the seconds of one micro-batch of replica `r`, communication within the
-    stage included; `send_s` is that of handing one on. `memory` is the fullest rank's part for this stage.
+    stage included; a zero-bubble schedule may put `weight_s` of the latter off. `send_s` is that of handing one on,
+    and `memory` the fullest rank's part for this stage.
     """
 
     blocks: int
@@ -103,6 +106,7 @@ class Stage:
     recompute: Recompute = "none"
     forward_s: tuple[float, ...] = ()
     backward_s: tuple[float, ...] = ()
+    weight_s: tuple[float, ...] = ()
     send_s: float = 0.0
     memory: MemoryEstimate | None = None
 
@@ -319,6 +323,7 @@ class Plan:
                 activations=memory.activations_bytes,
                 logits=memory.logits_bytes,
                 gathered=memory.gathered_bytes,
+                runtime=memory.runtime_bytes,
             ),
             f"time      {time.step_s:.3g} s a step: compute {time.compute_s:.3g}, communication "
             f"{time.communication_s:.3g}, waiting {time.bubble_s:.3g}, optimiser {time.optimizer_s:.3g}",
