@@ -4,6 +4,7 @@ CLI, API, console, notebook and script all come through here, so that whatever o
 that takes longer than a glance returns a `Run` at once; `Run.result()` waits for it.
 """
 
+import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,12 +24,15 @@ from mainspring.spec import (
     ClusterFile,
     CurationReport,
     Deployment,
+    Device,
     Document,
     Event,
     Feedback,
     GateDecision,
     Identity,
     Lineage,
+    Link,
+    NotFound,
     Objective,
     Plan,
     Report,
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from mainspring.data.dataset import Dataset
     from mainspring.flow.graph import Graph
     from mainspring.flow.run import FlowEvent, FlowResult
+    from mainspring.plan.validate import Validation
     from mainspring.remote import RemoteWorkspace
 
 # house: one method per verb, all in one file, is the design
@@ -175,6 +180,19 @@ class Workspace:
             objective=optimize,
             overrides=overrides,
         )
+
+    def validate_plans(self, runs: str | Path) -> "Validation":
+        """How far the planner's predictions are off for the measured runs of a CSV table."""
+        from mainspring.hardware import catalog
+        from mainspring.plan.validate import validate
+
+        def machine(name: str) -> tuple[Device, Link]:
+            entry = catalog.find_entry(name)
+            return entry.device, entry.link
+
+        if not Path(runs).is_file():
+            raise NotFound(f"no file {runs}", hint="a CSV table with one measured run in each row")
+        return validate(list(csv.DictReader(Path(runs).read_text("utf-8").splitlines())), machine)
 
     def train(
         self,

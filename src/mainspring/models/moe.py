@@ -106,9 +106,13 @@ class MoeDecoder(Decoder):
             super().__init__(config.decoder, seed=seed)
         self.moe = config
         for block in self.blocks:
+            del block.mlp
+        built = torch.get_default_device().type != "meta"
+        if built:
+            self.to_empty(device=torch.get_default_device())
+        for block in self.blocks:
             block.mlp = Mixture(config)
-        if not next(mixture.gate.weight.is_meta for mixture in self.modules() if isinstance(mixture, Mixture)):
-            self._leave_meta()
+        if built:
             self.init_weights(seed)
 
     @torch.no_grad()
@@ -121,11 +125,6 @@ class MoeDecoder(Decoder):
                     expert.copy_(initial_weight(_hub_name(name, number), expert.shape, layers=layers, seed=seed))
             else:
                 parameter.copy_(initial_weight(name, parameter.shape, layers=layers, seed=seed))
-
-    def _leave_meta(self) -> None:
-        for module in self.modules():
-            if any(p.is_meta for p in module.parameters(recurse=False)):
-                module.to_empty(device="cpu", recurse=False)
 
 
 def to_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -138,7 +138,8 @@ class Decoder(nn.Module):
         self.lm_head: nn.Module = (
             TiedHead(self.model.embed_tokens) if config.tied else nn.Linear(config.hidden, config.vocab, bias=False)
         )
-        if not self.model.embed_tokens.weight.is_meta:
+        # Asked of the context, not of a weight: a constructor that is put off has its weights on meta too.
+        if torch.get_default_device().type != "meta":
             self.init_weights(seed)
 
     @property

@@ -7,6 +7,7 @@ it must wait for, cannot be done in the time to beat.
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import itemgetter
 
 from mainspring.plan import partition
 from mainspring.plan.blocks import units
@@ -34,12 +35,12 @@ class Refiner:
         if self._estimator.hopeless(frame.cut, frame.layout, frame.mesh):
             return
         floor_s = self._estimator.floor_s(frame.cut, frame.layout)
-        meshes = sorted(
+        meshes: list[tuple[float, int, Mesh, Zero]] = sorted(
             (
                 (self._estimator.exchange_floor_s(frame.cut, frame.layout, mesh, zero), number, mesh, zero)
                 for number, (mesh, zero) in enumerate(self._space.meshes(frame))
             ),
-            key=lambda each: each[:2],
+            key=itemgetter(0, 1),
         )
         if not meshes:
             return

@@ -152,7 +152,7 @@ def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Est
             ranks=mesh.world,
         )
         found = search(asked, objective)
-        shown = found.best or found.least()
+        shown = found.best or smallest(asked) or found.least()
         if shown is not None:
             yield shown
 

@@ -17,6 +17,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +28,7 @@ from mainspring.spec import Failed, Plan, SpecError, TrainConfig
 from mainspring.train.checkpoint import Checkpoints
 from mainspring.train.parallel import Group, Parallel, local, share_of, whole
 from mainspring.train.parallel.clip import square_part
+from mainspring.train.parallel.deferred import build
 from mainspring.train.parallel.layout import Layout
 from mainspring.train.recipe import Facts, LoadedRecipe
 
@@ -203,10 +205,10 @@ class Trainer:
 
     def _form(self, group_epoch: int) -> None:
         self._group.join(group_epoch)
-        torch.manual_seed(self.config.seed)
-        model = self.recipe.build({**self._data.facts, "seed": self.config.seed})
+        facts = {**self._data.facts, "seed": self.config.seed}
+        built = build(partial(self.recipe.build, facts), self._plan, seed=self.config.seed)
         self._parallel = Parallel(
-            model, self.recipe.loss, self._plan, rank=self._task.rank, device=self._device, around=self._around
+            built, self.recipe.loss, self._plan, rank=self._task.rank, device=self._device, around=self._around
         )
         self._optimizer = self.recipe.optimizer(self.model, self.config)
         self._peak_lrs = [group["lr"] for group in self._optimizer.param_groups]

@@ -28,6 +28,7 @@ from mainspring.spec import Plan, SpecError
 from mainspring.train.parallel import data
 from mainspring.train.parallel.axes import Axes
 from mainspring.train.parallel.context import SharedAttention, tell_positions
+from mainspring.train.parallel.deferred import Built
 from mainspring.train.parallel.experts import (
     experts_of,
     loads_of,
@@ -75,7 +76,7 @@ class Parallel:
 
     def __init__(
         self,
-        model: nn.Module,
+        built: Built,
         loss: Loss,
         plan: Plan,
         *,
@@ -83,6 +84,7 @@ class Parallel:
         device: torch.device,
         around: Callable[[int], AbstractContextManager[Any]],
     ) -> None:
+        model = built.model
         self._plan = plan
         self._device = device
         self._axes = axes = Axes(plan.mesh, rank, device)
@@ -96,9 +98,16 @@ class Parallel:
         mine = [n for n in range(len(plan.stages)) if plan.pipeline_rank(n) == axes.at["pp"]]
         spans = _spans(plan)
         self._pieces = {
-            n: self._piece(cut_out(model, self._structure, spans[n]) if plan.mesh.pp > 1 else model, loss, plan, n)
+            n: self._piece(
+                cut_out(model, self._structure, spans[n], device) if plan.mesh.pp > 1 else model, loss, plan, n
+            )
             for n in mine
         }
+        built.fill(self._take)
+        group = axes.group("dp")
+        if group is not None and not plan.zero and axes.degree("pp", "cp", "ep") == 1:
+            for piece in self._pieces.values():
+                piece.root = data.replicate(piece.root, group)
         self._state, mirrors = _join_pieces(list(self._pieces.values()))
         self.model = self._merged(model) if plan.mesh.pp > 1 else model
         self._ties = Ties(self._state.parameters, self._tie_groups(), mirrors)
@@ -294,12 +303,17 @@ class Parallel:
                     data.shard(experts, (), mesh, regather=plan.zero == 3)
             blocks = [block for block in data.repeated_blocks(piece.model) if any(True for _ in block.parameters())]
             data.shard(piece.root, blocks, axes.device_mesh(("fsdp", "cp"), ("dp", "ep")), regather=plan.zero == 3)
-            piece.root.to(self._device)
-            return
-        piece.root.to(self._device)
-        group = axes.group("dp")
-        if group is not None and axes.degree("pp", "cp", "ep") == 1:
-            piece.root = data.replicate(piece.root, group)
+        _place(piece.root, self._device)
+
+    @torch.no_grad()
+    def _take(self, name: str, tensor: Tensor) -> None:
+        """Copy this rank's part of a whole tensor of the model to where it belongs."""
+        for piece in self._pieces.values():
+            for key, ours in (*piece.model.named_parameters(), *piece.model.named_buffers()):
+                if key == name:
+                    layout = piece.layouts.get(name) or Layout(tuple(tensor.shape))
+                    for box in layout.boxes(ours):
+                        box.of(local(ours)).copy_(box.of_whole(tensor))
 
     def _make_pipeline(self) -> Pipeline:
         group = self._axes.group("pp")
@@ -388,6 +402,11 @@ def _inside(
             yield
 
     return both
+
+
+def _place(root: nn.Module, device: torch.device) -> None:
+    """Move `root` to `device`; what is on meta gets memory there, to be filled."""
+    root._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))  # noqa: SLF001
 
 
 def _spans(plan: Plan) -> list[tuple[int, int]]:

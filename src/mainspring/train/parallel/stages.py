@@ -150,8 +150,11 @@ def _other_buffers(module: nn.Module) -> Iterator[None]:
             owner._buffers[name] = buffer  # noqa: SLF001
 
 
-def cut_out(model: nn.Module, structure: Structure, span: tuple[int, int]) -> nn.Module:
-    """A copy of `model` with the parameters of units `[first, last)` alone; it shares them with `model`."""
+def cut_out(model: nn.Module, structure: Structure, span: tuple[int, int], device: torch.device) -> nn.Module:
+    """A copy of `model` with the parameters of units `[first, last)` alone; it shares them with `model`.
+
+    What stands in for the others is on `device`.
+    """
     first, last = span
     needed = frozenset[str]().union(*structure.needs[first:last])
     kept = {id(p) for name, p in model.named_parameters() if name in needed}
@@ -162,7 +165,7 @@ def cut_out(model: nn.Module, structure: Structure, span: tuple[int, int]) -> nn
     for module in list(copied.modules()):
         missing = [key for key, p in module.named_parameters(recurse=False) if id(p) not in kept]
         if missing:
-            _forget(module, missing)
+            _forget(module, missing, device)
     return copied
 
 
@@ -183,11 +186,11 @@ def _empty(block: nn.Module, structure: Structure) -> None:
     block.forward = forward
 
 
-def _forget(module: nn.Module, names: list[str]) -> None:
+def _forget(module: nn.Module, names: list[str], device: torch.device) -> None:
     """Take parameters away; what is computed with them is NaN, and costs next to nothing where torch allows it."""
     for name in names:
         parameter = module._parameters[name]  # noqa: SLF001
         assert parameter is not None
         del module._parameters[name]  # noqa: SLF001
-        poison = torch.full((), torch.nan, dtype=parameter.dtype, device=parameter.device)
+        poison = torch.full((), torch.nan, dtype=parameter.dtype, device=device)
         module.__dict__[name] = poison.expand(parameter.shape)
