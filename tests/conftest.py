@@ -1,6 +1,7 @@
 """Fixtures every suite shares: an isolated home, and third-party telemetry switched off before anything is imported."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ os.environ.update(
 )
 for name in [key for key in os.environ if key.startswith("MAINSPRING_")]:
     del os.environ[name]
+
+# A shell that starts this suite in the background makes it ignore Ctrl-C, and so would every command it tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from mainspring.spec import Settings  # noqa: E402  the environment comes first
 

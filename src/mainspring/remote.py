@@ -48,6 +48,7 @@ from mainspring.store.lineage import Direction
 T = TypeVar("T")
 TIMEOUT_S = 120.0
 POLL_S = 0.5
+MOST_ROWS = 10_000
 ERRORS = {
     kind.__name__: kind
     for kind in (Cancelled, Denied, DoesNotFit, Failed, NotFound, SpecError, Unavailable, WorkerLost)
@@ -105,9 +106,9 @@ class RemoteRun:
         given = {"rank": rank, "tail": tail}
         return self.workspace.text(f"runs/{self.id}/logs", {key: n for key, n in given.items() if n is not None})
 
-    def metrics(self) -> tuple[dict[str, float], ...]:
-        """The time series it has written so far."""
-        return tuple(self.workspace.get(f"runs/{self.id}/metrics"))
+    def metrics(self, most: int = MOST_ROWS) -> tuple[dict[str, float], ...]:
+        """The time series it has written so far; of a longer one `most` rows, spread."""
+        return tuple(self.workspace.get(f"runs/{self.id}/metrics", {"most": most}))
 
     def stop(self) -> None:
         """Ask it to stop."""

@@ -43,6 +43,13 @@ def reduce(task, payload):
     dist.destroy_process_group()
 
 
+def occupy(task, payload):
+    """Write down from when to when this rank was here."""
+    began_s = time.time()
+    time.sleep(payload["seconds"])
+    (Path(task.run_dir) / f"here-{task.rank}.json").write_text(json.dumps([began_s, time.time()]))
+
+
 def linger(task, payload):
     """Start a child, then stay."""
     subprocess.Popen(["sleep", "300"])

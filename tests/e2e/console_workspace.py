@@ -67,6 +67,13 @@ class Made:
     dataset: str
     running: str
     release: Event
+    workspace: Workspace
+
+    def close(self) -> None:
+        """End the running run and let go of everything."""
+        self.release.set()
+        self.workspace.run(self.running).result(30)
+        self.workspace.close()
 
 
 def populate(home: Path, docs: Path) -> Made:
@@ -94,7 +101,7 @@ def populate(home: Path, docs: Path) -> Made:
     with pytest.raises(NotFound, match="no-such-folder"):
         failed.result(30)
     running, release = _keep_running(workspace)
-    return Made(home, train_run, failed.id, flow_run, model.ref, dataset.ref, running, release)
+    return Made(home, train_run, failed.id, flow_run, model.ref, dataset.ref, running, release, workspace)
 
 
 def _write_documents(folder: Path, *, modules: Sequence[ModuleType]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -65,7 +66,9 @@ def test_a_recipe_that_raises_on_one_rank_is_blamed_and_its_peer_is_not(launcher
     handle = launcher.submit(job("blame", "reduce", ranks=2, payload={"raise_on": 1}))
     result = handle.wait(90)
     assert result.state == "FAILED"
-    assert result.reason == f"rank 1 on {socket.gethostname()}: ValueError: bad batch 17"
+    blamed, _, place = result.reason.partition(" (")
+    assert blamed == f"rank 1 on {socket.gethostname()}: ValueError: bad batch 17"
+    assert re.fullmatch(r"cluster_entries\.py, line \d+, in reduce\)", place)
     assert "bad batch 17" in result.exits[1].log_tail
     assert result.exits[0].code != 0
 
@@ -301,6 +304,51 @@ def test_a_gang_on_a_remote_cluster_spreads_over_its_nodes_and_its_files_come_ba
     assert sorted(told["survey"]) == sorted(set(told["nodes"]))
     assert told["link"] > 1e6
     assert set(told["groups"]) == {"REMOVED"}
+
+
+ONE_OF_TWO_DRIVERS = """
+    import json, sys
+    from pathlib import Path
+    from mainspring.cluster import Launcher, require_success
+    from mainspring.spec import Job
+    entry, payload = "cluster_entries:occupy", json.dumps({"seconds": 0.5})
+    with Launcher(address=sys.argv[1], run_root=Path(sys.argv[2])) as launcher:
+        jobs = [Job(id=f"j{n}", name="j", entry=entry, ranks=2, payload_json=payload) for n in range(2)]
+        for handle in [launcher.submit(job) for job in jobs]:
+            require_success(handle.wait(100))
+"""
+TWO_DRIVERS = """
+    import json, socket, subprocess, sys
+    from pathlib import Path
+    from ray.cluster_utils import Cluster
+    from mainspring.testing.processes import eventually
+
+    root, port, driver = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    cluster = Cluster(initialize_head=True, head_node_args=dict(
+        num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, ray_client_server_port=port))
+    assert eventually(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), within_s=60)
+    orders = [[sys.executable, "-c", driver, f"ray://127.0.0.1:{port}", str(root / name)] for name in "ab"]
+    drivers = [subprocess.Popen(order) for order in orders]
+    codes = [one.wait(150) for one in drivers]
+    assert codes == [0, 0]
+    cluster.shutdown()
+    print(json.dumps([json.loads(path.read_text()) for path in root.glob("*/*/here-*.json")]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(" " in sys.executable, reason="Ray's client server does not start from a path with a space")
+def test_two_drivers_share_a_cluster_without_taking_each_others_places(tmp_path):
+    """Two gangs of two ranks each, on two cpus: whole gangs take turns, and none starves or waits half started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stays = json.loads(
+        isolated(TWO_DRIVERS, str(tmp_path), str(port), textwrap.dedent(ONE_OF_TWO_DRIVERS), timeout_s=200)
+    )
+    assert len(stays) == 8
+    most = max(sum(began <= moment < ended for began, ended in stays) for moment, _ in stays)
+    assert most == 2
 
 
 def test_a_local_survey_needs_no_ray():

@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     torch.set_num_threads(1)  # a model of microseconds: a second thread only waits for a core
     found = populate(folder / "home", folder / "docs")
     yield found
-    found.release.set()
+    found.close()
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def pages(made: Made) -> dict[str, tuple[str, list[str]]]:
     """Every page: where it is, and what must be readable on it."""
     dataset, model = made.dataset, made.model
     return {
-        "overview": ("/", ["wiki", "reading page 42 of 100", "handbook-lm@1", "generator gate", "On disk", model]),
+        "overview": ("/", ["wiki", "reading page 42 of 100", "handbook-lm@1", "answers quoted", "On disk", model]),
         "runs": ("/runs", ["handbook-lm", "train", "failed", "no-such-folder", "handbook-refresh"]),
         "run": (f"/runs/{made.train_run}", [made.train_run, "Tokens per second", "rank 0 of 2 joined", model, "60"]),
         "failed": (f"/runs/{made.failed_run}", ["no file or folder", "Traceback"]),
@@ -216,7 +216,7 @@ def test_running_work_moves_and_stops_on_the_page(wide: BrowserContext, url: str
         found.open(f"/runs/{record.id}")
         expect(found.page.locator("#main")).to_contain_text("It has said nothing yet.")
         metrics.write_text(json.dumps({"step": 1, "loss": 4.25, "lr": 1e-3, "tokens_per_s": 10.0, "mfu": 0.1}) + "\n")
-        expect(found.page.locator("#main")).to_contain_text("4.2500")
+        expect(found.page.locator("#main")).to_contain_text("4.250")
         expect(found.page.locator(".nicegui-echart svg")).to_have_count(5)
         found.page.get_by_role("button", name="Stop").click()
         assert eventually(lambda: bool(store.events(kind="run.stop", subject=record.id)), within_s=10)
@@ -332,10 +332,13 @@ def test_a_question_is_answered_with_citations_and_its_thumb_is_kept(
 
 def test_what_does_not_exist_is_said_with_a_hint(wide: BrowserContext, url: str) -> None:
     page = wide.new_page()
-    answer = page.goto(f"{url}/runs/nothing-like-it")
-    assert answer is not None
-    assert answer.status == 404
-    expect(page.get_by_role("alert")).to_contain_text("mainspring ps")
+    for path, hint in (("/runs/nothing-like-it", "mainspring ps"), ("/no-such-page", "navigation")):
+        answer = page.goto(url + path)
+        assert answer is not None
+        assert answer.status == 404
+        expect(page.locator("h1")).to_be_visible()
+        expect(page.get_by_role("alert")).to_contain_text(hint)
+    assert httpx.get(f"{url}/v1/no-such-route").json()["error"]["type"] == "NotFound"
 
 
 def test_the_theme_is_turned_and_remembered(wide: BrowserContext, url: str) -> None:
@@ -398,6 +401,7 @@ def test_without_a_token_nothing_leaks(browser: Browser, tmp_path: Path) -> None
         found.check()
         with Store.open(Settings(home=str(home))) as store:
             store.revoke_token("ada")
+        expect(found.page).to_have_url(re.compile("/login"))  # nobody has touched the page
         found.page.goto(f"{url}/runs")
         expect(found.page).to_have_url(re.compile("/login"))
         context.close()

@@ -18,7 +18,8 @@ from mainspring.workspace import LOOPBACK
 
 CheckToken = Callable[..., Identity]
 BODY_BYTES = 16 << 20
-Count = Annotated[int, Query(ge=0, le=10_000)]
+MOST = 10_000
+Count = Annotated[int, Query(ge=0, le=MOST)]
 """How many of something to list."""
 Position = Annotated[int, Query(ge=0, lt=1 << 53)]
 """Where to go on in a list."""

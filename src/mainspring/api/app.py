@@ -33,7 +33,8 @@ def create_app(workspace: Workspace, *, host: str = "127.0.0.1") -> FastAPI:
     for resource in (runs, artifacts, data, machine, apps):
         app.include_router(resource.router(workspace, access), prefix="/api/v1")
     app.include_router(router(workspace.offers(), check_token=check_token))
-    app.add_api_route("/api/{path:path}", _nowhere, methods=list(METHODS), include_in_schema=False)
+    for path in ("/api/{path:path}", "/v1/{path:path}"):
+        app.add_api_route(path, _nowhere, methods=list(METHODS), include_in_schema=False)
     app.add_exception_handler(MainspringError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_body)
     return app

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
-from mainspring.api.access import Access, Count
+from mainspring.api.access import MOST, Access, Count
 from mainspring.spec import TERMINAL, Objective, Plan, SpecError, Unavailable
 from mainspring.store import parse
 from mainspring.workspace import VOCAB, Dedup, Run, Workspace
@@ -109,8 +109,8 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
         return workspace.run(run_id).logs(rank, tail=tail)
 
     @routes.get("/runs/{run_id}/metrics", dependencies=read)
-    def metrics(run_id: str) -> Any:
-        return workspace.run(run_id).metrics()
+    def metrics(run_id: str, most: Count = MOST) -> Any:
+        return workspace.run(run_id).metrics(most)
 
     @routes.get("/runs/{run_id}/result", dependencies=read)
     def result(run_id: str) -> Any:

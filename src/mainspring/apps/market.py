@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from mainspring.serve.models import EngineServable, Registry
-from mainspring.serve.servable import Piece, Prompt, Servable
+from mainspring.serve.models import Registry, open_folder
+from mainspring.serve.servable import Embeddable, Embeddings, Piece, Prompt, Servable
 from mainspring.spec import Artifact, NotFound, SamplingParams
 from mainspring.store import Store
 
@@ -65,7 +65,7 @@ class Published(Registry):
             from mainspring.apps.rag.servable import open_servable
 
             return open_servable(self._store, artifact.ref, name=name)
-        return EngineServable(name, self._store.fetch(artifact))
+        return open_folder(name, self._store.fetch(artifact))
 
     def _offers(self) -> dict[str, Artifact]:
         apps = {app.name: app for app in self._store.newest("app")}
@@ -94,11 +94,11 @@ class Lent:
         finally:
             self._leave()
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
         """What the servable embeds."""
         self._enter()
         try:
-            return await self._servable.embed(texts)
+            return await self._servable.embed(inputs)
         finally:
             self._leave()
 

@@ -18,6 +18,7 @@ from mainspring import __version__
 from mainspring.cli import (
     app_verb,
     artifacts,
+    completion,
     compress,
     data,
     doctor,
@@ -105,13 +106,15 @@ def main() -> NoReturn:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, interrupt)
     try:
-        code = cli(standalone_mode=False)
+        with completion.whole_words():
+            code = cli(standalone_mode=False)
         sys.stdout.flush()  # here, so that a reader who has gone is met by the clause below
         sys.exit(code if isinstance(code, int) else 0)
     except MainspringError as error:
         sys.exit(report(error))
     except UsageError as error:
-        sys.exit(report(_explain(error)))
+        told = _explain(error)
+        sys.exit(report(told) if str(told) else told.exit_code)  # without words its help has been printed
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(128 + received[0])
     except BrokenPipeError:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import AppName, refs
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json
 from mainspring.cli.session import AsJson, workspace_of
@@ -16,12 +17,18 @@ def add_to(cli: typer.Typer) -> None:
     cli.add_typer(verbs, name="app")
 
 
-@verbs.command("publish")
+@verbs.command(
+    "publish", epilog="Example: mainspring app publish handbook --corpus dataset:handbook --engine model:handbook-lm"
+)
 def publish(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the assistant.")],
-    corpus: Annotated[str, typer.Option(help="The dataset it answers from, e.g. dataset:handbook.")],
-    engine: Annotated[str, typer.Option(help="The model that may write answers, if its gate is passed.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the assistant.")],
+    corpus: Annotated[
+        str, typer.Option(help="The dataset it answers from, e.g. dataset:handbook.", autocompletion=refs("dataset"))
+    ],
+    engine: Annotated[
+        str, typer.Option(help="The model that may write answers, if its gate is passed.", autocompletion=refs("model"))
+    ] = "",
     embedder: Annotated[str, typer.Option(help="lsa, or any sentence-transformers model by folder or name.")] = "lsa",
     as_json: AsJson = False,
 ) -> None:
@@ -31,8 +38,13 @@ def publish(
     print_json(artifact) if as_json else print(artifact.ref)
 
 
-@verbs.command("ask")
-def ask(context: typer.Context, name: str, question: str, as_json: AsJson = False) -> None:
+@verbs.command("ask", epilog="Example: mainspring app ask handbook 'How do I read JSON from a file?'")
+def ask(
+    context: typer.Context,
+    name: AppName,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know.")],
+    as_json: AsJson = False,
+) -> None:
     """Ask the assistant NAME; the answer cites its sources."""
     answer = workspace_of(context).ask(name, question)
     if as_json:
@@ -42,11 +54,13 @@ def ask(context: typer.Context, name: str, question: str, as_json: AsJson = Fals
     print(f"trace {answer.trace}")
 
 
-@verbs.command("feedback")
+@verbs.command(
+    "feedback", epilog="Example: mainspring app feedback handbook TRACE --down --correction 'json.load reads a file.'"
+)
 def feedback(
     context: typer.Context,
-    name: str,
-    trace: Annotated[str, typer.Argument(help="The trace printed under the answer.")],
+    name: AppName,
+    trace: Annotated[str, typer.Argument(metavar="TRACE", help="The trace printed under the answer.")],
     good: Annotated[bool, typer.Option("--up/--down", help="Whether the answer helped.")],
     correction: Annotated[str, typer.Option(help="What the answer should have said.")] = "",
     comment: Annotated[str, typer.Option(help="Anything else.")] = "",

@@ -4,20 +4,25 @@ from typing import Annotated, Literal
 
 import typer
 
+from mainspring.cli.completion import Ref, refs
 from mainspring.cli.output import ago, print_json, print_table, size
-from mainspring.cli.session import AsJson, Ref, complete_ref, workspace_of
+from mainspring.cli.session import AsJson, workspace_of
+
+LONGEST = 160
 
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verbs."""
-    cli.command("ls")(ls)
-    cli.command("show")(show)
-    cli.command("lineage")(lineage)
+    cli.command("ls", epilog="Example: mainspring ls model")(ls)
+    cli.command("show", epilog="Example: mainspring show model:handbook-lm@1")(show)
+    cli.command("lineage", epilog="Example: mainspring lineage app:handbook --direction up")(lineage)
 
 
 def ls(
     context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="Only this kind: dataset, tokens, model, report, index, app.")] = "",
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="Only this kind: dataset, tokens, model, report, index, app.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """List artifacts, newest first."""
@@ -27,7 +32,7 @@ def ls(
         return
     rows = [(a.ref, size(a.size_bytes), ago(a.created_s), ", ".join(a.tags), a.run) for a in found]
     empty = f"no artifacts of kind {kind!r} (mainspring ls shows all)" if kind else "no artifacts yet"
-    print_table(("artifact", "size", "age", "tags", "run"), rows, empty=empty, drop=("tags", "age"))
+    print_table(("artifact", "size", "age", "tags", "run"), rows, empty=empty, drop=("tags", "age", "size"))
 
 
 def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
@@ -41,12 +46,13 @@ def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
     print(f"{found.ref}  {size(found.size_bytes)}  sha256:{found.digest[:16]}  run {found.run or '-'}")
     print_table(("file", "size", "sha256"), [(f.path, size(f.size_bytes), f.digest[:16]) for f in found.files])
     for key, value in json.loads(found.meta_json).items():
-        print(f"{key}: {value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)}")
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        print(f"{key}: {text}" if len(text) <= LONGEST else f"{key}: {text[:LONGEST]}... (whole with --json)")
 
 
 def lineage(
     context: typer.Context,
-    ref: Annotated[str, typer.Argument(help="An artifact or a run.", autocompletion=complete_ref)],
+    ref: Annotated[str, typer.Argument(metavar="REF", help="An artifact or a run.", autocompletion=refs())],
     direction: Annotated[Literal["up", "down", "both"], typer.Option(help="Sources, results, or both.")] = "both",
     as_json: AsJson = False,
 ) -> None:

@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from mainspring.cli.completion import DatasetRef
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json, print_table, size
-from mainspring.cli.session import AsJson, Ref, workspace_of
+from mainspring.cli.session import AsJson, workspace_of
 
 Dedup = Literal["strict", "balanced", "aggressive", "none"]  # as in `workspace`, which is not imported for --help
 
@@ -18,11 +19,11 @@ def add_to(cli: typer.Typer) -> None:
     cli.add_typer(verbs, name="data")
 
 
-@verbs.command("publish")
+@verbs.command("publish", epilog="Example: mainspring data publish handbook ./docs")
 def publish(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of the dataset.")],
-    source: Annotated[str, typer.Argument(help="A folder, a glob, or python:docs.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the dataset.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A folder, a glob, or python:docs.")],
     dedup: Annotated[Dedup, typer.Option(help="How like each other two documents must be to be copies.")] = "balanced",
     as_json: AsJson = False,
 ) -> None:
@@ -36,8 +37,8 @@ def publish(
     _print_report(context, artifact.ref)
 
 
-@verbs.command("show")
-def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
+@verbs.command("show", epilog="Example: mainspring data show dataset:handbook")
+def show(context: typer.Context, ref: DatasetRef, as_json: AsJson = False) -> None:
     """What was read, what was dropped and why."""
     if as_json:
         print_json(workspace_of(context).data_report(ref))
@@ -45,10 +46,10 @@ def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
         _print_report(context, ref)
 
 
-@verbs.command("head")
+@verbs.command("head", epilog="Example: mainspring data head dataset:handbook@1 -n 3")
 def head(
     context: typer.Context,
-    ref: Ref,
+    ref: DatasetRef,
     count: Annotated[int, typer.Option("-n", help="How many documents.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -62,8 +63,8 @@ def head(
     print_table(columns, rows, empty="no documents", drop=("characters", "title"))
 
 
-@verbs.command("diff")
-def diff(context: typer.Context, old: Ref, new: Ref, as_json: AsJson = False) -> None:
+@verbs.command("diff", epilog="Example: mainspring data diff dataset:handbook@1 dataset:handbook@2")
+def diff(context: typer.Context, old: DatasetRef, new: DatasetRef, as_json: AsJson = False) -> None:
     """Which documents were added, removed or changed between two snapshots."""
     found = workspace_of(context).data_diff(old, new)
     if as_json:

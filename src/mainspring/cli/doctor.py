@@ -10,7 +10,7 @@ from mainspring.cli.session import AsJson, workspace_of
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("doctor")(doctor)
+    cli.command("doctor", epilog="Example: mainspring doctor --repair")(doctor)
 
 
 def doctor(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import ModelRef, refs
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json, print_table
 from mainspring.cli.session import AsJson, workspace_of
@@ -11,14 +12,21 @@ from mainspring.cli.session import AsJson, workspace_of
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("eval")(evaluate)
+    cli.command("eval", epilog="Example: mainspring eval model:handbook-lm-w8a8 --compare-to model:handbook-lm")(
+        evaluate
+    )
 
 
 def evaluate(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A model, e.g. model:handbook.")],
-    data: Annotated[str, typer.Option(help="Tokens with a held-out split; the model's own by default.")] = "",
-    compare_to: Annotated[str, typer.Option(help="Another model, evaluated side by side.")] = "",
+    model: ModelRef,
+    data: Annotated[
+        str,
+        typer.Option(help="Tokens with a held-out split; the model's own by default.", autocompletion=refs("tokens")),
+    ] = "",
+    compare_to: Annotated[
+        str, typer.Option(help="Another model, evaluated side by side.", autocompletion=refs("model"))
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Measure MODEL and publish the report."""

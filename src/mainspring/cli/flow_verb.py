@@ -20,12 +20,12 @@ MARKS = {"RUNNING": "…", "SUCCEEDED": "✓", "CACHED": "=", "FAILED": "✗", "
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("run")(run)
+    cli.command("run", epilog="Example: mainspring run flow.toml --watch -s docs=./docs")(run)
 
 
 def run(
     context: typer.Context,
-    flow: Annotated[str, typer.Argument(help="A flow file in TOML.")],
+    flow: Annotated[str, typer.Argument(metavar="FLOW", help="A flow file in TOML.")],
     overrides: Overrides = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Keep running; rerun what a changed document makes stale.")

@@ -10,7 +10,7 @@ from mainspring.cli.session import AsJson, workspace_of
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("hw")(hw)
+    cli.command("hw", epilog="Example: mainspring hw --cluster cluster.toml")(hw)
 
 
 def hw(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mainspring.cli.completion import refs
 from mainspring.cli.output import print_json, print_table, size
 from mainspring.cli.session import AsJson, Overrides, local_workspace_of, workspace_of
 from mainspring.spec import Objective, Plan
@@ -42,11 +43,11 @@ def add_to(cli: typer.Typer) -> None:
     cli.add_typer(verbs, name="plan")
 
 
-@verbs.command("recipe")
+@verbs.command("recipe", epilog="Example: mainspring plan recipe.py --optimize energy --cluster cluster.toml")
 def plan(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A Python file that defines `recipe`.")],
-    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.")] = "",
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A Python file that defines `recipe`.")],
+    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
     optimize: Optimize = "time",
     ranks: Ranks = None,
     cluster: ClusterPath = "",

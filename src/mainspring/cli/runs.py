@@ -4,15 +4,16 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import RunId
 from mainspring.cli.output import ago, print_json, print_table
-from mainspring.cli.session import AsJson, RunId, workspace_of
+from mainspring.cli.session import AsJson, workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verbs."""
-    cli.command("ps")(ps)
-    cli.command("logs")(logs)
-    cli.command("stop")(stop)
+    cli.command("ps", epilog="Example: mainspring ps --all --kind train")(ps)
+    cli.command("logs", epilog="Example: mainspring logs RUN --rank 0 --tail 50")(logs)
+    cli.command("stop", epilog="Example: mainspring stop RUN")(stop)
 
 
 def ps(
@@ -52,5 +53,10 @@ def logs(
 def stop(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
     """Ask a run to stop, whichever process it belongs to."""
     found = workspace_of(context).run(run)
-    found.stop()
-    print_json(found.record) if as_json else print(f"asked {found.id} to stop")
+    ended = found.record.state if found.done else ""
+    if not ended:
+        found.stop()
+    if as_json:
+        print_json(found.record)
+    else:
+        print(f"{found.id} has ended already: {ended}" if ended else f"asked {found.id} to stop")

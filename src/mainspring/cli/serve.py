@@ -5,19 +5,27 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import refs
 from mainspring.cli.output import print_json
 from mainspring.cli.session import AsJson, local_workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("serve")(serve)
+    cli.command("serve", epilog="Example: mainspring serve model:handbook-lm --port 8000")(serve)
 
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="An artifact, a folder in the Hugging Face layout, or a hub name.")],
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An artifact, a folder in the Hugging Face layout, or a hub name.",
+            autocompletion=refs("model"),
+        ),
+    ],
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.", min=0, max=65535)] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need a token.")] = "127.0.0.1",
     name: Annotated[str, typer.Option(help="Model name clients ask for.")] = "",
     as_json: AsJson = False,

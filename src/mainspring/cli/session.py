@@ -1,12 +1,11 @@
 """What the verbs share: the workspace behind the options, and the options that many of them take."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from mainspring.spec import MainspringError, Settings, SpecError, load_settings
+from mainspring.spec import Settings, SpecError, load_settings
 
 if TYPE_CHECKING:
     from mainspring.workspace import Workspace
@@ -38,6 +37,11 @@ class Session:
         if self._workspace is None:
             from mainspring.workspace import connect
 
+            where = self.settings.address
+            if where not in ("local", "auto") and ":" not in where:
+                raise SpecError(
+                    f"{where!r} is not an address", hint="local, auto, ray://host:port, or http://host:port"
+                )
             self._workspace = cast("Workspace", connect(settings=self.settings))
         return self._workspace
 
@@ -56,31 +60,6 @@ def local_workspace_of(context: typer.Context) -> "Workspace":
             hint="run it on the machine that owns the workspace",
         )
     return session.workspace
-
-
-def complete_ref(context: typer.Context, incomplete: str) -> list[str]:
-    """References of artifacts, for the shell's completion."""
-    return _complete(context, lambda workspace: [found.ref for found in workspace.artifacts()], incomplete)
-
-
-def complete_run(context: typer.Context, incomplete: str) -> list[str]:
-    """Ids of runs, newest first, for the shell's completion."""
-    return _complete(context, lambda workspace: [record.id for record in workspace.runs()], incomplete)
-
-
-def _complete(context: typer.Context, known: "Callable[[Workspace], list[str]]", incomplete: str) -> list[str]:
-    given = context.find_root().params  # no verb runs during completion, so nobody has made the session yet
-    session = Session(home=given["home"] or "", address=given["address"] or "", token=given["token_value"] or "")
-    try:
-        return [name for name in known(session.workspace) if name.startswith(incomplete)]
-    except MainspringError:
-        return []
-    finally:
-        session.close()
-
-
-Ref = Annotated[str, typer.Argument(help="kind:name, kind:name@version or kind:name@tag.", autocompletion=complete_ref)]
-RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning or end.", autocompletion=complete_run)]
 
 
 def workspace_of(context: typer.Context) -> "Workspace":

@@ -5,23 +5,26 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.completion import complete_run, refs
 from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json
 from mainspring.cli.plan import Optimize, Ranks
-from mainspring.cli.session import AsJson, DryRun, Overrides, complete_run, workspace_of
+from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
 from mainspring.spec import NotFound, Plan, SpecError
 from mainspring.store import parse
 
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("train")(train)
+    cli.command("train", epilog="Example: mainspring train recipe.py --data dataset:handbook --ranks 2 -s lr=3e-4")(
+        train
+    )
 
 
 def train(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A Python file that defines `recipe`.")] = "",
-    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.")] = "",
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A Python file that defines `recipe`.")] = "",
+    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
     name: Annotated[str, typer.Option(help="Name of the model; the recipe's file name by default.")] = "",
     optimize: Optimize = "time",
     ranks: Ranks = None,

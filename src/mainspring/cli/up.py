@@ -11,12 +11,12 @@ from mainspring.cli.session import AsJson, local_workspace_of
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("up")(up)
+    cli.command("up", epilog="Example: mainspring up --port 8420")(up)
 
 
 def up(
     context: typer.Context,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (8420 by default).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (8420 by default).", min=0, max=65535)] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need a token.")] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -94,6 +94,7 @@ class NodeAgent:
         self._asked_s = time.monotonic()
         self._folder: Path | None = None
         self._scratch: Path | None = None
+        self._held: socket.socket | None = None
 
     def prepare(self, shared: str, scratch: str, run_root: str) -> str:
         """The folder for the run's files on this node: that of `shared` if this node sees it, else a fresh one.
@@ -110,11 +111,16 @@ class NodeAgent:
             self._folder = self._scratch
         return str(self._folder)
 
-    def free_port(self) -> int:
-        """A TCP port that nothing on this node listens on now."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return probe.getsockname()[1]
+    def hold_port(self) -> int:
+        """A TCP port of this node that stays free for the gang's first rank until `close`.
+
+        A socket that is bound and does not listen keeps the system from giving the port away, to a listener or as the
+        near end of a connection; a listener that asks for the port by number, as torch's store does, still gets it.
+        """
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("", 0))
+        return self._held.getsockname()[1]
 
     def start(self, order: Order) -> None:
         """Start every rank of `order`; returns at once."""
@@ -151,7 +157,9 @@ class NodeAgent:
                 self._wake.set()
 
     def close(self) -> None:
-        """Remove the node-local copy of the run's files."""
+        """Remove the node-local copy of the run's files and let go of the port."""
+        if self._held is not None:
+            self._held.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -239,7 +247,7 @@ class NodeAgent:
             code=None if name else status,
             signal=name,
             reason=f"stopped ({stopped}): {reason or 'left in order'}" if stopped else reason,
-            log_tail=_tail(self.folder / f"rank-{rank.task.rank}.log"),
+            log_tail=tail_of(self.folder / f"rank-{rank.task.rank}.log", TAIL_BYTES),
         )
         self._record(end, at_s=said.at_s or time.time(), stopped=stopped)
 
@@ -292,6 +300,16 @@ def interface_of(address: str) -> str:
     return next((name for name, addresses in found if any(one.address == address for one in addresses)), "")
 
 
+def tail_of(path: Path, size: int) -> str:
+    """The last `size` bytes of a log as text; empty when there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read(size).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
 def _tell(pipe: IO[str], line: str) -> None:
     try:
         pipe.write(line)
@@ -326,9 +344,3 @@ def _read_report(fd: int) -> Report:
     finally:
         os.close(fd)
     return Report(**json.loads(said)) if said else Report()
-
-
-def _tail(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        return file.read().decode(errors="replace")

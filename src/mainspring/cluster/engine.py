@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,8 +62,13 @@ class Engine:
         self._guard: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._hold, name="ray", daemon=True)
         self._thread.start()
-        if not self._ready.wait(_START_S):
+        try:
+            came_up = self._ready.wait(_START_S)
+        except BaseException:  # Ctrl-C
             self._closing.set()  # should it come up after all, it is let go at once
+            raise
+        if not came_up:
+            self._closing.set()
             raise Unavailable(f"Ray at {address!r} did not answer within {_START_S:g} s", hint=_hint(address))
         if self._problem is not None:
             problem = self._problem
@@ -74,9 +79,7 @@ class Engine:
         import ray
 
         alive = [node for node in ray.nodes() if node["Alive"]]
-        hosts = [node["NodeManagerHostname"] for node in alive]
-        found = [_member(node, alone=hosts.count(node["NodeManagerHostname"]) == 1) for node in alive]
-        return tuple(sorted(found, key=lambda member: member.capacity.node))
+        return tuple(sorted((member_of(node, among=alive) for node in alive), key=lambda found: found.capacity.node))
 
     def available(self) -> dict[str, Capacity]:
         """What Ray has not given to anybody, by Ray node id. It lags behind by a fraction of a second."""
@@ -246,8 +249,10 @@ def _available() -> dict[str, dict[str, float]]:
     return available_resources_per_node()
 
 
-def _member(node: dict[str, Any], *, alone: bool) -> Member:
+def member_of(node: Mapping[str, Any], *, among: Sequence[Mapping[str, Any]]) -> Member:
+    """Ray's description of a node as ours. Where several of the nodes have its host's name it carries its Ray id."""
     host, id = node["NodeManagerHostname"], node["NodeID"]  # noqa: A001 Ray's word for it
+    alone = sum(other["NodeManagerHostname"] == host for other in among) == 1
     resources = node["Resources"]
     return Member(
         id=id,

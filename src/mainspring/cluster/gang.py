@@ -136,7 +136,7 @@ class Gang:
         """Start every rank."""
         first = self.posts[0]
         host = "127.0.0.1" if len(self.posts) == 1 else first.member.address
-        (port,) = self._get([first.agent.free_port.remote()], "find a port")
+        (port,) = self._get([first.agent.hold_port.remote()], "find a port")
         answers = []
         for post in self.posts:
             tasks = tuple(

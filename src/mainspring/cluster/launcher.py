@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from mainspring.cluster.agent import GRACE_S
+from mainspring.cluster.agent import GRACE_S, tail_of
 from mainspring.cluster.engine import Engine, Member, connect
 from mainspring.cluster.gang import Gang
 from mainspring.cluster.placement import Capacity, occupy
@@ -36,6 +36,7 @@ from mainspring.spec import (
 OnState = Callable[[JobState, str], None]
 TICK_S = 0.1
 ADMIT_S = 0.5
+LOG_BYTES = 4 << 20
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,10 @@ class Handle:
         self._cancelled = self._cancelled or reason
 
     def logs(self, rank: int = 0) -> str:
-        """What `rank` has written to stdout and stderr so far."""
+        """What `rank` has written to stdout and stderr so far: the last `LOG_BYTES` of it, the rest is in its file."""
         if not 0 <= rank < self.job.ranks:
             raise SpecError(f"job {self.job.id} has ranks 0 to {self.job.ranks - 1}, not {rank}")
-        path = self.run_dir / f"rank-{rank}.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        return tail_of(self.run_dir / f"rank-{rank}.log", LOG_BYTES)
 
     def move(self, state: JobState, reason: str = "") -> None:
         """Record a step of the job's life and tell whoever asked to hear of it."""

@@ -40,21 +40,25 @@ class Chunk:
 
 
 def grown(folder: Path, cursors: Mapping[str, Cursor]) -> tuple[Chunk, ...]:
-    """What was appended to followed files since `cursors`, at most `PIECE_BYTES` in all."""
+    """What was appended to followed files since `cursors`, at most `PIECE_BYTES` in all, an equal share of each."""
+    names = followed(folder)
     chunks: list[Chunk] = []
-    budget = PIECE_BYTES
-    for path in _files(folder):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix not in FOLLOWED or budget <= 0:
-            continue
-        cursor = cursors.get(name)
-        seen = cursor.offset if cursor and _continues(path, cursor) else 0
-        if cursor and seen == cursor.offset == path.stat().st_size:
-            continue
-        chunk = read_piece(folder, name, offset=seen, size=budget)
-        budget -= len(chunk.data)
-        chunks.append(chunk)
+    for name in names:
+        try:
+            chunk = _growth(folder, name, cursors.get(name), size=max(1, PIECE_BYTES // len(names)))
+        except OSError:
+            continue  # removed since it was listed, or not for us to read: no reason to lose the gang
+        if chunk is not None:
+            chunks.append(chunk)
     return tuple(chunks)
+
+
+def _growth(folder: Path, name: str, cursor: Cursor | None, *, size: int) -> Chunk | None:
+    path = folder / name
+    seen = cursor.offset if cursor and _continues(path, cursor) else 0
+    if cursor and seen == cursor.offset == path.stat().st_size:
+        return None
+    return read_piece(folder, name, offset=seen, size=size)
 
 
 def listing(folder: Path) -> tuple[str, ...]:

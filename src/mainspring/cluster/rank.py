@@ -13,16 +13,20 @@ import logging
 import os
 import signal
 import sys
+import sysconfig
 import time
 import traceback
+from pathlib import Path
 from types import FrameType
 
+import mainspring
 from mainspring.spec import MainspringError, Task, logs
 from mainspring.spec.plugin import load_entry
 from mainspring.spec.settings import quiet_third_parties
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TERMINATED = 128 + signal.SIGTERM
+LONGEST = 1800  # characters of a message that are told; the log has the whole
 
 
 def die_with(parent: int) -> None:
@@ -33,13 +37,27 @@ def die_with(parent: int) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """`ExceptionType: message`, looking through the SystemExit that a SIGTERM raised over a real exception."""
+    """`ExceptionType: message (recipe.py, line 7, in loss)`, of a planned error its hint instead of the place.
+
+    Looks through the SystemExit that a SIGTERM raised over a real exception.
+    """
     if isinstance(error, SystemExit) and error.code == _TERMINATED:
         cause = error.__context__
         return describe(cause) if isinstance(cause, Exception) else ""
     text = "".join(traceback.format_exception_only(error)).strip()
-    hint = f" (hint: {error.hint})" if isinstance(error, MainspringError) and error.hint else ""
-    return text.removeprefix(f"{type(error).__module__}.") + hint
+    text = text.removeprefix(f"{type(error).__module__}.")
+    if isinstance(error, MainspringError):
+        return f"{text} (hint: {error.hint})" if error.hint else text
+    place = place_of(error)
+    return f"{text[:LONGEST]} ({place})" if place else text[:LONGEST]
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the user's own code `error` came up: the innermost frame outside Mainspring and installed packages."""
+    installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    not_theirs = (*installed, str(Path(mainspring.__path__[0])), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(not_theirs)]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else ""
 
 
 def exit_code(error: BaseException) -> int:

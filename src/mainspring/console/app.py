@@ -6,20 +6,29 @@ NiceGUI keeps its pages in one place of the process, so a process has one consol
 styles, scripts and fonts come from this server. There is no logic here that the command line lacks.
 """
 
+import warnings
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from nicegui import ui
 
 from mainspring import __version__
 from mainspring.console import assistant, data, entrance, flows, hardware, models, overview, playground, runs
+from mainspring.console.frame import page
+from mainspring.spec import NotFound
 from mainspring.workspace import Workspace
 
 ASSETS = Path(__file__).parent / "assets"
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 """A report is somebody's file: it is shown, and may neither load nor run anything."""
+
+
+async def nowhere(request: Request) -> None:
+    """What stands at every address that no page has."""
+    async with page("Nothing here", section=""):
+        raise NotFound(f"there is no page at {request.url.path}", hint="the pages are in the navigation")
 
 
 def mount(app: FastAPI, workspace: Workspace) -> None:
@@ -35,8 +44,11 @@ def mount(app: FastAPI, workspace: Workspace) -> None:
     ui.add_head_html(f'{style}<script src="/console/console.js?{__version__}"></script>', shared=True)
     for pages in (overview, runs, flows, data, models, playground, assistant, hardware):
         pages.add_to(workspace)
+    # To find its server NiceGUI looks at every object of the process, and torch's old names warn when looked at.
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning, module=r"nicegui\.ui_run_with")
     ui.run_with(
         app,
+        root=nowhere,
         title="Mainspring",
         favicon=ASSETS / "mark.svg",
         dark=None,

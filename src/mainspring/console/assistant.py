@@ -1,20 +1,19 @@
 """Ask a published assistant: the answer as it comes, what it rests on, and a place to say what was wrong."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from nicegui import ui
 
 from mainspring.console.frame import icon, identity, page, press, problem, read
-from mainspring.console.markup import Child, Markup, join, show, tag
+from mainspring.console.markdown import inline, markdown
+from mainspring.console.markup import Markup, join, show, tag
 from mainspring.console.parts import empty, heading, panel
 from mainspring.console.stream import pieces_of
 from mainspring.serve.servable import Prompt
 from mainspring.spec import MainspringError, SamplingParams, Thumb
 from mainspring.workspace import Workspace
 
-INLINE = re.compile(r"\*\*([^*\n]+)\*\*|`([^`\n]+)`|\[(\d+)\]")
 UP = "M7 9l3-6c1.300 0 2 .9 1.700 2.200L11 8h4.500l-1.300 7.500H7zM7 9H4v6.500h3"
 DOWN = "M13 11l-3 6c-1.300 0-2-.9-1.700-2.200L9 12H4.500l1.300-7.500H13zM13 11h3V4.500h-3"
 MODES = {
@@ -92,7 +91,7 @@ class Chat:
             async for piece in stream:
                 words.append(piece.text)
                 found = piece.metadata or found
-                shown.content = tag("div", "".join(words), class_="text")
+                shown.content = tag("div", markdown("".join(words)), class_="text")
                 if client.is_deleted:
                     break
         return words, found
@@ -162,26 +161,12 @@ def view(text: str, found: Mapping[str, Any]) -> Markup:
     mode = tag(
         "p",
         tag("span", found["mode"], class_=f"badge {'good' if found['mode'] == 'generated' else 'off'}"),
-        tag("span", found["note"] or MODES[found["mode"]]),
+        tag("span", str(found["note"]).removeprefix(f"{found['mode']} from the documents: ") or MODES[found["mode"]]),
         class_="mode",
     )
     cards = [_card(citation, trace) for citation in found["citations"]]
-    return join(mode, tag("div", _marked(text, trace), class_="text"), cards)
-
-
-def _marked(text: str, trace: str) -> list[Child]:
-    """The text with each `[n]` a link to its passage, and the little Markdown that answers carry."""
-    parts: list[Child] = []
-    end = 0
-    for found in INLINE.finditer(text):
-        bold, code, marker = found.groups()
-        parts.append(text[end : found.start()])
-        if marker:
-            parts.append(tag("sup", tag("a", marker, href=f"#{trace}-{marker}")))
-        else:
-            parts.append(tag("b", bold) if bold else tag("code", code))
-        end = found.end()
-    return [*parts, text[end:]]
+    told = markdown(text, cite=lambda marker: f"#{trace}-{marker}")
+    return join(mode, tag("div", told, class_="text"), cards)
 
 
 def _card(citation: Mapping[str, Any], trace: str) -> Markup:
@@ -195,7 +180,7 @@ def _card(citation: Mapping[str, Any], trace: str) -> Markup:
     return tag(
         "details",
         head,
-        tag("blockquote", citation["quote"]),
+        tag("blockquote", inline(citation["quote"])),
         about,
         class_="cite",
         id=f"{trace}-{citation['marker']}",

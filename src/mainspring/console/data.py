@@ -9,7 +9,7 @@ from mainspring.console import lineage
 from mainspring.console.frame import page, press, problem, read
 from mainspring.console.markup import Markup, join, show, tag
 from mainspring.console.parts import chips, empty, figures, heading, panel, table
-from mainspring.console.words import ago, count, link_to, link_to_run, meta, size
+from mainspring.console.words import ago, count, link_to, link_to_run, meta, several, share, since, size
 from mainspring.spec import Artifact, CurationReport, Document, MainspringError, RuleCount, SnapshotDiff
 from mainspring.workspace import Workspace
 
@@ -60,12 +60,13 @@ def listing(found: Sequence[Artifact]) -> Markup:
                 chips(artifact.tags, name="tag"),
                 count(kept),
                 count(came),
-                f"{1 - kept / came:.0%}" if came else "",
-                ago(artifact.created_s),
+                share(came - kept, came) if came else "",
+                since(artifact.created_s),
             )
         )
     return panel(
-        "Datasets", table(("dataset", "tags", "documents", "read", "dropped", "made"), rows, numbers=(2, 3, 4))
+        several(len(found), "version"),
+        table(("dataset", "tags", "documents", "read", "dropped", "made"), rows, numbers=(2, 3, 4)),
     )
 
 
@@ -103,11 +104,11 @@ def curation(report: CurationReport) -> Markup:
 
 def _rule(rule: RuleCount, *, most: int, read: int) -> Markup:
     changed = f", repaired {count(rule.changed)}" if rule.changed else ""
-    told = f"{count(rule.dropped)} ({rule.dropped / read:.1%}){changed}" if rule.dropped else f"dropped none{changed}"
+    told = f"{count(rule.dropped)} ({share(rule.dropped, read)}){changed}" if rule.dropped else f"dropped none{changed}"
     head = tag("div", tag("b", rule.rule), tag("span", told, class_="number"), class_="rule-head")
-    share = rule.dropped / most if most else 0.0
-    track = tag("div", tag("span", style=f"width:{share:.1%}"), class_="bar", aria_hidden="true")
-    examples = None
+    track, examples = None, None
+    if rule.dropped:
+        track = tag("div", tag("span", style=f"width:{rule.dropped / most:.1%}"), class_="bar", aria_hidden="true")
     if rule.examples:
         listed = tag("ul", [tag("li", example) for example in rule.examples])
         examples = tag("details", tag("summary", "examples"), listed)
@@ -116,7 +117,9 @@ def _rule(rule: RuleCount, *, most: int, read: int) -> Markup:
 
 def _head(artifact: Artifact, versions: Sequence[Artifact]) -> Markup:
     crumb = tag("div", tag("a", "Data", href="/data"), class_="crumb")
-    made = tag("span", "made ", ago(artifact.created_s), [" by ", link_to_run(artifact.run)] if artifact.run else None)
+    made = tag(
+        "span", "made ", since(artifact.created_s), [" by ", link_to_run(artifact.run)] if artifact.run else None
+    )
     links = [
         tag(
             "a",

@@ -1,8 +1,9 @@
 """Who may see the console: anybody on loopback, else whoever has a token of the workspace.
 
 The token is kept in a cookie, signed with a key of this workspace together with the moment it ends, so that it cannot
-be made longer or swapped by a page that can set cookies; it is checked against the store at every request, so that a
-revoked token ends at once. Everything that is not on the short list below is behind it: pages, scripts and websocket.
+be made longer or swapped by a page that can set cookies; it is checked against the store at every request, and every
+few seconds while a websocket is open, so that a revoked token loses the pages it has too. Everything that is not on
+the short list below is behind it: pages, scripts and websocket.
 """
 
 import asyncio
@@ -21,16 +22,18 @@ from urllib.parse import parse_qs, quote
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mainspring.spec import Denied, Identity
+from mainspring.spec import Denied, Identity, MainspringError
 
 Check = Callable[..., Identity]
 COOKIE = "mainspring_session"
 SESSION_S = 7 * 86400
 KEY_FILE = "console.key"
-OPEN = ("/api/", "/v1/", "/health", "/metrics", "/version", "/login", "/console/")
+OPEN = frozenset({"/health", "/metrics", "/version", "/login"})
+OPEN_UNDER = ("/api/", "/v1/", "/console/")
 """What answers without a session: what asks for a bearer token itself, and what is the same for everybody."""
+RECHECK_S = 2.0
 LONGEST_FORM = 4096
 LOCAL = Identity(name="local", role="admin")
 
@@ -49,7 +52,7 @@ class Sessions:
     def token(self, value: str, *, now_s: float) -> str:
         """The token in a cookie of ours; `Denied` when it is not ours or has ended."""
         body, _, signature = value.rpartition(".")
-        if not body or not hmac.compare_digest(signature.encode(), self._sign(body).encode()):
+        if not body or not hmac.compare_digest(_bytes(signature), self._sign(body).encode()):
             raise Denied("no session", hint="sign in with a token")
         until, _, token = base64.urlsafe_b64decode(body).decode().partition(":")
         if int(until) < now_s:
@@ -57,7 +60,12 @@ class Sessions:
         return token
 
     def _sign(self, body: str) -> str:
-        return hmac.new(self._key, body.encode(), sha256).hexdigest()
+        return hmac.new(self._key, _bytes(body), sha256).hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    """Of any text, also of one that no encoding has."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def load_key(home: Path) -> bytes:
@@ -81,7 +89,7 @@ class Entrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, redirect it, or refuse the socket."""
-        if scope["type"] not in ("http", "websocket") or scope["path"].startswith(OPEN):
+        if scope["type"] not in ("http", "websocket") or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         try:
@@ -90,12 +98,42 @@ class Entrance:
             await _refuse(scope, receive, send)
             return
         scope.setdefault("state", {})["identity"] = who
-        await self._app(scope, receive, send)
+        if self._check is None or scope["type"] == "http":
+            await self._app(scope, receive, send)
+        else:
+            await self._carry(scope, receive, send)
+
+    async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Carry a websocket for as long as its visitor may stay."""
+        ended = False
+
+        async def send_on(message: Message) -> None:
+            if not ended:
+                await send(message)
+
+        async def watch() -> None:
+            nonlocal ended
+            while not ended:
+                await asyncio.sleep(RECHECK_S)
+                try:
+                    await asyncio.to_thread(self._who, HTTPConnection(scope))
+                except MainspringError:  # `Denied`; and a store that does not answer lets nobody stay either
+                    ended = True
+                    await send({"type": "websocket.close", "code": 1008, "reason": "sign in"})
+
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(watch())
+            await self._app(scope, receive, send_on)
+            watching.cancel()
 
     def _who(self, connection: HTTPConnection) -> Identity:
         if self._check is None:
             return LOCAL
         return self._check(self._sessions.token(connection.cookies.get(COOKIE, ""), now_s=time.time()))
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_UNDER)
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:

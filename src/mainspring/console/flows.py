@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from typing import Any
 
 from nicegui import ui
@@ -12,11 +13,12 @@ from mainspring.console.graph import Node
 from mainspring.console.graph import draw as draw_graph
 from mainspring.console.markup import Child, Markup, join, show, tag
 from mainspring.console.parts import RUNNING, TONES, WORDS, badge, bar, empty, facts, heading, panel, run_table, table
-from mainspring.console.words import ago, count, duration, link_to_run, run_seconds
+from mainspring.console.words import count, duration, link_to_run, run_seconds, since
 from mainspring.spec import Event, NotFound, RunRecord
 from mainspring.workspace import Workspace
 
 LIST = 30
+DONE = frozenset({"SUCCEEDED", "CACHED"})
 PAGE = 10_000
 """Events read at once; a flow tells at most one a second for each step that runs."""
 
@@ -54,6 +56,29 @@ class Watched:
         return record, tuple(self._steps.values())
 
 
+def progress_of(
+    workspace: Workspace, records: Sequence[RunRecord], followed: dict[str, Watched]
+) -> dict[str, tuple[float, str]]:
+    """How far each run is and what it is doing. A step tells it to its flow, and each flow is followed only once."""
+    found: dict[str, tuple[float, str]] = {}
+    for record in records:
+        flow = record.id if record.kind == "flow" else json.loads(record.config_json).get("flow", "")
+        if not flow or record.kind not in ("flow", "step"):
+            found[record.id] = workspace.run(record.id).progress
+            continue
+        if flow not in followed:
+            followed[flow] = Watched(workspace, workspace.run(flow).record)
+        _, steps = followed[flow].look()
+        if record.kind == "flow":
+            done = sum(step.state in DONE for step in steps)
+            share = sum(1.0 if step.state in DONE else step.fraction for step in steps) / max(1, len(steps))
+            found[record.id] = (share, f"{done} of {len(steps)} steps")
+        else:
+            own = [(step.fraction, step.message) for step in steps if step.run == record.id]
+            found[record.id] = own[0] if own else (0.0, "")
+    return found
+
+
 def add_to(workspace: Workspace) -> None:
     """Register the pages."""
 
@@ -88,11 +113,14 @@ async def _watch(workspace: Workspace, record: RunRecord) -> None:
 
 
 def described(config: Mapping[str, Any]) -> tuple[Step, ...]:
-    """The steps of a flow's recorded configuration."""
+    """The steps of a flow's recorded configuration, each after those it needs."""
     needs = config.get("needs", {})
+    steps = config.get("steps", {})
+    order = TopologicalSorter({name: sorted(needs.get(name, ())) for name in sorted(steps)}).static_order()
     return tuple(
-        Step(name=name, call=step["call"], needs=tuple(sorted(needs.get(name, ()))))
-        for name, step in config.get("steps", {}).items()
+        Step(name=name, call=steps[name]["call"], needs=tuple(sorted(needs.get(name, ()))))
+        for name in order
+        if name in steps
     )
 
 
@@ -115,11 +143,13 @@ def heard(steps: Mapping[str, Step], events: Sequence[Event]) -> dict[str, Step]
 def view(record: RunRecord, steps: Sequence[Step]) -> Markup:
     """The flow's page."""
     running = record.state in RUNNING
-    done = sum(step.state in ("SUCCEEDED", "CACHED") for step in steps)
+    done = sum(step.state in DONE for step in steps)
     lead = tag(
         "span",
         badge(record.state),
-        f" {done} of {len(steps)} steps, started {ago(record.created_s)}, ",
+        f"{done} of {len(steps)} steps, started ",
+        since(record.created_s),
+        ", ",
         "running for " if running else "took ",
         duration(run_seconds(record)),
     )

@@ -1,6 +1,7 @@
 """What every page stands in: navigation, theme, the sheet it is written on, and what is said when something fails."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -8,9 +9,12 @@ from typing import TypeVar
 from nicegui import ui
 
 from mainspring import __version__
+from mainspring.console.markdown import inline
 from mainspring.console.markup import Markup, join, show, tag
-from mainspring.spec import Identity, MainspringError
+from mainspring.console.parts import heading
+from mainspring.spec import Failed, Identity, MainspringError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 THEME_COOKIE = "mainspring_theme"
 THEMES: dict[str, bool | None] = {"auto": None, "light": False, "dark": True}
@@ -66,25 +70,36 @@ def identity() -> Identity:
 
 @asynccontextmanager
 async def page(title: str, *, section: str) -> AsyncIterator[None]:
-    """Build a page inside; an error of our tree is shown in its place, with its hint and its HTTP status."""
+    """Build a page inside; an error is shown in its place, one of our tree with its hint and its HTTP status."""
     client = ui.context.client
     client.title = f"{title} - Mainspring"
     theme = ui.dark_mode(THEMES.get(client.request.cookies.get(THEME_COOKIE, "")))
     show(tag("a", "Skip to content", href="#main", class_="skip"))
     show(_navigation(section))
-    with ui.element("div").classes("main").props("id=main"), ui.element("div").classes("sheet"):
+    with ui.element("div").classes("main").props("id=main"), ui.element("div").classes("sheet") as sheet:
         try:
             yield
         except MainspringError as error:
-            client.status_code = error.http_status
-            show(problem(error))
+            _give_up(error, instead_of=None if sheet.default_slot.children else title)
+        except Exception:
+            log.exception("a page failed", extra={"page": title})
+            told = Failed("this page could not be drawn", hint="the log of the server says why")
+            _give_up(told, instead_of=None if sheet.default_slot.children else title)
     _foot(theme)
+
+
+def _give_up(error: MainspringError, *, instead_of: str | None) -> None:
+    """Show what went wrong, under the title of a page that has not begun yet."""
+    ui.context.client.status_code = error.http_status
+    if instead_of:
+        show(heading(instead_of))
+    show(problem(error))
 
 
 def problem(error: MainspringError) -> Markup:
     """An error as a visitor reads it: what happened, then what to do."""
-    hint = tag("p", error.hint, class_="hint") if error.hint else None
-    return tag("div", tag("p", str(error)), hint, class_="alert", role="alert")
+    hint = tag("p", inline(error.hint), class_="hint") if error.hint else None
+    return tag("div", tag("p", inline(str(error))), hint, class_="alert", role="alert")
 
 
 async def live(load: Callable[[], T], draw: Callable[[T], None], *, every_s: float = 2.0) -> None:

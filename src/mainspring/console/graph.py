@@ -1,8 +1,9 @@
 """A directed graph without cycles as a drawing of links: what lineage and flows look like.
 
-Layers from top to bottom by longest path, order within a layer by a few barycentre sweeps, and a bend in every layer
-that a long edge passes (Sugiyama, Tagawa and Toda 1981). It is SVG made of real links, so that it can be reached with
-a keyboard, follows the theme by itself and needs no script.
+Layers from top to bottom by longest path, order within a layer by a few barycentre sweeps, a bend in every layer that
+a long edge passes (Sugiyama, Tagawa and Toda 1981), and each layer as near to its neighbours as its order allows
+(isotonic regression, pool adjacent violators: Ayer et al. 1955). It is SVG made of real links, so that it can be
+reached with a keyboard, follows the theme by itself and needs no script.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +44,7 @@ def draw(nodes: Sequence[Node], edges: Sequence[tuple[str, str]], *, label: str)
     depth = _depths(list(known), edges)
     layers, paths = _with_bends(depth, edges)
     _untangle(layers, paths)
-    places = _places(layers)
+    places = _places(layers, paths)
     width = max(x + _width(item) for item, (x, _) in places.items())
     height = len(layers) * (HEIGHT + GAP_Y) - GAP_Y
     lines = [tag("path", d=_curve([places[item] for item in path], path), class_="edge") for path in paths]
@@ -105,36 +106,69 @@ def _with_bends(
 
 def _untangle(layers: list[list[Item]], paths: Sequence[Sequence[Item]]) -> None:
     """Order each layer by the mean place of its neighbours, downwards and upwards in turn."""
+    above, below = _neighbours(paths)
+    for sweep in range(SWEEPS):
+        down = sweep % 2 == 0
+        neighbours = above if down else below
+        order = range(1, len(layers)) if down else range(len(layers) - 2, -1, -1)
+        for index in order:
+            beside = layers[index - 1 if down else index + 1]
+            reference: dict[Item, float] = {item: place for place, item in enumerate(beside)}
+            own = {item: place for place, item in enumerate(layers[index])}
+            layers[index].sort(key=lambda item: _mean(neighbours.get(item, []), reference, own[item]))
+
+
+def _mean(items: Sequence[Item], places: Mapping[Item, float], otherwise: float) -> float:
+    found = [places[item] for item in items if item in places]
+    return sum(found) / len(found) if found else otherwise
+
+
+def _neighbours(paths: Sequence[Sequence[Item]]) -> tuple[dict[Item, list[Item]], dict[Item, list[Item]]]:
+    """What stands above and what below each item."""
     above: dict[Item, list[Item]] = {}
     below: dict[Item, list[Item]] = {}
     for path in paths:
         for upper, lower in pairwise(path):
             above.setdefault(lower, []).append(upper)
             below.setdefault(upper, []).append(lower)
+    return above, below
+
+
+def _places(layers: Sequence[Sequence[Item]], paths: Sequence[Sequence[Item]]) -> dict[Item, tuple[float, float]]:
+    """The upper left corner of every item: each layer moves to the mean of its neighbours, downwards and upwards."""
+    above, below = _neighbours(paths)
+    centres: dict[Item, float] = {}
+    for layer in layers:
+        centres.update(zip(layer, _packed([0.0] * len(layer), [_width(item) for item in layer]), strict=True))
     for sweep in range(SWEEPS):
         down = sweep % 2 == 0
         neighbours = above if down else below
-        order = range(1, len(layers)) if down else range(len(layers) - 2, -1, -1)
-        for index in order:
-            reference = {item: place for place, item in enumerate(layers[index - 1 if down else index + 1])}
-            own = {item: place for place, item in enumerate(layers[index])}
-            layers[index].sort(key=lambda item: _mean(neighbours.get(item, []), reference, own[item]))
+        for layer in layers if down else reversed(layers):
+            wanted = [_mean(neighbours.get(item, []), centres, centres[item]) for item in layer]
+            centres.update(zip(layer, _packed(wanted, [_width(item) for item in layer]), strict=True))
+    left = min(centres[item] - _width(item) / 2 for item in centres)
+    return {
+        item: (centres[item] - _width(item) / 2 - left, index * (HEIGHT + GAP_Y))
+        for index, layer in enumerate(layers)
+        for item in layer
+    }
 
 
-def _mean(items: Sequence[Item], places: Mapping[Item, int], otherwise: float) -> float:
-    found = [places[item] for item in items if item in places]
-    return sum(found) / len(found) if found else otherwise
-
-
-def _places(layers: Sequence[Sequence[Item]]) -> dict[Item, tuple[float, float]]:
-    widths = [sum(map(_width, layer)) + GAP_X * (len(layer) - 1) for layer in layers]
-    places: dict[Item, tuple[float, float]] = {}
-    for index, layer in enumerate(layers):
-        x = (max(widths) - widths[index]) / 2
-        for item in layer:
-            places[item] = (x, index * (HEIGHT + GAP_Y))
-            x += _width(item) + GAP_X
-    return places
+def _packed(wanted: Sequence[float], widths: Sequence[float]) -> list[float]:
+    """Centres as near to the wanted ones as their order and their widths allow, by least squares."""
+    shifts = [0.0]
+    for first, second in pairwise(widths):
+        shifts.append(shifts[-1] + (first + second) / 2 + GAP_X)
+    pools: list[tuple[float, int]] = []  # the mean of neighbours that would overlap, and how many they are
+    for centre, shift in zip(wanted, shifts, strict=True):
+        mean, members = centre - shift, 1
+        while pools and pools[-1][0] >= mean:
+            before, joined = pools.pop()
+            mean = (before * joined + mean * members) / (joined + members)
+            members += joined
+        pools.append((mean, members))
+    firm = [mean for mean, members in pools for _ in range(members)]
+    return [mean + shift for mean, shift in zip(firm, shifts, strict=True)]
 
 
 def _width(item: Item) -> int:

@@ -93,7 +93,7 @@ def _device(device: Device, well: Health | None) -> Markup:
 
 
 def _flops(rate: float) -> str:
-    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e11 else f"{rate / 1e9:.3g} GFLOP/s"
+    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
 
 
 def _link(where: str, found: Cluster) -> str:

@@ -9,10 +9,14 @@ from nicegui import ui
 from mainspring.console import lineage
 from mainspring.console.frame import page, read
 from mainspring.console.markup import Child, Markup, join, show, tag
-from mainspring.console.parts import chips, empty, facts, figures, heading, panel, table
-from mainspring.console.words import ago, count, link_to, link_to_run, meta, size
+from mainspring.console.parts import chips, empty, facts, figures, heading, panel, table, verdict
+from mainspring.console.words import DOT, count, link_to, link_to_run, meta, several, share, since, size
 from mainspring.spec import Artifact, GateDecision, Report, Score
 from mainspring.workspace import Workspace
+
+SECTIONS = {"dataset": "data", "tokens": "data", "tokenizer": "data", "index": "assistant", "app": "assistant"}
+"""Under which page of the navigation a kind of artifact is; the others are under the models."""
+LONGEST_NOTE = 100
 
 
 def add_to(workspace: Workspace) -> None:
@@ -28,7 +32,7 @@ def add_to(workspace: Workspace) -> None:
 
     @ui.page("/artifacts/{ref}", response_timeout=60)
     async def artifact(ref: str) -> None:
-        async with page("Artifact", section="models"):
+        async with page("Artifact", section=SECTIONS.get(ref.partition(":")[0], "models")):
             found = await read(lambda: workspace.artifact(ref))
             ui.context.client.title = f"{found.ref} - Mainspring"
             show(await read(lambda: view(workspace, found)))
@@ -50,12 +54,14 @@ def listing(found: Sequence[Artifact], reports: Sequence[Artifact]) -> Markup:
                 count(noted["parameters"]) if "parameters" in noted else "",
                 noted.get("scheme", "as trained"),
                 size(artifact.size_bytes),
-                link_to(report.ref, "report") if report else tag("span", "not evaluated", class_="soft"),
-                ago(artifact.created_s),
+                tag("span", verdict(meta(report)["gate"]), " ", link_to(report.ref, "report"))
+                if report
+                else tag("span", "not evaluated", class_="soft"),
+                since(artifact.created_s),
             )
         )
     columns = ("model", "tags", "parameters", "weights", "size", "evaluation", "made")
-    return panel("Models", table(columns, rows, numbers=(2, 4)))
+    return panel(several(len(found), "version"), table(columns, rows, numbers=(2, 4)))
 
 
 def view(workspace: Workspace, artifact: Artifact) -> Markup:
@@ -75,9 +81,9 @@ def view(workspace: Workspace, artifact: Artifact) -> Markup:
 
 def evaluation(artifact: Artifact, report: Report, gate: GateDecision) -> Markup:
     """Scores with their intervals against their baselines, and what the gate says of them."""
-    reasons = tag("ul", [tag("li", reason) for reason in gate.reasons])
-    verdict = "The gate is passed." if gate.passed else "The gate is not passed."
-    judged = tag("div", tag("b", verdict), reasons, class_=f"gate {'good' if gate.passed else 'bad'}")
+    reasons = tag("ul", [tag("li", reason, class_=_met(reason)) for reason in gate.reasons])
+    told = "The gate is passed." if gate.passed else "The gate is not passed."
+    judged = tag("div", tag("b", told), reasons, class_=f"gate {'good' if gate.passed else 'bad'}")
     key = tag(
         "p",
         "Dot: measured. Band: 95 % interval. Upright: baseline. Scores of one unit share a scale from zero.",
@@ -88,11 +94,17 @@ def evaluation(artifact: Artifact, report: Report, gate: GateDecision) -> Markup
     source = f"/reports/{artifact.ref}.html"
     notes = tag("ul", [tag("li", note) for note in report.notes], class_="note")
     full = tag("details", tag("summary", "The report with its plots"), _embedded(source), class_="fold")
-    aside = tag("span", link_to(artifact.ref), " on ", link_to(report.snapshot) if report.snapshot else "no dataset")
+    alone = tag("a", "open it alone", href=source)
+    of_what = link_to(report.snapshot) if report.snapshot else "no dataset"
+    aside = tag("span", link_to(artifact.ref), " on ", of_what, DOT, alone)
     return join(
         panel("Gate", judged),
-        panel("Evaluation", scores, key, notes, full, tag("a", "Open it alone", href=source), aside=aside),
+        panel("Evaluation", scores, key, notes if report.notes else None, full, aside=aside),
     )
+
+
+def _met(reason: str) -> str:
+    return "bad" if reason.endswith("not met") else "good"
 
 
 def scales(scores: Sequence[Score]) -> dict[str, tuple[float, float]]:
@@ -126,13 +138,15 @@ def score_line(score: Score, scale: tuple[float, float]) -> Markup:
 
 
 def _worded(score: Score) -> Markup:
-    span = f" ({score.low:.3g} to {score.high:.3g})" if score.low is not None and score.high is not None else ""
-    parts: list[Child] = [tag("b", f"{score.value:.4g}"), f" {score.unit}{span}"]
+    told = []
+    if score.low is not None and score.high is not None:
+        told.append(f"{score.low:.3g} to {score.high:.3g}")
     if score.baseline is not None:
         better = (score.value > score.baseline) == score.higher_is_better
         word = "better than" if better else "not better than"
-        parts.append(tag("div", f"{word} {score.baseline_name} {score.baseline:.4g}", class_="note"))
-    return tag("div", parts, class_="worded")
+        told.append(f"{word} {score.baseline_name} {score.baseline:.4g}")
+    number = [tag("b", f"{score.value:.4g}"), f" {score.unit}"]
+    return tag("div", number, [tag("div", part, class_="note") for part in told], class_="worded")
 
 
 def _embedded(source: str) -> Markup:
@@ -148,7 +162,7 @@ def _reports(workspace: Workspace, artifact: Artifact) -> list[Artifact]:
 def _head(artifact: Artifact) -> Markup:
     crumb = tag("div", tag("a", "Models", href="/models"), class_="crumb")
     by = [" by ", link_to_run(artifact.run)] if artifact.run else None
-    lead = tag("p", "made ", ago(artifact.created_s), by, " ", chips(artifact.tags, name="tag"), class_="lead")
+    lead = tag("p", "made ", since(artifact.created_s), by, " ", chips(artifact.tags, name="tag"), class_="lead")
     act = None
     if artifact.kind == "model":
         act = tag("a", "Try it", href=f"/playground?name={artifact.name}", class_="button primary")
@@ -176,25 +190,36 @@ def _numbers(artifact: Artifact) -> Markup:
     pairs += [(name, count(noted[key])) for key, name in names.items() if isinstance(noted.get(key), int | float)]
     if isinstance(noted.get("final_loss"), float):
         pairs.append(("Final loss", f"{noted['final_loss']:.3f}"))
+    if "scheme" in noted and noted.get("bytes_after"):
+        pairs += [
+            ("Weights", noted["scheme"]),
+            ("Smaller", f"{noted['bytes_before'] / noted['bytes_after']:.1f} times"),
+        ]
+    if isinstance(noted.get("top1_agreement"), float):
+        pairs.append(("Same first choice", share(noted["top1_agreement"], 1.0)))
     return panel("At a glance", figures(pairs))
 
 
 def _noted(noted: Mapping[str, Any]) -> Markup:
     rows = []
     for key, value in noted.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        is_ref = isinstance(value, str) and ":" in value and "@" in value
-        long = (
-            tag(
-                "details",
-                tag("summary", f"{len(value)} entries"),
-                tag("pre", json.dumps(value, indent=2), class_="code"),
-            )
-            if isinstance(value, dict)
-            else text
-        )
-        rows.append((key.replace("_", " "), link_to(text) if is_ref else long))
+        rows.append((key.replace("_", " "), _note(value)))
     return panel("Noted when it was published", facts(rows) if rows else tag("p", "Nothing.", class_="soft"))
+
+
+def _note(value: Any) -> Child:
+    """One noted value as a person reads it; what has many parts is folded away."""
+    if isinstance(value, str):
+        return link_to(value) if ":" in value and "@" in value else value
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or len(text) <= LONGEST_NOTE:
+        return text
+    whole = tag("pre", json.dumps(value, indent=2, ensure_ascii=False), class_="code")
+    return tag("details", tag("summary", f"{len(value)} entries"), whole, class_="fold")
 
 
 def _files(artifact: Artifact) -> Markup:
@@ -205,4 +230,4 @@ def _files(artifact: Artifact) -> Markup:
 def _earlier(reports: Sequence[Artifact]) -> Markup | None:
     if not reports:
         return None
-    return panel("Earlier reports", table(("report", "made"), [(link_to(r.ref), ago(r.created_s)) for r in reports]))
+    return panel("Earlier reports", table(("report", "made"), [(link_to(r.ref), since(r.created_s)) for r in reports]))

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nicegui import ui
 
 from mainspring.console import wheel
+from mainspring.console.flows import Watched, progress_of
 from mainspring.console.frame import live, page
 from mainspring.console.markup import Markup, join, show, tag
 from mainspring.console.parts import RUNNING, bar, chips, empty, figures, heading, panel, run_table, table
-from mainspring.console.words import ago, count, duration, energy, link_to, link_to_run, size
+from mainspring.console.words import count, duration, energy, link_to, link_to_run, since, size
 from mainspring.flow.execution import Cost
 from mainspring.spec import Artifact, Event, RunRecord
 from mainspring.workspace import Workspace
@@ -34,7 +36,7 @@ def add_to(workspace: Workspace) -> None:
     """Register the page."""
     spent: dict[str, Cost] = {}  # of runs that have ended, which never changes
 
-    def load() -> Overview:
+    def load(followed: dict[str, Watched]) -> Overview:
         records = workspace.runs(limit=RUNS)
         for record in records:
             if record.id not in spent and record.ended_s is not None:
@@ -43,7 +45,7 @@ def add_to(workspace: Workspace) -> None:
         costs = [spent[record.id] if record.id in spent else workspace.run(record.id).cost for record in records]
         return Overview(
             records=records,
-            progress={record.id: workspace.run(record.id).progress for record in active},
+            progress=progress_of(workspace, active, followed),
             artifacts=workspace.artifacts(),
             offers=workspace.offers().names(),
             feedback=workspace.events(kind="feedback", limit=FEEDBACK),
@@ -53,21 +55,28 @@ def add_to(workspace: Workspace) -> None:
     @ui.page("/", response_timeout=60)
     async def overview() -> None:
         async with page("Overview", section="overview"):
-            show(heading("Overview", lead=f"Workspace {workspace.store.workspace} in {workspace.store.home}"))
+            show(heading("Overview", lead=f"Workspace {workspace.store.workspace} in {_short(workspace.store.home)}"))
             body = show().classes("stack")
 
             def draw(seen: Overview) -> None:
                 body.content = view(seen)
 
-            await live(load, draw)
+            followed: dict[str, Watched] = {}
+            await live(lambda: load(followed), draw)
+
+
+def _short(home: Path) -> str:
+    """A folder as its owner writes it."""
+    return f"~/{home.relative_to(Path.home())}" if home.is_relative_to(Path.home()) else str(home)
 
 
 def view(seen: Overview) -> Markup:
     """The page for what was seen."""
     stages = wheel.turns(seen.artifacts, seen.records, seen.feedback)
     turning = panel("The wheel", wheel.draw(stages), aside="from documents to feedback, and round again")
-    halves = tag("div", _offered(seen), _newest(seen.artifacts), class_="split even")
-    return join(_running(seen), turning, _totals(seen), halves, _recent(seen.records))
+    left = tag("div", _offered(seen), _totals(seen), class_="stack")
+    halves = tag("div", left, _newest(seen.artifacts), class_="split even level")
+    return join(_running(seen), turning, halves, _recent(seen.records))
 
 
 def _running(seen: Overview) -> Markup | None:
@@ -114,7 +123,7 @@ def _newest(artifacts: Sequence[Artifact]) -> Markup:
         body = empty("Nothing has been published.", "mainspring data publish handbook python:docs")
         return panel("Newest artifacts", body)
     rows = [
-        (link_to(artifact.ref), chips(artifact.tags, name="tag"), size(artifact.size_bytes), ago(artifact.created_s))
+        (link_to(artifact.ref), chips(artifact.tags, name="tag"), size(artifact.size_bytes), since(artifact.created_s))
         for artifact in artifacts[:SHOWN]
     ]
     return panel("Newest artifacts", table(("artifact", "tags", "size", "made"), rows, numbers=(2,)))

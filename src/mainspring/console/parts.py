@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from mainspring.console.markup import Child, Markup, join, tag
-from mainspring.console.words import ago, duration, link_to_run, run_seconds
+from mainspring.console.words import duration, link_to_run, run_seconds, since
 from mainspring.spec import RunRecord
 
 RUNNING = frozenset({"PENDING", "ADMITTED", "PLACED", "RUNNING", "PREEMPTED"})
@@ -45,6 +45,12 @@ def badge(state: str) -> Markup:
     """A state as a word with a dot whose colour is never the only difference."""
     tone = TONES.get(state, "run" if state in RUNNING else "off")
     return tag("span", WORDS.get(state, state.lower()), class_=f"badge {tone}")
+
+
+def verdict(gate: str) -> Markup:
+    """Whether a gate was passed, as a badge."""
+    passed = gate == "pass"
+    return tag("span", "gate passed" if passed else "gate not passed", class_=f"badge {'good' if passed else 'bad'}")
 
 
 def chips(values: Iterable[str], *, name: str = "") -> Markup:
@@ -90,10 +96,10 @@ def run_table(records: Iterable[RunRecord]) -> Markup:
             link_to_run(record.id, record.name),
             tag("span", record.kind, class_="soft"),
             badge(record.state),
-            ago(record.created_s),
+            since(record.created_s),
             duration(run_seconds(record)) if record.started_s else "",
             tag("span", record.reason, class_="reason", title=record.reason) if record.reason else "",
         )
         for record in records
     ]
-    return table(("run", "kind", "state", "started", "took", "reason"), rows, numbers=(4,))
+    return table(("run", "kind", "state", "created", "took", "reason"), rows, numbers=(4,))

@@ -55,7 +55,8 @@ class Bench:
                 self._prompt.props('input-style="min-height:96px"')
                 with ui.element("div").classes("row"):
                     press("Generate", self._generate, tone="primary")
-                    press("Stop", self._stop)
+                    self._end = press("Stop", self._stop)
+                    self._end.props("disabled")
                     self._told = show().classes("note")
                 self._output = show(tag("div", "The continuation appears here.", class_="output soft"))
             with ui.element("section").classes("panel stack"):
@@ -71,6 +72,7 @@ class Bench:
         if not self._stopped:
             return
         self._stopped = False
+        self._end.props(remove="disabled")
         client = ui.context.client
         prompt, name = self._prompt.value or "", self._model.value
         self._told.content = f"loading {name}"
@@ -85,6 +87,7 @@ class Bench:
             self._output.content = problem(error)
         finally:
             self._stopped = True
+            self._end.props("disabled")
 
     async def _stream(self, pieces: Pieces, prompt: str, gone: Callable[[], bool]) -> None:
         text, tokens, finish = "", 0, ""

@@ -9,10 +9,11 @@ from typing import Any
 from nicegui import ui
 
 from mainspring.console import charts, lineage
+from mainspring.console.flows import Watched, progress_of
 from mainspring.console.frame import identity, live, page, press, read
 from mainspring.console.markup import Markup, join, show, tag
 from mainspring.console.parts import RUNNING, badge, bar, chips, empty, facts, figures, heading, panel, run_table
-from mainspring.console.words import at, count, duration, energy, link_to, run_seconds
+from mainspring.console.words import DOT, at, count, duration, energy, link_to, run_seconds, several
 from mainspring.flow.execution import Cost
 from mainspring.spec import Lineage, RunRecord
 from mainspring.workspace import Workspace
@@ -62,7 +63,7 @@ def view(records: tuple[RunRecord, ...], *, narrowed: bool) -> Markup:
     """The list."""
     if records:
         return panel(
-            f"{count(len(records))} runs" if len(records) < LIST else f"The last {LIST} runs", run_table(records)
+            several(len(records), "run") if len(records) < LIST else f"The last {LIST} runs", run_table(records)
         )
     if narrowed:
         return panel("No runs", empty("No run is like that.", "mainspring ps --all"))
@@ -80,12 +81,13 @@ def _filters(kind: str, *, active: bool) -> Markup:
 
 async def _watch(workspace: Workspace, record: RunRecord) -> None:
     run = workspace.run(record.id)
+    followed: dict[str, Watched] = {}
 
     def load() -> Seen:
         return Seen(
             record=run.record,
-            progress=run.progress,
-            metrics=run.metrics(),
+            progress=progress_of(workspace, [record], followed)[record.id],
+            metrics=run.metrics(charts.MAX_POINTS),
             logs=split_logs(run.logs(tail=TAIL)),
             cost=run.cost,
             lineage=workspace.lineage(record.id),
@@ -133,21 +135,25 @@ class _Curves:
                 self._build(rows)
         self._rows = len(rows)
         self._charts["loss"].options.update(charts.loss_options(rows))
-        for column, _, unit in charts.CURVES:
-            self._charts[column].options.update(charts.curve_options(rows, column, unit))
+        for column, _, _ in charts.CURVES:
+            self._charts[column].options.update(charts.curve_options(rows, column))
         for chart in self._charts.values():
             chart.update()
 
     def _build(self, rows: tuple[dict[str, float], ...]) -> None:
         with ui.element("section").classes("panel"):
-            show(tag("h2", "Loss"))
+            show(_title("Loss", "nats a token"))
             self._charts["loss"] = ui.echart(charts.loss_options(rows), renderer="svg").classes("chart")
         with ui.element("div").classes("charts"):
             for column, title, unit in charts.CURVES:
                 with ui.element("section").classes("panel"):
-                    show(tag("h2", title))
-                    options = charts.curve_options(rows, column, unit)
+                    show(_title(title, unit))
+                    options = charts.curve_options(rows, column)
                     self._charts[column] = ui.echart(options, renderer="svg").classes("chart small")
+
+
+def _title(name: str, unit: str) -> Markup:
+    return tag("div", tag("h2", name), tag("span", unit, class_="aside"), class_="panel-head")
 
 
 class _Logs:
@@ -158,11 +164,7 @@ class _Logs:
         self._texts: dict[str, str] = {}
         self._buttons: dict[str, ui.element] = {}
         with ui.element("section").classes("panel"):
-            show(
-                tag(
-                    "div", tag("h2", "Logs"), tag("span", f"the last {TAIL} lines", class_="aside"), class_="panel-head"
-                )
-            )
+            self._head = show()
             self._names = ui.element("div").classes("filters")
             self._text = show()
 
@@ -190,6 +192,7 @@ class _Logs:
             button.props(f"aria-pressed={'true' if name == self._chosen else 'false'}")
         nothing = "It has said nothing yet." if running else "It said nothing."
         log = tag("div", tag("pre", said, class_="log"), class_="tail", tabindex=0)
+        self._head.content = _title("Logs", f"the last {TAIL} lines" if said.count("\n") + 1 >= TAIL else "")
         self._text.content = log if said else tag("p", nothing, class_="soft")
 
 
@@ -201,7 +204,7 @@ def split_logs(text: str) -> dict[str, str]:
 
 def _head(record: RunRecord) -> Markup:
     crumb = tag("div", tag("a", "Runs", href="/runs"), class_="crumb")
-    under = tag("p", badge(record.state), f" {record.kind} ", tag("code", record.id), class_="lead")
+    under = tag("p", badge(record.state), record.kind, DOT, tag("code", record.id), class_="lead")
     return tag("div", crumb, tag("h1", record.name), under)
 
 
@@ -218,15 +221,16 @@ def _status(seen: Seen) -> Markup:
     if "loss" in last:
         pairs += [
             ("Step", count(last["step"])),
-            ("Loss", f"{last['loss']:.4f}"),
+            ("Loss", f"{last['loss']:.3f}"),
             ("Tokens per second", count(last.get("tokens_per_s", 0.0))),
             ("MFU", f"{last.get('mfu', 0.0):.1%}"),
             ("Energy", energy(seen.cost.joules)),
         ]
     made = [edge.ref for edge in seen.lineage.edges if edge.run == record.id and edge.role == "output"]
-    if made:
-        pairs.append(("Made", tag("span", [tag("div", link_to(ref)) for ref in made], style="font-size:16px")))
-    parts.append(panel("Result" if record.ended_s else "So far", figures(pairs)))
+    outcome = tag(
+        "p", "Made ", [[DOT if number else "", link_to(ref)] for number, ref in enumerate(made)], class_="made"
+    )
+    parts.append(panel("Result" if record.ended_s else "So far", figures(pairs), outcome if made else None))
     return join(parts)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import cos, pi, sin
 
 from mainspring.console.markup import Child, Markup, tag
-from mainspring.console.parts import RUNNING
-from mainspring.console.words import DOT, ago, count, link_to, meta, size
+from mainspring.console.parts import RUNNING, verdict
+from mainspring.console.words import DOT, ago, count, link_to, meta, several, size
 from mainspring.spec import Artifact, Event, RunRecord
 
 RADIUS, CENTRE = 118, 160
@@ -30,7 +30,7 @@ def turns(artifacts: Sequence[Artifact], records: Sequence[RunRecord], feedback:
         _turn(name, next((artifact for artifact in artifacts if wanted(artifact)), None), states.get(verb, ""), say)
         for name, verb, wanted, say in _STAGES
     )
-    rows = f"{count(len(feedback))} rows" if feedback else "thumbs and corrections of an assistant"
+    rows = several(len(feedback), "row") if feedback else "thumbs and corrections of an assistant"
     last_s = feedback[-1].time_s if feedback else None
     return (*made, Turn("Feedback", "good" if feedback else "off", rows, last_s))
 
@@ -115,6 +115,7 @@ _NAMES = {
     "index": ("index",),
     "app": ("app", "assistant"),
 }
+ANSWERS = {"pass": "written by the model", "fail": "quoted from the documents"}
 _PENDING = {
     "Documents": "nothing read yet",
     "Tokens": "made by training on a dataset",
@@ -140,10 +141,6 @@ def _smaller(noted: Mapping) -> str:
     return f"{noted['scheme']}{DOT}{size(noted['bytes_before'])} to {size(noted['bytes_after'])}"
 
 
-def _judged(noted: Mapping) -> str:
-    return f"{noted['subject']}{DOT}gate {noted['gate']}"
-
-
 def _is_model_report(artifact: Artifact) -> bool:
     return artifact.kind == "report" and artifact.name.startswith("model-")
 
@@ -152,8 +149,8 @@ _STAGES: tuple[tuple[str, str, Callable[[Artifact], bool], Callable[[Mapping], s
     ("Documents", "data", lambda a: a.kind == "dataset", lambda m: f"{count(m['rows'])} of {count(m['read'])} kept"),
     ("Tokens", "tokens", lambda a: a.kind == "tokens", lambda m: f"{count(m['train'])} tokens to learn from"),
     ("Training", "train", lambda a: a.kind == "model" and not _quantised(a), _trained),
-    ("Evaluation", "eval", _is_model_report, _judged),
+    ("Evaluation", "eval", _is_model_report, lambda m: verdict(m["gate"])),
     ("Compression", "compress", _quantised, _smaller),
     ("Index", "index", lambda a: a.kind == "index", lambda m: f"{count(m['chunks'])} passages"),
-    ("Assistant", "app", lambda a: a.kind == "app", lambda m: f"generator gate {m['gate']}"),
+    ("Assistant", "app", lambda a: a.kind == "app", lambda m: f"answers {ANSWERS[m['gate']]}"),
 )

@@ -10,7 +10,21 @@ from mainspring.console.markup import Markup, tag
 from mainspring.spec import Artifact, RunRecord
 from mainspring.spec.plan import readable_bytes as size
 
-__all__ = ["ago", "at", "count", "duration", "energy", "link_to", "link_to_run", "meta", "run_seconds", "size"]
+__all__ = [
+    "ago",
+    "at",
+    "count",
+    "duration",
+    "energy",
+    "link_to",
+    "link_to_run",
+    "meta",
+    "run_seconds",
+    "several",
+    "share",
+    "since",
+    "size",
+]
 
 DOT = " \N{MIDDLE DOT} "
 
@@ -36,8 +50,13 @@ def duration(seconds: float) -> str:
 
 
 def at(moment_s: float | None) -> str:
-    """A moment on this machine's clock."""
-    return "" if moment_s is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment_s))
+    """A moment on this machine's clock, with the clock's zone."""
+    return "" if moment_s is None else time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(moment_s)).strip()
+
+
+def since(moment_s: float | None) -> Markup:
+    """How long ago, with the moment itself for whoever points at it."""
+    return tag("time", ago(moment_s), title=at(moment_s))
 
 
 def count(number: float) -> str:
@@ -48,9 +67,20 @@ def count(number: float) -> str:
     return f"{number:,.0f}" if float(number).is_integer() or abs(number) >= 1000 else f"{number:.3g}"
 
 
+def several(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def energy(joules: float) -> str:
     """Joules, or watt-hours once there are many."""
-    return f"{joules / 3600:.2g} Wh" if joules >= 3600 else f"{joules:.0f} J"
+    return f"{joules / 3600:.3g} Wh" if joules >= 3600 else f"{joules:,.0f} J"
+
+
+def share(part: float, of: float) -> str:
+    """A part as a percentage; what is there is never said to be nothing."""
+    percent = 100 * part / of if of else 0.0
+    return "<0.1 %" if 0 < percent < 0.05 else f"{percent:.1f} %"
 
 
 def run_seconds(record: RunRecord) -> float:

@@ -160,18 +160,37 @@ def diff(store: Store, before: str, after: str) -> SnapshotDiff:
 def _commit(uri: str, table: pa.Table) -> Manifest:
     digest = ids_digest(table["id"].to_pylist())
     with _storage("write", uri):
-        try:
-            dataset = lance.dataset(uri)
-        except ValueError:  # not there yet
-            dataset = _create(uri, table)
-        if _digest_of(dataset) != digest:
-            merge = dataset.merge_insert("id").when_not_matched_insert_all()
-            merge.when_not_matched_by_source_delete().conflict_retries(RETRIES).execute(table)
+        dataset = _write(uri, table, digest)
         version = dataset.version
         written = lance.dataset(uri, version=version)
         if _digest_of(written) != digest:
             raise Unavailable(f"{uri} version {version} is not what was written", hint="publish again")
     return Manifest(uri=uri, version=version, rows=table.num_rows, digest=digest)
+
+
+def _write(uri: str, table: pa.Table, digest: str) -> lance.LanceDataset:
+    """The dataset at a version that holds `table` and nothing else, whoever else writes to it at the same time.
+
+    Lance retries a merge that races with a merge, but gives up when another publisher's first write came between; the
+    merge is then made again from the new version. An error without such a writer is the disk's.
+    """
+    for _ in range(RETRIES):
+        try:
+            dataset = lance.dataset(uri)
+        except ValueError:  # not there yet
+            dataset = _create(uri, table)
+        before = dataset.version
+        if _digest_of(dataset) == digest:
+            return dataset
+        merge = dataset.merge_insert("id").when_not_matched_insert_all()
+        try:
+            merge.when_not_matched_by_source_delete().conflict_retries(RETRIES).execute(table)
+        except OSError:
+            if lance.dataset(uri).version == before:
+                raise
+        else:
+            return dataset
+    raise Unavailable(f"{uri} was changed by others {RETRIES} times while it was written", hint="publish again")
 
 
 def _create(uri: str, table: pa.Table) -> lance.LanceDataset:

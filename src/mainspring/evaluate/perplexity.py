@@ -90,11 +90,11 @@ def document_bits(
 
 def fidelity(
     original: Path | str, changed: Path | str, texts: Sequence[str], *, progress: Progress = silent
-) -> tuple[Score, ...]:
-    """How far `changed` is from `original`, token by token on the same text.
+) -> tuple[DocumentBits, tuple[Score, ...]]:
+    """How far `changed` is from `original`, token by token on the same text, and the `document_bits` of `changed`.
 
     KL divergence in nats (mean, and the 99th percentile over tokens), how often both would choose the same token,
-    and the paired difference in bits per byte. Both must share one vocabulary.
+    and the paired difference in bits per byte. Both must share one vocabulary; each reads the text once.
     """
     tokenizer = Tokenizer.load(original)
     if not share_tokenizer(original, changed, texts):
@@ -102,25 +102,27 @@ def fidelity(
     before, after = load_pretrained(original).eval(), load_pretrained(changed).eval()
     sizes = _sizes(texts)
     windows = _windows(before, tokenizer, texts, min(before.config.context, after.config.context))
-    divergence, agreed, extra, count = (np.zeros(len(texts)) for _ in range(4))
+    divergence, agreed, extra, nats, count = (np.zeros(len(texts)) for _ in range(5))
     tokens: list[NDArray[np.float64]] = []
     for batch, ids_BT, done in _batches(windows, before.config.vocab, progress):
         with torch.inference_mode():
-            kl_BT, same_BT, worse_BT = _drift(before(ids_BT[:, :-1]), after(ids_BT[:, :-1]), ids_BT[:, 1:])
+            drifted = _drift(before(ids_BT[:, :-1]), after(ids_BT[:, :-1]), ids_BT[:, 1:])
+        kl_BT, same_BT, worse_BT, loss_BT = drifted
         for row, window in enumerate(batch):
             counted = slice(window.scored, len(window.ids) - 1)
             tokens.append(kl_BT[row, counted].double().numpy())
             divergence[window.document] += tokens[-1].sum()
             agreed[window.document] += int(same_BT[row, counted].sum())
             extra[window.document] += float(worse_BT[row, counted].double().sum()) / LN2
+            nats[window.document] += float(loss_BT[row, counted].double().sum())
             count[window.document] += len(tokens[-1])
         progress(done, "KL divergence from the original")
     worst = float(np.percentile(np.concatenate(tokens), 99))
     difference = interval(extra, sizes)
-    if not np.isfinite([worst, difference.value]).all():
+    if not np.isfinite([worst, difference.value, nats.sum()]).all():
         raise SpecError(f"{changed} gives probabilities that are not numbers", hint="the weights are damaged")
     total = int(count.sum())
-    return (
+    return DocumentBits(nats / LN2, sizes, total), (
         score_of("kl_mean", interval(divergence, count), unit="nats/token", samples=total),
         Score(name="kl_p99", value=worst, unit="nats/token", higher_is_better=False, samples=total),
         score_of("top1_agreement", interval(agreed, count), unit="share", samples=total, higher_is_better=True),
@@ -153,12 +155,13 @@ def score_of(name: str, found: Interval, *, unit: str, samples: int, higher_is_b
     )
 
 
-def _drift(before_BTV: Tensor, after_BTV: Tensor, next_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(before || after), whether the first choices agree, and the extra nats for the token that came."""
+def _drift(before_BTV: Tensor, after_BTV: Tensor, next_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KL(before || after), whether the first choices agree, the extra nats for the token that came, and all of them."""
     p_BTV, q_BTV = before_BTV.float().log_softmax(-1), after_BTV.float().log_softmax(-1)
     kl_BT = (p_BTV.exp() * (p_BTV - q_BTV)).sum(-1).clamp_min(0)
-    worse_BT = (p_BTV - q_BTV).gather(-1, next_BT.unsqueeze(-1)).squeeze(-1)
-    return kl_BT, p_BTV.argmax(-1) == q_BTV.argmax(-1), worse_BT
+    loss_BT = -q_BTV.gather(-1, next_BT.unsqueeze(-1)).squeeze(-1)
+    worse_BT = p_BTV.gather(-1, next_BT.unsqueeze(-1)).squeeze(-1) + loss_BT
+    return kl_BT, p_BTV.argmax(-1) == q_BTV.argmax(-1), worse_BT, loss_BT
 
 
 def _sizes(texts: Sequence[str]) -> NDArray[np.float64]:

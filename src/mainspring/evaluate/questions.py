@@ -3,7 +3,8 @@
 Nothing writes these questions, so nothing invents an answer; the price is that they share words with their document,
 which favours lexical search. Four forms, after what documentation is asked: what a thing does (its first sentence,
 with its own name taken out), what something is called (a definition with the subject taken out), what happens in a
-case (an "if" sentence), and a heading typed as a query. A question two documents could answer is dropped.
+case (an "if" sentence), and a heading typed as a query. A document that gives none of these, as most that are not in
+English, gives statements, asked as they stand. A question two documents could answer is dropped.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Literal
 from mainspring.evaluate.sentences import sentences
 from mainspring.spec import Document, spec
 
-Form = Literal["purpose", "definition", "case", "heading"]
+Form = Literal["purpose", "definition", "case", "heading", "statement"]
 
 _VERBS = (
     "add append apply build call change check clear close compare compile compute concatenate construct convert "
@@ -30,6 +31,8 @@ _THIRD_PERSON = {f"{verb}{'es' if verb.endswith(('sh', 'ch', 's', 'x')) else 's'
 _VERB = {verb: verb for verb in _VERBS.split()} | _THIRD_PERSON
 _PLAIN_WORD = re.compile(r"[a-z]+")
 _CONTENT_WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{2}|[^\W\d_]{4,}")
+_SPACED = re.compile(r"[^\u3000-\u9fff]*$")
+_WIDE_MARK = "\uff1f"
 _MARKUP = re.compile(r"[`*]{1,3}|:\w+:(?=`)|^\s*>\s?")
 _SKIPPED_LINE = re.compile(r"\s*(?:#|>>>|\.\.\.|```|~~~|\||[-=*~^]{3,}|@|\d+[.)]\s|[-*+]\s)")
 _HEADING = re.compile(r"#{2,6}\s+(.+?)\s*#*$")
@@ -37,6 +40,7 @@ _DEFINITION = re.compile(r"(?P<subject>[^,;:]{2,60}?) (?:is|are) (?P<what>(?:an?
 _CASE = re.compile(r"(?:If|When) (?P<case>[^,;]{15,120}), ")
 _FRAME = frozenset({"what", "happens", "where", "does", "returns", "yields", "raises", "this"})
 WORDS_MIN, WORDS_MAX = 4, 32
+_STATEMENTS = 3
 
 
 @spec
@@ -62,8 +66,11 @@ def make_questions(documents: Sequence[Document], n: int, seed: int = 0) -> tupl
 
 
 def _unique_in(document: Document) -> Iterator[Question]:
-    seen = set()
+    """The questions of one document, each once; of one that gives none by its forms, some of its statements."""
+    seen, formed = set(), False
     for form, text in _candidates(document):
+        if form == "statement" and formed:
+            return
         asked = " ".join(text.split())
         words = asked.split()
         if _key(asked) in seen or not WORDS_MIN <= _length(words) <= WORDS_MAX:
@@ -71,7 +78,10 @@ def _unique_in(document: Document) -> Iterator[Question]:
         content = set(_CONTENT_WORD.findall(asked.lower())) - _FRAME
         if len(content) >= (3 if form == "case" else 2):
             seen.add(_key(asked))
+            formed = formed or form != "statement"
             yield Question(text=asked, document=document.id, form=form)
+            if form == "statement" and len(seen) == _STATEMENTS:
+                return
 
 
 def _candidates(document: Document) -> Iterator[tuple[Form, str]]:
@@ -91,6 +101,8 @@ def _candidates(document: Document) -> Iterator[tuple[Form, str]]:
         heading = _HEADING.match(line)
         if heading and heading[1] != document.title:
             yield "heading", name.sub("it", _MARKUP.sub("", heading[1]))
+    for sentence in found[1:40]:
+        yield "statement", _ask_purpose(name.sub("it", sentence).rstrip(".!。"))
 
 
 def _ask_purpose(sentence: str) -> str:
@@ -102,8 +114,8 @@ def _ask_purpose(sentence: str) -> str:
         return f"How do I {verb} {rest}?"
     if first in ("A", "An", "The"):
         return f"What is {first.lower()} {rest}?"
-    if _CONTENT_WORD.match(sentence) and not first.isascii():
-        return f"{sentence}\uff1f"  # a statement asks as it stands in Chinese and Japanese
+    if not first[:1].isascii():
+        return f"{sentence}{'?' if _SPACED.match(first) else _WIDE_MARK}"  # a statement asks as it stands
     return f"Where does it say: {sentence}?"
 
 

@@ -11,11 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mainspring.data import snapshot as snapshots
 from mainspring.data.pack import held_out_documents, held_out_sources
 from mainspring.data.snapshot import sources, texts
 from mainspring.evaluate.baselines import EDITION, ORDER, TRAIN_BYTES, NGram, training_bytes, xz_bits_per_byte
 from mainspring.evaluate.gate import criteria_for, decide
-from mainspring.evaluate.perplexity import DocumentBits, document_bits, fidelity, margin, score_of, share_tokenizer
+from mainspring.evaluate.perplexity import (
+    DocumentBits,
+    document_bits,
+    fidelity,
+    margin,
+    score_of,
+    share_tokenizer,
+)
 from mainspring.evaluate.report import Plot, publish_report, read_report, with_baseline
 from mainspring.spec import Artifact, NotFound, Progress, Report, Score, SpecError, TokenSet, silent
 from mainspring.store import Store
@@ -42,8 +50,10 @@ def evaluate_model(
     snapshot = snapshot_of(store, data or _training_data(store, model.ref))
     documents, of = _held_out(store, snapshot)
     folder = store.fetch(model)
-    bits = document_bits(folder, documents, progress=_part(progress, 0.0, 0.4))
-    progress(0.4, "xz and n-gram on the same documents")
+    original = store.resolve(compare_to) if compare_to else None
+    other = store.fetch(original) if original else None
+    bits, against = _measured(folder, other, documents, _part(progress, 0.0, 0.8))
+    progress(0.8, "xz and n-gram on the same documents")
     raw = [text.encode("utf-8", "replace") for text in documents]
     baselines = _baselines(store, snapshot, raw)
     ngram = np.array(baselines["ngram"])
@@ -65,10 +75,9 @@ def evaluate_model(
         f"Baselines saw {baselines['given_bytes']} bytes of the training documents; xz is charged for the held-out "
         "text alone.",
     ]
-    if compare_to:
-        other = store.resolve(compare_to)
-        scores += _against(store.fetch(other), folder, documents, bits, _part(progress, 0.6, 1.0))
-        notes.append(f"The original is {other.ref}.")
+    if original:
+        scores += against
+        notes.append(f"The original is {original.ref}.")
     report = Report(subject=model.ref, snapshot=snapshot, scores=tuple(scores), notes=tuple(notes))
     decision = decide(report, criteria_for(report))
     artifact = publish_report(store, report, plots=(_plot(bits, ngram),), decision=decision, run=run)
@@ -115,7 +124,12 @@ def _held_out(store: Store, snapshot: str) -> tuple[list[str], int]:
             taken.append(cut)
             room -= len(cut.encode())
     if not taken:
-        raise SpecError(f"{snapshot} has no held-out document with text", hint="it needs at least two documents")
+        read = snapshots.report(store, snapshot)
+        raise SpecError(
+            f"{snapshot} has no held-out document with text: {read.kept} of {read.read} documents were kept and "
+            f"{len(read.skipped)} files could not be read",
+            hint="it needs at least two documents; `mainspring data show` says what became of the others",
+        )
     return taken, count
 
 
@@ -141,13 +155,20 @@ def _baselines(store: Store, snapshot: str, raw: list[bytes]) -> dict[str, Any]:
     return found
 
 
-def _against(
-    original: Path, changed: Path, documents: Sequence[str], bits: DocumentBits, progress: Progress
-) -> tuple[Score, ...]:
-    """Drift token by token where both share a tokenizer, else the difference in bits per byte."""
-    if share_tokenizer(original, changed, documents):
-        return fidelity(original, changed, documents, progress=progress)
-    return (margin("bits_per_byte_minus_original", bits, document_bits(original, documents, progress=progress).bits),)
+def _measured(
+    folder: Path, original: Path | None, documents: Sequence[str], progress: Progress
+) -> tuple[DocumentBits, tuple[Score, ...]]:
+    """Bits of every document, and what the model has lost against its original.
+
+    That is the drift token by token where both share a tokenizer, else the difference in bits per byte.
+    """
+    if original is None:
+        return document_bits(folder, documents, progress=progress), ()
+    if share_tokenizer(original, folder, documents):
+        return fidelity(original, folder, documents, progress=progress)
+    bits = document_bits(folder, documents, progress=_part(progress, 0.0, 0.5))
+    before = document_bits(original, documents, progress=_part(progress, 0.5, 1.0))
+    return bits, (margin("bits_per_byte_minus_original", bits, before.bits),)
 
 
 def _plain(name: str, value: float, samples: int) -> Score:

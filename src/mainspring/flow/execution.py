@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mainspring.spec import TERMINAL, Cancelled, Failed, MainspringError, RunRecord, SpecError, Unavailable
 from mainspring.store import Store
@@ -28,6 +28,8 @@ PROGRESS_FILE = "progress.json"
 LOG_FILE = "run.log"
 METRICS_FILE = "metrics.jsonl"
 TAIL_BYTES = 256 << 10
+LOG_BYTES = 8 << 20
+WHOLE_BYTES = 2 << 20
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -43,7 +45,6 @@ class Execution:
         self._error: BaseException | None = None
         self._stop = threading.Event()
         self._done = threading.Event()
-        self._on_stop: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name=f"run-{record.id}", daemon=True)
 
     def start(self) -> "Execution":
@@ -62,18 +63,9 @@ class Execution:
             raise Cancelled(f"run {self.id} was stopped at {message!r}")
         write_progress(self.folder, fraction, message)
 
-    def on_stop(self, action: Callable[[], None]) -> None:
-        """Call `action` when the run is asked to stop: how a body cancels what it waits for."""
-        self._on_stop.append(action)
-        if self._stop.is_set():
-            action()
-
     def stop(self) -> None:
-        """Ask the work to end; returns at once."""
-        if not self._stop.is_set():
-            self._stop.set()
-            for action in self._on_stop:
-                action()
+        """Ask the work to end, which its next `progress` does; returns at once."""
+        self._stop.set()
 
     def abandon(self) -> None:
         """Record the work as stopped without waiting for it: the last act of a process that leaves it behind."""
@@ -203,19 +195,44 @@ def cost_of(record: RunRecord, metrics: Sequence[Mapping[str, float]]) -> Cost:
     return Cost(seconds=end_s - record.started_s if record.started_s else 0.0, joules=joules)
 
 
-def read_metrics(folder: Path) -> tuple[dict[str, float], ...]:
-    """Every complete line of the run's `metrics.jsonl`; a line still being written is left for the next call."""
+def read_metrics(folder: Path, *, most: int | None = None) -> tuple[dict[str, float], ...]:
+    """Every complete line of the run's `metrics.jsonl`; a line still being written is left for the next call.
+
+    With `most` at most that many, evenly spread and always the last one; of a long file little more than them is read.
+    """
     path = folder / METRICS_FILE
     if not path.exists():
         return ()
-    lines = path.read_text("utf-8").split("\n")[:-1]
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        lines = file.read(size).split(b"\n")[:-1] if most is None or size <= WHOLE_BYTES else _spread(file, size, most)
+    if most is not None and len(lines) > most:
+        lines = [lines[len(lines) * (index + 1) // most - 1] for index in range(most)]
     return tuple(json.loads(line) for line in lines if line)
+
+
+def _spread(file: BinaryIO, size: int, most: int) -> list[bytes]:
+    """The first whole line behind each of `most` places of a file, and its last one."""
+    found: dict[int, bytes] = {}
+    for index in range(most):
+        file.seek(size * index // most)
+        if index:
+            file.readline()  # the rest of a line
+        line = file.readline()
+        if line.endswith(b"\n") and file.tell() <= size:
+            found[file.tell()] = line
+    start = max(0, size - TAIL_BYTES)
+    file.seek(start)
+    end = file.read(size - start).rpartition(b"\n")[0]
+    found[start + len(end) + 1] = end.rpartition(b"\n")[2]
+    return [found[place] for place in sorted(found)]
 
 
 def read_logs(folder: Path, rank: int | None = None, *, tail: int | None = None) -> str:
     """The log of one rank, or of the run itself and all its ranks, each under its file's name.
 
-    With `tail`, at most that many of the last lines of each.
+    With `tail`, at most that many of the last lines of each. Of a log beyond `LOG_BYTES` only the end is read, after a
+    line that says so.
     """
     if rank is not None:
         path = folder / f"rank-{rank}.log"
@@ -228,9 +245,11 @@ def read_logs(folder: Path, rank: int | None = None, *, tail: int | None = None)
 
 
 def _read_text(path: Path, tail: int | None) -> str:
-    """The file, or its last `tail` lines, for which only its last `TAIL_BYTES` are read."""
+    size, limit = path.stat().st_size, LOG_BYTES if tail is None else TAIL_BYTES
     with path.open("rb") as file:
-        if tail is not None:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().decode("utf-8", "replace").splitlines(keepends=True)
-    return "".join(lines if tail is None else lines[-tail:])
+        file.seek(max(0, size - limit))
+        lines = file.read(limit).decode("utf-8", "replace").splitlines(keepends=True)
+    if tail is not None:
+        return "".join(lines[-tail:])
+    left_out = [f"... the first {size - limit:,} bytes are in {path}\n"] if size > limit else []
+    return "".join(left_out + lines)

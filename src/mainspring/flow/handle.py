@@ -55,9 +55,9 @@ class Run:
         """What it said: the log of `rank`, or of the run itself and all its ranks; of each its last `tail` lines."""
         return execution.read_logs(self.store.run_dir(self.id), rank, tail=tail)
 
-    def metrics(self) -> tuple[dict[str, float], ...]:
-        """The time series it has written so far, one mapping a logged step."""
-        return execution.read_metrics(self.store.run_dir(self.id))
+    def metrics(self, most: int | None = None) -> tuple[dict[str, float], ...]:
+        """The time series it has written so far, one mapping a logged step; `most` of them, spread, when given."""
+        return execution.read_metrics(self.store.run_dir(self.id), most=most)
 
     def stop(self) -> None:
         """Ask it to stop, wherever it runs; returns at once."""
@@ -82,7 +82,7 @@ class Run:
     @property
     def cost(self) -> execution.Cost:
         """Seconds and joules so far."""
-        return execution.cost_of(self.record, self.metrics())
+        return execution.cost_of(self.record, self.metrics(most=1))
 
     def _made(self, role: str) -> list[Artifact]:
         """What it read or wrote itself, newest first."""

@@ -11,20 +11,20 @@ import queue
 import signal
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from types import FrameType
 from typing import Any, Literal
 
 from mainspring.flow.check import Checked, check_graph, convert
-from mainspring.flow.execution import LOG_FILE, STOP_POLL_S, is_stop_requested
+from mainspring.flow.execution import STOP_POLL_S, is_stop_requested
 from mainspring.flow.graph import Graph
 from mainspring.flow.key import Digests, action_key, decode, encode
 from mainspring.flow.node import Output, Param, inside, references, replace_references
+from mainspring.flow.work import Report, Work, told
 from mainspring.spec import (
     Artifact,
     Cancelled,
@@ -45,7 +45,6 @@ GRACE_S = 5.0
 """How long a cancelled flow waits for its running steps to notice."""
 PROGRESS_S = 1.0
 """Progress is recorded at most this often per step; `on_event` hears all of it."""
-BACKOFF_MAX_S = 60.0
 
 
 @spec
@@ -95,7 +94,7 @@ class FlowResult:
                 cause = found.failure
                 kind = type(cause) if isinstance(cause, MainspringError) else Failed
                 raise kind(
-                    f"step {found.name} failed: {_told(cause)}",
+                    f"step {found.name} failed: {told(cause)}",
                     hint=getattr(cause, "hint", "") or f"see `mainspring logs {found.run}`",
                 ) from cause
         if self.state == "CANCELLED":
@@ -161,19 +160,6 @@ def _interruptible(stop: threading.Event) -> Iterator[None]:
 
 
 @dataclass(slots=True)
-class _Report:
-    """What a step's thread tells the conductor."""
-
-    name: str
-    kind: Literal["progress", "retry", "done"]
-    fraction: float = 0.0
-    message: str = ""
-    attempt: int = 1
-    value: Any = None
-    failure: BaseException | None = None
-
-
-@dataclass(slots=True)
 class _Running:
     run: str
     key: str
@@ -197,7 +183,7 @@ class _Conductor:
     results: dict[str, StepResult] = field(default_factory=dict)
     ready: deque[tuple[Checked, dict[str, Any], str]] = field(default_factory=deque)
     running: dict[str, _Running] = field(default_factory=dict)
-    reports: queue.SimpleQueue[_Report] = field(default_factory=queue.SimpleQueue)
+    reports: queue.SimpleQueue[Report] = field(default_factory=queue.SimpleQueue)
     unwritten: list[FlowEvent] = field(default_factory=list)
     asked_s: float = 0.0
 
@@ -210,7 +196,7 @@ class _Conductor:
         except BaseException as error:
             self.stop.set()
             self._abandon()
-            self.store.set_run_state(self.record.id, "FAILED", _told(error))
+            self.store.set_run_state(self.record.id, "FAILED", told(error))
             raise
         if self.stop.is_set():
             self._wind_down()
@@ -252,7 +238,7 @@ class _Conductor:
             given = self._given(checked)
             key = action_key(checked, given, self.digests) if checked.node.options.cache else ""
         except MainspringError as error:
-            self._settle(StepResult(name=name, state="FAILED", failure=error), message=_told(error))
+            self._settle(StepResult(name=name, state="FAILED", failure=error), message=told(error))
             return
         if key and (remembered := self._recall(key)) is not None:
             value, run = remembered
@@ -303,7 +289,7 @@ class _Conductor:
             self._tell(FlowEvent(step=node.name, state="RUNNING", run=run))
             self._write()
         self.running[node.name] = _Running(run=run, key=key)
-        work = _Work(checked, given, run=run, store=self.store, reports=self.reports, stop=self.stop)
+        work = Work(checked, given, run=run, store=self.store, reports=self.reports, stop=self.stop)
         threading.Thread(target=work.attempt, name=f"step-{node.name}", daemon=True).start()
 
     def _hear(self, timeout_s: float) -> None:
@@ -331,7 +317,7 @@ class _Conductor:
         else:
             self.on_event(event)
 
-    def _record(self, report: _Report, running: _Running) -> None:
+    def _record(self, report: Report, running: _Running) -> None:
         """Commit how a step ended."""
         name, failure, encoded = report.name, report.failure, None
         if failure is None:
@@ -352,13 +338,13 @@ class _Conductor:
             seconds=time.monotonic() - running.since,
             failure=failure,
         )
-        told = "" if failure is None else _told(failure)
+        message = "" if failure is None else told(failure)
         with self.store.transaction():
-            self.store.set_run_state(running.run, state, told)
+            self.store.set_run_state(running.run, state, message)
             if state == "SUCCEEDED" and running.key:
                 remembered = {"value": encoded, "run": running.run, "seconds": result.seconds}
                 self.store.remember(f"flow.step:{running.key}", remembered)
-            self._settle(result, message=told)
+            self._settle(result, message=message)
             self._write()
         del self.running[name]
         if state == "CANCELLED":
@@ -420,65 +406,10 @@ class _Conductor:
         reason = ""
         if failed:
             state = "FAILED"
-            reason = "; ".join(f"step {r.name}: {_told(r.failure)}" for r in failed if r.failure is not None)
+            reason = "; ".join(f"step {r.name}: {told(r.failure)}" for r in failed if r.failure is not None)
         if any(result.state == "CANCELLED" for result in results):
             state, reason = "CANCELLED", "stopped"
         return FlowResult(run=self.store.set_run_state(self.record.id, state, reason), state=state, steps=results)
-
-
-@dataclass(slots=True)
-class _Work:
-    """A step's own thread."""
-
-    checked: Checked
-    given: dict[str, Any]
-    run: str
-    store: Store
-    reports: queue.SimpleQueue[_Report]
-    stop: threading.Event
-
-    def attempt(self) -> None:
-        """Call the function until it succeeds or has no retries left, and report."""
-        node = self.checked.node
-        available = {"store": self.store, "run": self.run}
-        failure: BaseException | None = None
-        for attempt in range(1, node.options.retries + 2):
-            injected = {**available, "progress": self._progress(attempt)}
-            try:
-                value = node.call(**self.given, **{name: injected[name] for name in self.checked.injected})
-            except BaseException as error:  # noqa: BLE001  a step is the user's code, and the conductor waits for a word
-                failure = error
-            else:
-                self.reports.put(_Report(node.name, "done", value=value, attempt=attempt))
-                return
-            self._keep_traceback(failure, attempt)
-            # A request that is wrong stays wrong; only what may pass is tried again.
-            if isinstance(failure, SpecError | Cancelled) or not isinstance(failure, Exception):
-                break
-            if attempt <= node.options.retries:
-                pause_s = min(node.options.backoff_s * 2 ** (attempt - 1), BACKOFF_MAX_S)
-                told = f"{_told(failure)}; again in {pause_s:g} s"
-                self.reports.put(_Report(node.name, "retry", message=told, attempt=attempt + 1))
-                if self.stop.wait(pause_s):
-                    break
-        self.reports.put(_Report(node.name, "done", failure=failure))
-
-    def _progress(self, attempt: int) -> Callable[[float, str], None]:
-        def progress(fraction: float, message: str) -> None:
-            if self.stop.is_set():
-                raise Cancelled("the flow was stopped")
-            report = _Report(self.checked.node.name, "progress", attempt=attempt)
-            self.reports.put(replace(report, fraction=fraction, message=message))
-
-        return progress
-
-    def _keep_traceback(self, failure: BaseException, attempt: int) -> None:
-        text = "".join(traceback.format_exception(failure))
-        try:
-            with (self.store.run_dir(self.run) / LOG_FILE).open("a", encoding="utf-8", errors="replace") as sink:
-                sink.write(f"attempt {attempt} of step {self.checked.node.name}\n{text}\n")
-        except (OSError, MainspringError) as full:  # the conductor waits for a word from this thread, whatever happens
-            log.warning("the log of a step is not whole", extra={"run": self.run, "reason": str(full)})
 
 
 def _as_data(event: FlowEvent) -> dict[str, object]:
@@ -491,7 +422,3 @@ def _as_data(event: FlowEvent) -> dict[str, object]:
         "seconds": event.seconds,
         "attempt": event.attempt,
     }
-
-
-def _told(error: BaseException) -> str:
-    return str(error) if isinstance(error, MainspringError) else f"{type(error).__name__}: {error}"

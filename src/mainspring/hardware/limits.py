@@ -8,35 +8,35 @@ from pathlib import Path
 
 import psutil
 
-CGROUPS = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+ROOT = Path("/")
+"""Where /proc and /sys are looked for."""
 UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes a number near 2**63 for "no limit"
 
 
-def cores() -> int:
+def cores(root: Path = ROOT) -> int:
     """Whole cores this process may keep busy: the scheduler's affinity, capped by the cgroup's CPU quota."""
     allowed = len(os.sched_getaffinity(0))
-    quota = min((q for q in (_quota(folder) for folder in _folders("cpu")) if q), default=float(allowed))
+    quota = min((q for q in (_quota(folder) for folder in _folders("cpu", root)) if q), default=float(allowed))
     return max(1, min(allowed, int(quota)))
 
 
-def memory_bytes() -> int:
+def memory_bytes(root: Path = ROOT) -> int:
     """Bytes this process may use: the machine's memory, capped by the tightest cgroup limit."""
-    limits = [limit for limit, _ in _memory_groups()]
+    limits = [limit for limit, _ in _memory_groups(root)]
     return min([psutil.virtual_memory().total, *limits])
 
 
-def used_memory_bytes() -> int:
+def used_memory_bytes(root: Path = ROOT) -> int:
     """Bytes in use within `memory_bytes()`, file cache not counted."""
     system = psutil.virtual_memory()
-    groups = sorted(group for group in _memory_groups() if group[0] < system.total)
+    groups = sorted(group for group in _memory_groups(root) if group[0] < system.total)
     return groups[0][1] if groups else system.total - system.available
 
 
-def _memory_groups() -> list[tuple[int, int]]:
+def _memory_groups(root: Path) -> list[tuple[int, int]]:
     """`(limit, use)` of every enclosing memory cgroup that has a limit."""
     groups: list[tuple[int, int]] = []
-    for folder in _folders("memory"):
+    for folder in _folders("memory", root):
         limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
         used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
         if limit and limit < UNLIMITED_BYTES:
@@ -53,19 +53,19 @@ def _quota(folder: Path) -> float | None:
     return quota / period if quota and period and quota > 0 else None
 
 
-def _folders(controller: str) -> list[Path]:
+def _folders(controller: str, root: Path) -> list[Path]:
     """The cgroup folders this process is in for `controller`, and their parents, whose limits bind too."""
     found: list[Path] = []
-    for line in _text(MEMBERSHIP).splitlines():
+    for line in _text(root / "proc/self/cgroup").splitlines():
         number, names, path = line.split(":", 2)
         if number == "0":
-            root = CGROUPS
+            mount = root / "sys/fs/cgroup"
         elif controller in names.split(","):
-            root = CGROUPS / controller
+            mount = root / "sys/fs/cgroup" / controller
         else:
             continue
-        here = root / path.lstrip("/")
-        found += [folder for folder in (here, *here.parents) if folder == root or root in folder.parents]
+        here = mount / path.lstrip("/")
+        found += [folder for folder in (here, *here.parents) if folder == mount or mount in folder.parents]
     return found
 
 

@@ -1,6 +1,7 @@
 """This machine as a `Node`: its accelerators, or its CPU when it has none, with links and health."""
 
 import socket
+from pathlib import Path
 
 from mainspring.hardware import limits
 from mainspring.hardware.devices import DeviceBackend, backend, local_vendor
@@ -8,10 +9,11 @@ from mainspring.hardware.health import judge
 from mainspring.spec import Device, Health, Node
 
 
-def probe_node() -> Node:
+def probe_node(root: Path = limits.ROOT) -> Node:
     """What this machine offers to this process, measured where a catalogue cannot know it (about 1 s the first time).
 
-    cgroup limits and CPU affinity are respected. Raises `SpecError` for an accelerator of an unknown vendor.
+    CPU affinity and the cgroup limits under `root` are respected. Raises `SpecError` for an accelerator of an unknown
+    vendor.
     """
     vendor = local_vendor()
     answers = backend(vendor)
@@ -20,8 +22,8 @@ def probe_node() -> Node:
         name=socket.gethostname(),
         devices=devices,
         link=answers.link(),
-        cpu_cores=limits.cores(),
-        memory_bytes=limits.memory_bytes(),
+        cpu_cores=limits.cores(root),
+        memory_bytes=limits.memory_bytes(root),
         health=_judged(answers, devices),
     )
 

@@ -1,7 +1,8 @@
 """Finding a model folder in the Hugging Face layout, and its `config.json` to and from `DecoderConfig`.
 
-Only what the decoder computes exactly is accepted. A checkpoint that needs more (scaled rotary positions, sliding
-windows, experts, other activations) is refused by name: loading it anyway would give fluent wrong answers.
+Only what the decoder computes exactly is accepted. A checkpoint that needs more (rotary positions scaled otherwise
+than Llama 3's, sliding windows, experts, other activations) is refused by name: loading it anyway would give fluent
+wrong answers.
 """
 
 import json
@@ -9,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mainspring.spec import DecoderConfig, NotFound, SpecError
+from mainspring.spec import DecoderConfig, NotFound, RopeScaling, SpecError
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
+SIZE_MAX = 2**31
+LARGEST = {"num_hidden_layers": 10_000}  # a damaged number must not build layers for ever
 QWEN3_HEAD_DIM = 128  # what transformers assumes when a Qwen3 file does not say
 
 
@@ -69,8 +72,8 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> DecoderConfig:
 
     def size(key: str, default: int | None = None) -> int:
         value = raw.get(key) if raw.get(key) is not None else default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise SpecError(f"{where}: {key} is {value!r}, expected a whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST.get(key, SIZE_MAX):
+            raise SpecError(f"{where}: {key} is {value!r}, expected a whole number of a model's size")
         return value
 
     heads = size("num_attention_heads")
@@ -91,8 +94,11 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> DecoderConfig:
             qk_norm=kind == "qwen3",
             bos_id=_first(raw.get("bos_token_id")),
             eos_id=_first(raw.get("eos_token_id")),
+            rope_scaling=_scaling(raw),
         )
-    except (TypeError, ValueError) as error:
+    except KeyError as error:
+        raise SpecError(f"{where}: rope scaling 'llama3' lacks {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
         raise SpecError(f"{where}: {error}") from error
 
 
@@ -103,7 +109,9 @@ def describe_config(config: DecoderConfig, *, dtype: str) -> dict[str, Any]:
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     if kind == "qwen2" and config.head_dim not in (0, config.hidden // config.heads):
         raise SpecError(f"Qwen2 checkpoints cannot say head_dim {config.head_dim}", hint="leave head_dim at 0")
-    return {
+    scaling = config.rope_scaling
+    stretched = {} if scaling is None else {"rope_scaling": {"rope_type": "llama3", **_named_scaling(scaling)}}
+    return stretched | {
         "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
         "vocab_size": config.vocab,
@@ -127,25 +135,53 @@ def describe_config(config: DecoderConfig, *, dtype: str) -> dict[str, Any]:
 
 def _rope(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Rotary parameters: `rope_parameters` since transformers 5, `rope_scaling` (or null) before."""
-    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    found = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    return found if isinstance(found, Mapping) else {"rope_type": found}
+
+
+def _scaling(raw: Mapping[str, Any]) -> RopeScaling | None:
+    """Llama 3.1's scaling where the file asks for it."""
+    rope = _rope(raw)
+    if _kind_of(rope) != "llama3":
+        return None
+    return RopeScaling(
+        factor=float(rope["factor"]),
+        low=float(rope["low_freq_factor"]),
+        high=float(rope["high_freq_factor"]),
+        original_context=int(rope["original_max_position_embeddings"]),
+    )
+
+
+def _named_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    return {
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low,
+        "high_freq_factor": scaling.high,
+        "original_max_position_embeddings": scaling.original_context,
+    }
+
+
+def _kind_of(rope: Mapping[str, Any]) -> Any:
+    return rope.get("rope_type", rope.get("type", "default"))
 
 
 def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     """What in this file the decoder does not compute."""
     rope, kind = _rope(raw), raw["model_type"]
-    scaling = rope.get("rope_type", rope.get("type", "default"))
+    scaling = _kind_of(rope)
     partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
     window = raw.get("sliding_window")
     windowed = window and (kind == "mistral" or (kind == "qwen2" and raw.get("use_sliding_window")))
-    layer_types = set(raw.get("layer_types") or ()) - {"full_attention"}
+    listed = raw.get("layer_types") or []
+    layer_types = {str(each) for each in listed if each != "full_attention"} if isinstance(listed, list) else {listed}
     found = {
-        f"rope scaling {scaling!r}": scaling != "default",
+        f"rope scaling {scaling!r}": scaling not in ("default", "llama3"),
         f"partial_rotary_factor {partial}": partial != 1.0,
         f"sliding_window {window} below the context": windowed and window < raw.get("max_position_embeddings", 0),
         f"hidden_act {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") not in ("silu", "swish"),
         "attention_bias": bool(raw.get("attention_bias")),
         "mlp_bias": bool(raw.get("mlp_bias")),
-        f"layer_types {sorted(layer_types)}": bool(layer_types),
+        f"layer_types {sorted(layer_types, key=str)}": bool(layer_types),
     }
     return [what for what, present in found.items() if present]
 

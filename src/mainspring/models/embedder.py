@@ -48,6 +48,19 @@ class Embedder(Protocol):
         """float32 (n, dim), each row of length 1 (of length 0 for a text with nothing known in it)."""
         ...
 
+    @property
+    def nested(self) -> bool:
+        """Whether the first coordinates of a vector, scaled to length 1, are an embedding of fewer dimensions."""
+        ...
+
+    def count(self, texts: Sequence[str]) -> int:
+        """How many tokens `encode` reads of `texts`."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens of this embedder; `SpecError` for ids that are none."""
+        ...
+
     def save(self, folder: Path | str) -> None:
         """Write everything `load_embedder` needs to `folder`."""
         ...
@@ -69,6 +82,19 @@ class Lsa(Embedder):
     def dim(self) -> int:
         """Length of a vector."""
         return self._directions.shape[1]
+
+    @property
+    def nested(self) -> bool:
+        """Yes: directions come in the order of what they explain."""
+        return True
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Words, known or not."""
+        return sum(len(WORD.findall(text)) for text in texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Refuse: words have no ids that anybody else could know."""
+        raise SpecError(f"{self.name} embeds words and has no token ids, got {len(ids)}", hint="send text")
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """float32 (n, dim), rows of length 1; zeros for a text without a known term."""

@@ -59,8 +59,7 @@ class W8A8Linear(nn.Module):
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out_features, 1))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
-        self._packed: tuple[int, tuple[Tensor, Tensor, Tensor]] | None = None
-        self.register_load_state_dict_post_hook(_forget_packed)
+        self._packed: tuple[tuple[int, int], tuple[Tensor, Tensor, Tensor]] | None = None
 
     @classmethod
     @torch.no_grad()
@@ -92,9 +91,10 @@ class W8A8Linear(nn.Module):
     def _pack(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights in oneDNN's opaque layout, which cannot be stored, with scales and zero points.
 
-        Made on first use, and again when weights are replaced or loaded; writing into them is not noticed.
+        Made on first use, and again when weights are replaced, loaded or written into.
         """
-        at = self.weight.data_ptr()
+        written = 0 if self.weight.is_inference() else self.weight._version  # noqa: SLF001 torch has no other counter
+        at = self.weight.data_ptr(), written
         if self._packed is None or self._packed[0] != at:
             self._packed = (at, _pack_onednn(self.weight, self.weight_scale))
         return self._packed[1]
@@ -154,6 +154,8 @@ def describe_w8a8(ignore: Sequence[str] = ()) -> dict[str, Any]:
 def check_w8a8(raw: Mapping[str, Any], *, where: str) -> list[str]:
     """The layers a `quantization_config` leaves alone; `SpecError` when its scheme is not the one above."""
     known = describe_w8a8()
+    if not isinstance(raw, Mapping) or not _is_table_of_tables(raw.get("config_groups") or {}):
+        raise SpecError(f"{where}: quantization_config or its config_groups are not tables", hint="copy it again")
     groups = raw.get("config_groups") or {}
     wrong = [f"{key} {raw.get(key)!r}" for key in ("quant_method", "format") if raw.get(key) != known[key]] + [
         f"{part} {key} {(group.get(part) or {}).get(key)!r}"
@@ -173,9 +175,13 @@ def check_w8a8(raw: Mapping[str, Any], *, where: str) -> list[str]:
     return list(raw.get("ignore") or ())
 
 
-def _forget_packed(module: nn.Module, incompatible_keys: object) -> None:  # noqa: ARG001 torch's signature
-    assert isinstance(module, W8A8Linear)
-    module._packed = None  # noqa: SLF001 this class's own hook, which torch wants as a plain function
+def _is_table_of_tables(value: object) -> bool:
+    """Whether `value` maps names to groups, whose parts are tables or missing."""
+    return isinstance(value, Mapping) and all(
+        isinstance(group, Mapping)
+        and all(isinstance(group.get(part) or {}, Mapping) for part in ("weights", "input_activations"))
+        for group in value.values()
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -101,6 +101,25 @@ class OnnxEmbedder(Embedder):
         """Length of a vector."""
         return self._dim
 
+    @property
+    def nested(self) -> bool:
+        """No: sentence-transformers folders do not say which models were trained to be cut."""
+        return False
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Tokens that are run, those around the text included."""
+        return sum(sum(each.attention_mask) for each in self._tokenizer.encode_batch(list(texts)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids of the model's tokenizer."""
+        vocab = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        wrong = next((token for token in ids if not 0 <= token < vocab), None)
+        if wrong is not None:
+            raise SpecError(
+                f"token id {wrong} is outside the vocabulary of {vocab}", hint=f"send ids of {self.name}, or text"
+            )
+        return self._tokenizer.decode(list(ids))
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """float32 (n, dim), rows of length 1. Texts run in batches of like length, longer ones are cut."""
         if not texts:

@@ -27,16 +27,16 @@ VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision: Precision = "fp32") -> ModelSpec:
     """The embedding, the layers and the head of `config`; activations are counted at `precision`.
 
-    What backward keeps of a layer, in values per token: 6 H (of each norm its input, the scaled input and the
-    result), 2 N D + 2 K D (queries, keys, values and attention's output), 4 F (gate, its activation, up, their
-    product), with query/key norms another 2 N D + 2 K D; and one float32 per norm and head. The head keeps its
-    norm's three; what the loss keeps of the logits is the planner's to add, from `output_bytes_per_token`.
+    What backward keeps of a layer, in values per token: 4 H (of each norm its input and the result), 2 N D + 2 K D
+    (queries, keys, values and attention's output), 4 F (gate, its activation, up, their product), with query/key
+    norms another N D + K D; and one float32 per norm and head. The head keeps its norm's two; what the loss keeps of
+    the logits is the planner's to add, from `output_bytes_per_token`.
     """
     hidden, ffn, vocab = config.hidden, config.ffn, config.vocab
     inner, shared = config.heads * config.width, config.kv_heads * config.width
     matrices = hidden * (2 * inner + 2 * shared) + 3 * hidden * ffn
     vectors = 2 * hidden + config.qkv_bias * (inner + 2 * shared) + config.qk_norm * 2 * config.width
-    kept = 6 * hidden + 4 * ffn + 2 * (1 + config.qk_norm) * (inner + shared)
+    kept = 4 * hidden + 4 * ffn + (2 + config.qk_norm) * (inner + shared)
     scales = 2 + config.heads + config.qk_norm * (config.heads + config.kv_heads)
     products = 3 * hidden + 2 * inner + 2 * shared + 2 * ffn  # its input, and what each matrix and attention give
     value_bytes = VALUE_BYTES[precision]
@@ -75,7 +75,7 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         params=vocab * hidden + hidden,
         flops_per_token=2.0 * vocab * hidden,
         attention_flops_per_token2=0.0,
-        activation_bytes_per_token=3 * stream_bytes + 4,
+        activation_bytes_per_token=2 * stream_bytes + 4,
         output_bytes_per_token=float(vocab * value_bytes),
         divisions=(("vocab", vocab),),
         split_params=vocab * hidden,

@@ -62,7 +62,7 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         settings = {}
-        for name in ("tokenizer_config.json", "generation_config.json"):
+        for name in ("tokenizer_config.json", "generation_config.json", "config.json"):
             if path.with_name(name).is_file():
                 settings = read_json(path.with_name(name)) | settings
         template = path.with_name("chat_template.jinja")
@@ -105,7 +105,7 @@ class Tokenizer:
         listed = self._settings.get("eos_token_id")
         found = listed if isinstance(listed, list) else [listed]
         turn_end = self._inner.token_to_id(TURN_END)
-        return frozenset(token for token in (self.eos_id, turn_end, *found) if token is not None)
+        return frozenset(token for token in (self.eos_id, turn_end, *found) if isinstance(token, int))
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` taken as plain data; nothing is added before or after."""
@@ -136,8 +136,9 @@ class Tokenizer:
         """The prompt that asks for the next turn after `messages` of (role, content)."""
         source = self._settings.get("chat_template")
         if isinstance(source, list):  # older files name several templates
-            source = next((each["template"] for each in source if each.get("name") == "default"), None)
-        if not source:
+            named = [each for each in source if isinstance(each, Mapping) and each.get("name") == "default"]
+            source = named[0].get("template") if named else None
+        if not isinstance(source, str) or not source:
             raise SpecError("this tokenizer has no chat template", hint="send a plain prompt instead")
         turns = [{"role": role, "content": content} for role, content in messages]
         names = {f"{name}_token": self._named(name) or "" for name in ("bos", "eos", "pad", "unk")}
@@ -183,7 +184,8 @@ class Tokenizer:
 
     def _named(self, name: str) -> str | None:
         token = self._settings.get(f"{name}_token")
-        return token.get("content") if isinstance(token, dict) else token
+        text = token.get("content") if isinstance(token, dict) else token
+        return text if isinstance(text, str) else None
 
     def _id(self, name: str) -> int | None:
         token = self._named(name)

@@ -152,8 +152,8 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Any]:
     paths = [folder / SINGLE]
     if not paths[0].is_file() and (folder / INDEX).is_file():
         named = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(named, dict):
-            raise SpecError(f"{folder / INDEX} has no weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise SpecError(f"{folder / INDEX} has no weight_map of file names", hint="copy it again")
         paths = sorted({folder / name for name in named.values()})
     found = {}
     for path in paths:

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import errno
 import logging
+import math
 import socket
 import struct
 import threading
@@ -30,11 +31,11 @@ from starlette.exceptions import HTTPException
 
 from mainspring import __version__
 from mainspring.serve.answer import Answer, Ask, ChatFormat, CompletionFormat
-from mainspring.serve.engine.metrics import REGISTRY
-from mainspring.serve.models import EngineServable, Models, Registry
-from mainspring.serve.refusals import Refusal, respond
+from mainspring.serve.engine.metrics import FALLEN, REGISTRY
+from mainspring.serve.models import Models, Registry, open_folder
+from mainspring.serve.refusals import RETRY_AFTER_S, Refusal, respond
 from mainspring.serve.schema import ChatBody, CompletionBody, EmbeddingBody, GenerationBody, Kind, parse_body
-from mainspring.serve.servable import Prompt, Servable
+from mainspring.serve.servable import Embeddings, Prompt, Servable
 from mainspring.spec import (
     Denied,
     Deployment,
@@ -163,25 +164,40 @@ class Endpoints:
     async def embed(self, request: Request) -> Response:
         """One vector per text."""
         body = await self.read(request, EmbeddingBody)
-        texts = body.texts()
+        inputs = body.inputs()
         servable = await self.find(body.model)
-        vectors = await servable.embed(texts)
-        if body.dimensions not in (None, len(vectors[0])):
-            raise Refusal(
-                f"{body.model} makes vectors of {len(vectors[0])} dimensions, not {body.dimensions}", param="dimensions"
-            )
+        try:
+            found = await servable.embed(inputs)
+        except SpecError as error:
+            param = "model" if isinstance(inputs[0], str) else "input"
+            raise Refusal(str(error), param=param, hint=error.hint) from error
+        vectors = _cut(found, body.dimensions)
         encode = _base64 if body.encoding_format == "base64" else list
         data = [
             {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(vectors)
         ]
-        # Embedders do not report tokens; a word is the nearest thing every one of them has.
-        words = sum(len(text.split()) for text in texts)
-        usage = {"prompt_tokens": words, "total_tokens": words}
+        usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
         return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+    async def health(self, request: Request) -> Response:
+        """Whether the process answers and every engine in it runs; 503 and, for those who may know, why not."""
+        reasons = list(FALLEN.values())
+        if not reasons:
+            return JSONResponse({"status": "ok"})
+        try:
+            await self.admit(request)
+        except (Denied, Unavailable):
+            reasons = []
+        return JSONResponse({"status": "failed", "reasons": reasons}, 503, {"retry-after": str(RETRY_AFTER_S)})
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus text, under vLLM's names. It names models, so it wants a token where they do."""
+        await self.admit(request)
+        return PlainTextResponse(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
 
 def router(models: Registry, *, check_token: CheckToken | None = None) -> APIRouter:
-    """The routes, for an application that includes them. `/health`, `/metrics` and `/version` need no token."""
+    """The routes, for an application that includes them. `/health` and `/version` need no token."""
     ends = Endpoints(models, check_token, time.time())
     found = APIRouter(route_class=OpenAIRoute)
     found.get("/v1/models", tags=["openai"])(ends.list_models)
@@ -189,21 +205,13 @@ def router(models: Registry, *, check_token: CheckToken | None = None) -> APIRou
     found.post("/v1/completions", tags=["openai"], response_class=Response)(ends.complete)
     found.post("/v1/chat/completions", tags=["openai"], response_class=Response)(ends.chat)
     found.post("/v1/embeddings", tags=["openai"], response_class=Response)(ends.embed)
-
-    @found.get("/health")
-    async def health() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
+    found.get("/health")(ends.health)
+    found.get("/metrics", response_class=PlainTextResponse)(ends.metrics)
 
     @found.get("/version")
     async def version() -> dict[str, str]:
         """Which Mainspring this is."""
         return {"version": __version__}
-
-    @found.get("/metrics")
-    async def metrics() -> Response:
-        """Prometheus text, under vLLM's names."""
-        return PlainTextResponse(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     return found
 
@@ -212,6 +220,19 @@ def _asks(prompt: Prompt, sampling: SamplingParams, body: GenerationBody, *, dro
     """`n` choices of one prompt; with a seed each has its own, the first the seed itself."""
     seeds = [None if sampling.seed is None else sampling.seed + i for i in range(body.n or 1)]
     return [Ask(prompt, replace(sampling, seed=seed), first=index == 0, drop=drop) for index, seed in enumerate(seeds)]
+
+
+def _cut(found: Embeddings, dimensions: int | None) -> list[list[float]]:
+    """The vectors in `dimensions` (their own by default), of length 1 again."""
+    size = len(found.vectors[0])
+    if dimensions in (None, size):
+        return found.vectors
+    if dimensions > size or not found.nested:
+        fewer = " or fewer" if found.nested else ""
+        raise Refusal(f"these vectors have {size} dimensions{fewer}, not {dimensions}", param="dimensions")
+    parts = [vector[:dimensions] for vector in found.vectors]
+    lengths = [math.hypot(*part) or 1.0 for part in parts]
+    return [[each / length for each in part] for part, length in zip(parts, lengths, strict=True)]
 
 
 def _base64(vector: list[float]) -> str:
@@ -270,7 +291,7 @@ def main(task: Task, payload: Mapping[str, object]) -> None:
     Ranks of one node listen on consecutive ports; port 0 is any free one.
     """
     wanted = read_dict(payload, ServePayload)
-    models = Models({name: partial(EngineServable, name, folder, wanted.engine) for name, folder in wanted.models})
+    models = Models({name: partial(open_folder, name, folder, wanted.engine) for name, folder in wanted.models})
 
     def announce(url: str) -> None:
         found = Deployment(url=url, models=models.names(), run=task.job_id)

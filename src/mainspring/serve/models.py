@@ -12,10 +12,17 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from mainspring.serve.servable import Piece, Prompt, Servable
+from mainspring.serve.servable import Embeddable, Embeddings, Piece, Prompt, Servable
 from mainspring.spec import EngineConfig, NotFound, SamplingParams, SpecError
+
+if TYPE_CHECKING:
+    from mainspring.models.embedder import Embedder
+
+
+EMBEDDER_MARKS = ("lsa.npz", "modules.json")
+"""What only the folder of an embedder has: our own, or sentence-transformers'."""
 
 
 class Registry(Protocol):
@@ -82,10 +89,10 @@ class EngineServable:
             async for piece in pieces:
                 yield piece
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
         """Refuse: a decoder makes no sentence vectors."""
         raise SpecError(
-            f"{self.name} generates text and makes no embeddings, asked for {len(texts)}",
+            f"{self.name} generates text and makes no embeddings, asked for {len(inputs)}",
             hint="ask an embedding model",
         )
 
@@ -100,6 +107,18 @@ class EngineServable:
         if prompt.token_ids is not None:
             return prompt.token_ids
         return tokenizer.encode_prompt(prompt.text or "")
+
+
+def open_folder(name: str, folder: Path | str, config: EngineConfig | None = None) -> Servable:
+    """The model in `folder` under `name`: an embedder where its files say so, a decoder otherwise."""
+    embeds = any(Path(folder, mark).is_file() for mark in EMBEDDER_MARKS)
+    return EmbedderServable(name, folder) if embeds else EngineServable(name, folder, config)
+
+
+def embed_with(embedder: "Embedder", inputs: Sequence[Embeddable]) -> Embeddings:
+    """What `embedder` makes of texts and of tokens of its own."""
+    texts = [each if isinstance(each, str) else embedder.decode(each) for each in inputs]
+    return Embeddings(embedder.encode(texts).tolist(), embedder.count(texts), nested=embedder.nested)
 
 
 class EmbedderServable:
@@ -118,10 +137,9 @@ class EmbedderServable:
         raise SpecError(f"{self.name} makes embeddings and generates no text", hint="ask a generating model")
         yield  # makes this an async generator, as the protocol wants
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit-length vector per text."""
-        found = await asyncio.to_thread(self._embedder.encode, list(texts))
-        return found.tolist()
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
+        """One unit-length vector per input."""
+        return await asyncio.to_thread(embed_with, self._embedder, inputs)
 
     def close(self) -> None:
         """Nothing runs between calls."""

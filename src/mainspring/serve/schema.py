@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mainspring.serve.refusals import Refusal
-from mainspring.serve.servable import Prompt
+from mainspring.serve.servable import Embeddable, Prompt
 from mainspring.spec import SamplingParams
 
 IGNORED = frozenset(
@@ -56,10 +56,12 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 SHAPES = {
     "prompt": "must be a string, a list of strings, a list of token ids, or a list of lists of token ids",
-    "input": "must be a string, a list of strings, or token ids",
+    "input": "must be a string, a list of strings, a list of token ids, or a list of lists of token ids",
     "stop": "must be a string or a list of up to 16 strings",
     "content": "must be a string or a list of parts of type text",
 }
+INPUTS = 2048
+"""Entries of one embedding request, as in the OpenAI API."""
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Stops = str | Annotated[list[str], Field(max_length=16)]
 Kind = TypeVar("Kind", bound="Body")
@@ -191,20 +193,17 @@ class EmbeddingBody(Body):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
 
-    def texts(self) -> list[str]:
-        """The texts to embed. Token ids are refused: they mean nothing without the sender's tokenizer."""
-        if isinstance(self.input, str):
-            return [self.input]
-        if not self.input:
-            raise Refusal("input is an empty list", param="input")
-        texts = [each for each in self.input if isinstance(each, str)]
-        if len(texts) < len(self.input):
-            raise Refusal(
-                "this server embeds texts, not token ids of another model's tokenizer",
-                param="input",
-                hint="send strings; in LangChain set check_embedding_ctx_length=False",
-            )
-        return texts
+    def inputs(self) -> list[Embeddable]:
+        """What to embed, each a text or the token ids of one."""
+        listed = [self.input] if isinstance(self.input, str) else self.input
+        ids = tuple(each for each in listed if isinstance(each, int))
+        rest = [each if isinstance(each, str) else tuple(each) for each in listed if not isinstance(each, int)]
+        found: list[Embeddable] = [ids] if ids else rest
+        if not 0 < len(found) <= INPUTS:
+            raise Refusal(f"input has {len(found)} entries, expected 1 to {INPUTS}", param="input")
+        if "" in found:
+            raise Refusal("input has an empty string", param="input", hint="leave it out")
+        return found
 
 
 def parse_body(kind: type[Kind], raw: bytes) -> Kind:

@@ -56,6 +56,19 @@ class Piece:
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector per input and the tokens they were made of; `nested` vectors may be cut to fewer dimensions."""
+
+    vectors: list[list[float]]
+    tokens: int
+    nested: bool = False
+
+
+Embeddable = str | tuple[int, ...]
+"""A text, or token ids of the embedder's own tokenizer."""
+
+
 class Servable(Protocol):
     """One served name. `context` is the longest prompt plus answer, in tokens."""
 
@@ -67,8 +80,8 @@ class Servable(Protocol):
         """Generate; errors in the request are raised before the first piece."""
         ...
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector per text; `SpecError` when this model makes none."""
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
+        """One vector of length 1 per input; `SpecError` when this model makes none, or has no tokens of that id."""
         ...
 
     def close(self) -> None:

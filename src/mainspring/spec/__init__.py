@@ -44,7 +44,7 @@ from mainspring.spec.job import (
     Resources,
     Task,
 )
-from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, MoeConfig
+from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, MoeConfig, RopeScaling
 from mainspring.spec.plan import (
     AXES,
     FORMAT,
@@ -131,6 +131,7 @@ __all__ = [
     "Report",
     "Resources",
     "Role",
+    "RopeScaling",
     "RuleCount",
     "RunRecord",
     "SamplingParams",

@@ -4,11 +4,26 @@ from mainspring.spec._spec import spec
 
 
 @spec
+class RopeScaling:
+    """Llama 3.1's longer context: planes that turn less than `low` times in `original_context` turn `factor` times
+    slower, those that turn more than `high` times as before, and those between in proportion."""
+
+    factor: float
+    low: float
+    high: float
+    original_context: int
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or not 0 < self.low < self.high or self.original_context < 1:
+            raise ValueError(f"rope scaling wants factor >= 1 and 0 < low < high, got {self}")
+
+
+@spec
 class DecoderConfig:
     """A decoder-only transformer of the Llama/Qwen family.
 
     `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023); `qkv_bias` is Qwen2's, `qk_norm` is
-    Qwen3's. `head_dim` of 0 means `hidden // heads`.
+    Qwen3's, `rope_scaling` Llama 3.1's. `head_dim` of 0 means `hidden // heads`.
     """
 
     vocab: int
@@ -26,12 +41,17 @@ class DecoderConfig:
     qk_norm: bool = False
     bos_id: int | None = None
     eos_id: int | None = None
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
+        if min(self.vocab, self.hidden, self.layers, self.heads, self.kv_heads, self.ffn, self.context) < 1:
+            raise ValueError("vocab, hidden, layers, heads, kv_heads, ffn and context must be at least 1")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if not self.head_dim and self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.width % 2:
+            raise ValueError(f"the width of a head ({self.width}) must be even: positions turn pairs")
 
     @property
     def width(self) -> int:

@@ -30,7 +30,7 @@ class SamplingParams:
 
 @spec
 class EngineConfig:
-    """Limits of one engine: token budget of a step, sequences at once, and KV-cache blocks.
+    """Limits of one engine: token budget of a step, sequences at once and in the queue, and KV-cache blocks.
 
     `kv_bytes` of 0 sizes the cache for `max_sequences` at the model's full context, capped at a quarter of memory.
     """
@@ -39,6 +39,7 @@ class EngineConfig:
     step_tokens: int = 512
     block_tokens: int = 32
     kv_bytes: int = 0
+    max_waiting: int = 4096
 
 
 @spec

@@ -21,6 +21,7 @@ from mainspring.spec import Artifact, FileEntry, NotFound, Settings, SpecError, 
 from mainspring.store.blobs import LocalBlobs, open_blobs, owned_name
 from mainspring.store.catalogue import check_name, check_tag
 from mainspring.store.database import artifacts, files, store_facts
+from mainspring.store.fetched import GB, Fetched
 from mainspring.store.lock import file_lock
 from mainspring.store.parse import to_json
 from mainspring.store.runs import RunLog
@@ -35,6 +36,7 @@ class Shelf(RunLog):
             ours = connection.execute(select(store_facts.c.value).where(store_facts.c.key == "id")).scalar_one()
         self._blobs = open_blobs(settings.artifacts, ours)
         url = settings.artifacts_url
+        self._fetched = Fetched(self.home / "fetched", settings.fetched_gb * GB)
         self._shared = f"{url.removeprefix('file://').rstrip('/')}/{ours}" if "://" in url else str(self.home)
 
     def place(self, path: str) -> str:
@@ -90,25 +92,35 @@ class Shelf(RunLog):
     def fetch(self, ref: str | Artifact) -> Path:
         """A local read-only folder with the artifact's files, each verified against its digest.
 
-        Folders are kept; later calls compare sizes and modification times with those seen at verification and
-        verify again when they differ.
+        Folders are kept, and this one at least until the store is closed; later calls compare sizes and modification
+        times with those seen at verification and verify again when they differ.
         """
         artifact = self.resolve(ref) if isinstance(ref, str) else ref
-        folder = self.home / "fetched" / artifact.digest
-        seal = folder.with_name(f"{artifact.digest}.json")
-        if _sealed(folder, seal):
-            return folder
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder = self._fetched.hold(artifact.digest)
+            seal = folder.with_name(f"{artifact.digest}.json")
+            if _sealed(folder, seal):
+                return folder
             # One fetches, the others wait: a folder that somebody was given is not taken from under their feet.
             with file_lock(folder.with_name(f"{artifact.digest}.lock")):
                 if not _sealed(folder, seal):
                     self._assemble(artifact, folder, seal)
+            self.prune_fetched()
         except OSError as error:
             raise Unavailable(
                 f"cannot fetch {artifact.ref}: {error.strerror or error}", hint="free some disk space and try again"
             ) from error
         return folder
+
+    def prune_fetched(self) -> tuple[tuple[str, int], ...]:
+        """Remove fetched folders beyond `fetched_gb` that no process holds; digest and bytes of each."""
+        with self.scratch() as scratch:
+            return tuple(self._fetched.prune(scratch))
+
+    def close(self) -> None:
+        """Close the database and let go of what was fetched."""
+        super().close()
+        self._fetched.release()
 
     def _assemble(self, artifact: Artifact, folder: Path, seal: Path) -> None:
         """Put the artifact's verified files into `folder`, in place of whatever is there, and note what they are."""

@@ -31,6 +31,7 @@ class Doctor(Shelf):
             *self._scratch(repair=repair),
             *self._unfinished(repair=repair),
             *self._orphans(repair=repair),
+            *(self._beyond_the_limit() if repair else ()),
             *(self._damaged() if contents else ()),
         )
 
@@ -62,6 +63,10 @@ class Doctor(Shelf):
                 if repair:
                     self._blobs.delete(digest)
             yield f"content {digest[:12]} belongs to no artifact{_removed(repair=repair)}"
+
+    def _beyond_the_limit(self) -> Iterator[str]:
+        for digest, size in self.prune_fetched():
+            yield f"fetched artifact {digest[:12]}, {size / 1e6:.0f} MB, was used longest ago, removed"
 
     def _damaged(self) -> Iterator[str]:
         query = (

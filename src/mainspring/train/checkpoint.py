@@ -33,13 +33,15 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from mainspring.spec import SpecError, Unavailable
+from mainspring.train.marks import MARKER, step_of
 from mainspring.train.parallel.layout import Layout
 from mainspring.train.parts import PartLoadPlanner, PartSavePlanner, parts_of
-from mainspring.train.place import MANIFEST, MARKER, open_place, reader, step_of
+from mainspring.train.place import MANIFEST, open_place, reader
 
 log = logging.getLogger(__name__)
 
@@ -172,9 +174,8 @@ class Checkpoints:
         try:
             writer = self._place.writer(name)
             dcp.save(staged.result(), storage_writer=writer, planner=planner, process_group=self._group)
-            digests = self._gather(self._place.digests(writer, self._rank))
+            files = self._digests(writer)
             if self._rank == 0:
-                files = {file: digest for part in digests for file, digest in part.items()}
                 manifest = {"step": step, "world": self._world, "notes": json.loads(notes), "files": files}
                 made = self._place.commit(name, json.dumps(manifest, indent=1))
         except (Exception, CheckpointException) as error:  # the library's own is a BaseException
@@ -186,6 +187,19 @@ class Checkpoints:
         else:
             if self._rank == 0:
                 self._prune(made)
+
+    def _digests(self, writer: FileSystemWriter) -> dict[str, str]:
+        """The digest of every rank's files. A rank that has none says why: the others wait for its word."""
+        mine: dict[str, str] | str
+        try:
+            mine = self._place.digests(writer, self._rank)
+        except (Unavailable, OSError) as error:
+            mine = f"rank {self._rank} cannot read back what it wrote: {error}"
+        parts = self._gather(mine)
+        unread = [part for part in parts if isinstance(part, str)]
+        if unread:
+            raise Unavailable(unread[0])
+        return {file: digest for part in parts for file, digest in part.items()}
 
     def _prune(self, newest: str) -> None:
         """Drop all but the last `keep`, and what `newest` replaces: damaged ones of its step."""

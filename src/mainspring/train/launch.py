@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mainspring.cluster import Handle, Launcher, require_success
-from mainspring.data.loader import TRAIN, TokenLoader, read_token_set
+from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
 from mainspring.plan.search import plan_training
 from mainspring.spec import (
     Artifact,
@@ -38,6 +40,8 @@ from mainspring.train.resume import checkpoints_of
 ENTRY = "mainspring.train.worker:main"
 METRICS, RESULT = "metrics.jsonl", "result.json"  # written by the worker
 POLL_S = 0.25
+BEAT_S = 1.0  # `progress` is called at least this often: it is how a caller stops a run, whatever the run is doing
+TAIL_BYTES = 1 << 16  # holds the newest row of the metrics
 CANCEL_S = 30.0
 # Stands in for a vocabulary when a recipe is planned without data.
 DEFAULT_VOCAB = 32_000
@@ -134,7 +138,8 @@ def train(
     config = _agreed(loaded.recipe.config, plan)
     check_recipe(loaded.recipe, facts_of(store, tokens_ref), plan)
     # Too few tokens for one sample is known now, not when every rank has started.
-    TokenLoader(source.tokens, TRAIN, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
+    for split in (TRAIN, HELD_OUT) if config.eval_every else (TRAIN,):
+        TokenLoader(source.tokens, split, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
     run_id = run or f"train-{name}"
     payload = TrainPayload(
         run_id=run,
@@ -191,32 +196,46 @@ def _resources(plan: Plan) -> Resources:
 
 
 def _follow(handle: Handle, *, steps: int, progress: Progress) -> None:
-    """Report each logged step until the job ends; raise as it failed. Ctrl-C cancels it and waits until it is gone."""
+    """Report what the job waits for, then each logged step, until it ends; raise as it failed.
+
+    Ctrl-C, or a `progress` that raises because somebody stopped the run, cancels the job and waits until it is gone.
+    """
     metrics = handle.run_dir / METRICS
-    shown, ended = 0, threading.Event()
+    read, said, said_s, ended = 0, (0.0, ""), 0.0, threading.Event()
     watcher = threading.Thread(target=lambda: (handle.wait(), ended.set()), daemon=True)
     watcher.start()
     try:
         while not ended.wait(POLL_S):
-            shown = _show(metrics, shown, steps=steps, progress=progress)
+            row, read = _newest_row(metrics, read)
+            news = _told(row, steps) if row else said if said[0] else (0.0, _waiting(handle))
+            if news != said or time.monotonic() - said_s > BEAT_S:
+                progress(*news)
+                said, said_s = news, time.monotonic()
     except BaseException:
         handle.cancel("interrupted")
         ended.wait(CANCEL_S)
         raise
     require_success(handle.wait())
-    _show(metrics, shown, steps=steps, progress=progress)
+    row, _ = _newest_row(metrics, read)
+    if row:
+        progress(*_told(row, steps))
 
 
-def _show(metrics: Path, shown: int, *, steps: int, progress: Progress) -> int:
-    """Tell `progress` the newest row beyond byte `shown`, if any; returns how far the file was read."""
+def _waiting(handle: Handle) -> str:
+    return f"{handle.state.lower()}: {handle.reason}" if handle.reason else handle.state.lower()
+
+
+def _told(row: dict[str, Any], steps: int) -> tuple[float, str]:
+    message = f"step {row['step']}/{steps}, loss {row['loss']:.3f}, {row['tokens_per_s']:,.0f} tokens/s"
+    return min(1.0, row["step"] / steps), f"{message}, MFU {row['mfu']:.1%}"
+
+
+def _newest_row(metrics: Path, read: int) -> tuple[dict[str, Any] | None, int]:
+    """The newest complete row beyond byte `read`, if any, and how far the file has been read."""
     if not metrics.exists():
-        return shown
+        return None, read
     with metrics.open("rb") as file:
-        file.seek(shown)
+        start = file.seek(max(read, metrics.stat().st_size - TAIL_BYTES))
         text = file.read()
     complete = text[: text.rfind(b"\n") + 1]
-    if complete:
-        row = json.loads(complete.splitlines()[-1])
-        message = f"step {row['step']}/{steps}, loss {row['loss']:.3f}, {row['tokens_per_s']:,.0f} tokens/s"
-        progress(min(1.0, row["step"] / steps), f"{message}, MFU {row['mfu']:.1%}")
-    return shown + len(complete)
+    return (json.loads(complete.splitlines()[-1]) if complete else None), start + len(complete)

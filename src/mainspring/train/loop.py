@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,12 +29,8 @@ from mainspring.spec import Failed, Plan, SpecError, TrainConfig
 from mainspring.train.checkpoint import Checkpoints
 from mainspring.train.parallel import Group, Parallel, local, share_of, whole
 from mainspring.train.parallel.clip import square_part
-from mainspring.train.parallel.deferred import build
 from mainspring.train.parallel.layout import Layout
 from mainspring.train.recipe import Facts, LoadedRecipe
-
-if TYPE_CHECKING:
-    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -205,10 +202,14 @@ class Trainer:
 
     def _form(self, group_epoch: int) -> None:
         self._group.join(group_epoch)
-        facts = {**self._data.facts, "seed": self.config.seed}
-        built = build(partial(self.recipe.build, facts), self._plan, seed=self.config.seed)
+        _seed_all(self.config.seed)
         self._parallel = Parallel(
-            built, self.recipe.loss, self._plan, rank=self._task.rank, device=self._device, around=self._around
+            partial(self.recipe.build, {**self._data.facts, "seed": self.config.seed}),
+            self.recipe.loss,
+            self._plan,
+            rank=self._task.rank,
+            device=self._device,
+            around=self._around,
         )
         self._optimizer = self.recipe.optimizer(self.model, self.config)
         self._peak_lrs = [group["lr"] for group in self._optimizer.param_groups]
@@ -230,8 +231,13 @@ class Trainer:
         gradients = self._parallel.gradients()
         square = square_part(gradients).to(self._device)
         loss_sum, count, square = self._group.sum(torch.cat([found, square[None]])).tolist()
-        to_mean = self._parallel.divided_by / count if count else math.nan
-        loss, norm = loss_sum / max(count, 1.0), math.sqrt(square) * to_mean
+        if not count:
+            raise Failed(
+                f"step {self.step + 1}: the recipe's loss counted nothing in the whole global batch",
+                hint="it returned (sum, 0) for every micro-batch: look at what it masks, or raise global_batch",
+            )
+        to_mean = self._parallel.divided_by / count
+        loss, norm = loss_sum / count, math.sqrt(square) * to_mean
         self._check_finite(loss, norm)
         clip = min(1.0, self.config.clip_norm / (norm + 1e-6)) if self.config.clip_norm else 1.0
         for gradient, _ in gradients:
@@ -250,13 +256,13 @@ class Trainer:
         return StepResult(self.step, loss, norm, self.config.lr * factor, held_out)
 
     @torch.no_grad()
-    def _evaluate(self) -> float:
+    def _evaluate(self) -> float | None:
         assert self._data.held_out is not None
         totals = torch.zeros(2, dtype=torch.float64, device=self._device)
         for index in range(EVAL_BATCHES):
             totals += self._parallel.test(self._rows(self._data.held_out, index))
         loss_sum, count = self._group.sum(totals).tolist()
-        return loss_sum / count
+        return loss_sum / count if count else None
 
     def _rows(self, batches: Batches, step: int) -> Tensor:
         """This replica's part of the batch of a step."""
@@ -265,9 +271,8 @@ class Trainer:
     @contextlib.contextmanager
     def _around(self, index: int) -> Iterator[None]:
         """What each forward of micro-batch `index` of this replica runs in: its seeds and its precision."""
-        seed = hash((self.config.seed, self.step, self._share.first // self._share.rows + index)) & (2**63 - 1)
-        torch.manual_seed(seed)  # integers hash alike in every process
-        random.seed(seed)
+        # Integers hash alike in every process.
+        _seed_all(hash((self.config.seed, self.step, self._share.first // self._share.rows + index)) & (2**63 - 1))
         enabled = self._plan.precision == "bf16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
             yield
@@ -316,3 +321,10 @@ class Trainer:
                 parameter = parameters[name]
                 like = parameter.detach() if tuple(shape) == layouts[name].shape else counter.expand(shape)
                 self._optimizer.state[parameter][slot] = torch.zeros_like(like, dtype=dtype)
+
+
+def _seed_all(seed: int) -> None:
+    """Start every generator that a recipe may draw from without one of its own."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFF_FFFF)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mainspring.spec import ModelSpec, Plan, Task
 from mainspring.train.loop import StepResult
 
 FILE = "metrics.jsonl"
+TAIL_BYTES = 1 << 16  # holds the newest row
 LOGGED = ("step", "loss", "lr", "grad_norm", "tokens_per_s", "mfu", "held_out_loss")
 
 log = logging.getLogger(__name__)
@@ -32,11 +34,12 @@ class MetricsFile:
     """Appends rows in step order; `last` is the newest row in the file, of this attempt or an earlier one."""
 
     def __init__(self, path: Path) -> None:
-        rows = [] if not path.exists() else path.read_bytes().split(b"\n")
+        self._file = path.open("a+b")
+        size = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, size - TAIL_BYTES))
+        rows = self._file.read().split(b"\n")
         self.last: dict[str, float] | None = json.loads(rows[-2]) if len(rows) > 1 else None
-        self._file = path.open("ab")
-        if rows and rows[-1]:  # a line that a crash cut short
-            self._file.truncate(self._file.tell() - len(rows[-1]))
+        self._file.truncate(size - len(rows[-1]))  # a line that a crash cut short
 
     def append(self, row: dict[str, float]) -> None:
         """Write `row`, unless its step is in the file already. Readers see it at once."""

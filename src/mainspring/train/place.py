@@ -12,7 +12,7 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +22,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 
 from mainspring.spec import Unavailable
 from mainspring.store.folder import RemoteFolder
+from mainspring.train.marks import MARKER, PREFIX, committed
 
-MANIFEST, MARKER = "manifest.json", "committed"
+MANIFEST = "manifest.json"
 METADATA = ".metadata"
-PREFIX = "step-"
 
 
 class Place(Protocol):
@@ -48,7 +48,7 @@ class Place(Protocol):
         ...
 
     def committed(self) -> list[str]:
-        """The names of all marked checkpoints, newest first."""
+        """The names of all complete checkpoints, newest first; see `marks`."""
         ...
 
     def where(self, name: str) -> str:
@@ -86,11 +86,6 @@ def reader(where: str) -> FileSystemReader:
     return FsspecReader(where) if "://" in where else FileSystemReader(where)
 
 
-def step_of(name: str) -> int:
-    """The step after which the checkpoint `name` was taken."""
-    return int(name.removeprefix(PREFIX).partition("-")[0])
-
-
 class LocalPlace(Place):
     """Checkpoints `step-00000100` in a folder that all ranks see; `.step-00000100` while being written."""
 
@@ -125,7 +120,7 @@ class LocalPlace(Place):
 
     def committed(self) -> list[str]:
         """Folders with a mark."""
-        return _newest_first(marker.parent.name for marker in self._folder.glob(f"{PREFIX}*/{MARKER}"))
+        return committed(self._folder)
 
     def where(self, name: str) -> str:
         """The folder."""
@@ -181,8 +176,7 @@ class RemotePlace(RemoteFolder, Place):
 
     def committed(self) -> list[str]:
         """Folders with a mark."""
-        marked = (path.rpartition("/") for path in self.files() if path.startswith(PREFIX))
-        return _newest_first(folder for folder, _, file in marked if file == MARKER)
+        return committed(self.url)
 
     def where(self, name: str) -> str:
         """The URL."""
@@ -244,10 +238,6 @@ class _HashingWriter(io.RawIOBase):
 
     def tell(self) -> int:
         return self._stream.tell()
-
-
-def _newest_first(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda name: (step_of(name), name), reverse=True)
 
 
 def _digest(path: Path) -> str:

@@ -5,15 +5,17 @@ continuation, writes there too. So "resume the last run" is right however often 
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from mainspring.spec import TERMINAL, Failed, RunRecord, SpecError
+from mainspring.spec import TERMINAL, Failed, RunRecord, SpecError, Unavailable
 from mainspring.store import Store
-from mainspring.store.folder import RemoteFolder
+from mainspring.train.marks import committed
 
 LOOK_BACK = 200
+
+log = logging.getLogger(__name__)
 
 
 def checkpoints_of(store: Store, run_id: str) -> str:
@@ -57,7 +59,7 @@ def _step_key(record: RunRecord) -> str:
 
 
 def can_resume(store: Store, record: RunRecord) -> bool:
-    """Whether a training ended before its work was done and left a checkpoint."""
+    """Whether a training ended before its work was done and left a complete checkpoint."""
     unfinished = record.kind == "train" and record.state in ("FAILED", "CANCELLED")
     return unfinished and _has_checkpoint(store, owner_of(record))
 
@@ -68,14 +70,16 @@ def tell_how_to_resume(store: Store, owner: str, run_id: str) -> Iterator[None]:
     try:
         yield
     except Failed as error:
-        if _has_checkpoint(store, owner):
+        try:
+            left = _has_checkpoint(store, owner)
+        except Unavailable as silent:  # the failure is what the caller must hear of
+            log.warning("cannot ask for checkpoints", extra={"run": owner, "reason": str(silent)})
+            left = False
+        if left:
             how = f"to go on from the last checkpoint: mainspring train --resume {run_id}"
             error.hint = "\n".join(filter(None, (error.hint, how)))
         raise
 
 
 def _has_checkpoint(store: Store, run_id: str) -> bool:
-    where = checkpoints_of(store, run_id)
-    if "://" in where:
-        return any(name.startswith("step-") for name in RemoteFolder(where).files())
-    return any(Path(where).glob("step-*"))
+    return bool(committed(checkpoints_of(store, run_id)))

@@ -73,6 +73,15 @@ def test_what_needs_no_token_says_nothing_of_the_workspace(guarded: tuple[str, d
     assert set(httpx.get(f"{guarded[0]}/version").json()) == {"version"}
 
 
+def test_metrics_name_models_and_so_ask_for_a_token(guarded: tuple[str, dict[str, str], Workspace], url: str) -> None:
+    metrics, tokens = f"{guarded[0]}/metrics", guarded[1]
+    refused = httpx.get(metrics)
+    assert (refused.status_code, set(refused.json())) == (401, {"error"})
+    assert httpx.get(metrics, headers=bearer("ms_wrong")).status_code == 401
+    assert httpx.get(metrics, headers=bearer(tokens["viewer"])).headers["content-type"].startswith("text/plain")
+    assert httpx.get(f"{url}/metrics").status_code == 200, "on loopback nobody is asked"
+
+
 def test_others_are_not_let_in_without_tokens(settings: Settings) -> None:
     with Workspace(settings) as workspace, pytest.raises(SpecError, match="no token") as told:
         create_app(workspace, host="0.0.0.0")

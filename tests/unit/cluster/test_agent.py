@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -29,6 +30,10 @@ def raises(task, payload):
 
 def unavailable(task, payload):
     raise Unavailable("disk full: 3 GiB needed, 1 GiB free", hint="make room")
+
+def parses(task, payload):
+    import json
+    json.loads("?")
 
 def leaves(task, payload):
     sys.exit(7)
@@ -57,10 +62,22 @@ def tells(task, payload):
     import json
     (Path(task.run_dir) / "told.json").write_text(json.dumps(payload))
 
+def shy(task, payload):
+    (Path(task.run_dir) / f"rank-{task.rank}.log").unlink()
+
 def stuck_thread(task, payload):
     threading.Thread(target=time.sleep, args=(60,)).start()
     raise KeyError("main thread is done for")
 """
+
+
+NOT_JSON = "Expecting value: line 1 column 1 (char 0)"
+
+
+def place(function: str, words: str) -> str:
+    """Where `words` stand in the entries' file, as a reason tells it: the user's line, not the library's below it."""
+    (line,) = (number for number, text in enumerate(ENTRIES.splitlines(), 1) if words in text)
+    return f"agent_entries.py, line {line}, in {function}"
 
 
 @pytest.fixture
@@ -124,9 +141,10 @@ def test_every_rank_gets_its_task_and_payload_and_leaves_its_words_in_its_log(st
 @pytest.mark.parametrize(
     ("entry", "code", "by", "reason"),
     [
-        ("raises", 1, "", "ValueError: two\nlines"),
+        ("raises", 1, "", f"ValueError: two\nlines ({place('raises', 'raise ValueError')})"),
         ("unavailable", 75, "", "Unavailable: disk full: 3 GiB needed, 1 GiB free (hint: make room)"),
-        ("leaves", 7, "", "SystemExit: 7"),
+        ("leaves", 7, "", f"SystemExit: 7 ({place('leaves', 'sys.exit')})"),
+        ("parses", 1, "", f"JSONDecodeError: {NOT_JSON} ({place('parses', 'json.loads')})"),
         ("dies", None, "SIGSEGV", "killed by SIGSEGV"),
         ("missing", 2, "", "SpecError: module 'agent_entries' has no 'missing'"),
     ],
@@ -171,7 +189,12 @@ def test_the_time_limit_ends_the_rank_and_is_the_reason(start):
 
 def test_a_failed_rank_does_not_linger_in_a_thread_it_left_behind(start):
     (end,) = finish(start("stuck_thread"), 1, within_s=5)
-    assert end.exit.reason == "KeyError: 'main thread is done for'"
+    assert end.exit.reason.startswith("KeyError: 'main thread is done for'")
+
+
+def test_a_rank_that_removes_its_own_log_still_has_an_end(start, tmp_path):
+    (end,) = finish(start("shy"), 1)
+    assert (end.exit.code, end.exit.log_tail) == (0, "")
 
 
 def test_what_a_rank_started_dies_when_it_ends(start, tmp_path):
@@ -246,3 +269,17 @@ def test_a_rank_killed_from_outside_is_a_lost_worker(start, tmp_path):
     os.kill(pids[0], signal.SIGKILL)
     (end,) = finish(agent, 1)
     assert (end.exit.rank, end.exit.signal, end.exit.code) == (1, "SIGKILL", None)
+
+
+def test_the_port_of_a_gang_is_held_for_its_first_rank_alone() -> None:
+    agent = NodeAgent()
+    port = agent.hold_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)) as listener, socket.create_connection(("127.0.0.1", port)):
+        accepted, _ = listener.accept()
+        accepted.close()
+    agent.close()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past the connection that has just ended
+        other.bind(("127.0.0.1", port))

@@ -5,6 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mainspring.cluster import mirror
 from mainspring.cluster.mirror import PIECE_BYTES, Mirror, followed, grown, listing, read_piece, write_piece
 
 steps = st.lists(
@@ -54,6 +55,20 @@ def test_growth_is_sent_once_and_in_bounded_pieces(tmp_path):
     assert sum(len(chunk.data) for chunk in first) == PIECE_BYTES
     mirror.apply(first)
     assert [len(chunk.data) for chunk in grown(node, mirror.cursors)] == [10]
+
+
+def test_a_rank_that_writes_much_does_not_keep_the_others_waiting(tmp_path):
+    (tmp_path / "rank-0.log").write_bytes(b"x" * (3 * PIECE_BYTES))
+    (tmp_path / "rank-1.log").write_bytes(b"hello")
+    first = grown(tmp_path, {})
+    assert {chunk.path: len(chunk.data) for chunk in first} == {"rank-0.log": PIECE_BYTES // 2, "rank-1.log": 5}
+
+
+def test_a_file_that_is_removed_or_cannot_be_read_loses_no_gang(tmp_path, monkeypatch):
+    (tmp_path / "a.log").write_text("here")
+    (tmp_path / "b.txt").write_text("not for long")
+    monkeypatch.setattr(mirror, "followed", lambda _: ("a.log", "b.txt", "gone.txt"))
+    assert {chunk.path for chunk in grown(tmp_path, {})} == {"a.log", "b.txt"}
 
 
 def test_an_answer_that_was_lost_is_asked_for_again(tmp_path):

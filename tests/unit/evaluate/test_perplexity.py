@@ -91,14 +91,21 @@ def test_a_document_costs_the_same_alone_and_in_company(folder: Path) -> None:
 
 
 def test_a_model_does_not_drift_from_itself_and_a_noisy_copy_does(folder: Path, tmp_path: Path) -> None:
-    same = {score.name: score.value for score in fidelity(folder, folder, TEXTS)}
+    same = {score.name: score.value for score in fidelity(folder, folder, TEXTS)[1]}
     assert same == {"kl_mean": 0.0, "kl_p99": 0.0, "top1_agreement": 1.0, "bits_per_byte_minus_original": 0.0}
-    little = {s.name: s.value for s in fidelity(folder, make_model(tmp_path / "a", seed=0, noise=0.002), TEXTS)}
-    much = {s.name: s.value for s in fidelity(folder, make_model(tmp_path / "b", seed=0, noise=0.05), TEXTS)}
+    little = {s.name: s.value for s in fidelity(folder, make_model(tmp_path / "a", seed=0, noise=0.002), TEXTS)[1]}
+    much = {s.name: s.value for s in fidelity(folder, make_model(tmp_path / "b", seed=0, noise=0.05), TEXTS)[1]}
     assert 0 < little["kl_mean"] < much["kl_mean"]
     assert much["top1_agreement"] < little["top1_agreement"] <= 1
     gap = bits_per_byte(tmp_path / "b", TEXTS).value - bits_per_byte(folder, TEXTS).value
     assert much["bits_per_byte_minus_original"] == pytest.approx(gap, abs=1e-5)
+
+
+def test_the_bits_beside_the_drift_are_those_of_the_changed_model(folder: Path, tmp_path: Path) -> None:
+    changed = make_model(tmp_path / "changed", seed=0, noise=0.05)
+    beside, alone = fidelity(folder, changed, TEXTS)[0], document_bits(changed, TEXTS)
+    assert beside.bits == pytest.approx(alone.bits, rel=1e-6)
+    assert (beside.tokens, list(beside.bytes)) == (alone.tokens, list(alone.bytes))
 
 
 def test_the_margin_over_a_baseline_is_paired_by_document(folder: Path) -> None:

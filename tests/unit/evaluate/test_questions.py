@@ -2,6 +2,7 @@
 
 import hashlib
 
+from mainspring.data.documents import make_document
 from mainspring.evaluate.questions import Question, make_questions
 from mainspring.spec import Document
 
@@ -68,3 +69,17 @@ def test_a_chinese_document_can_be_asked_about() -> None:
     assert isinstance(question, Question)
     assert question.document == chinese.id
     assert "目录名称" in question.text
+
+
+def test_a_document_in_any_script_gives_a_question() -> None:
+    pages = {
+        "ru": "Всеобщая декларация\n\nПринята резолюцией\n\n" + "слово " * 60 + ".\n\n"
+        "Все люди рождаются свободными и равными в своем достоинстве и правах.",
+        "ar": "# إعلان\n\n" + "كلمة " * 60 + ".\n\nيولد جميع الناس أحراراً متساوين في الكرامة والحقوق.",
+        "zh": "# 宣言\n\n" + "词" * 200 + "。\n\n人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心。",
+    }
+    documents = [make_document(source, text, title=source, kind="text") for source, text in pages.items()]
+    asked = {question.document: question.text for question in make_questions(documents, 9)}
+    assert asked.keys() == {document.id for document in documents}
+    assert asked[documents[0].id] == "Все люди рождаются свободными и равными в своем достоинстве и правах?"
+    assert asked[documents[2].id].endswith("\uff1f")

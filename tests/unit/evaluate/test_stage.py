@@ -85,3 +85,16 @@ def test_what_cannot_be_evaluated_is_said(store: Store, tokens: Artifact, tmp_pa
     lonely = store.publish("model", "lonely", tmp_path / "alone")
     with pytest.raises(NotFound, match="no token set"):
         evaluate_model(store, lonely.ref)
+
+
+def test_a_collection_of_one_document_says_what_became_of_the_others(
+    store: Store, tokens: Artifact, tmp_path: Path
+) -> None:
+    model = publish_model(store, tokens, tmp_path / "m")
+    document = make_document(
+        "only.md", "One page about one thing, long enough to be kept.\n", title="Only", kind="text"
+    )
+    report = CurationReport(read=3, kept=1, read_bytes=9, kept_bytes=9, rules=())
+    alone = publish(store, "alone", to_table([document]), report)
+    with pytest.raises(SpecError, match="1 of 3 documents were kept"):
+        evaluate_model(store, model.ref, data=alone.ref)

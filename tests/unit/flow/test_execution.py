@@ -1,11 +1,17 @@
 """A recorded piece of work: its states, its progress, and stopping it from this process or another."""
 
+import json
 import subprocess
 import sys
 import threading
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mainspring.flow import execution
 from mainspring.flow.handle import Run
@@ -72,13 +78,12 @@ def test_a_run_can_be_stopped_from_another_process(store: Store, settings: Setti
         work.result(10)
 
 
-def test_what_a_body_waits_for_is_cancelled_too(store: Store) -> None:
-    released = threading.Event()
-
+def test_a_body_that_fails_because_it_was_stopped_was_stopped(store: Store) -> None:
     def body(work: execution.Execution) -> None:
-        work.on_stop(released.set)
-        released.wait()
-        raise Failed("the gang was cancelled")
+        try:
+            wait_for_ever(work)
+        except Cancelled as error:
+            raise Failed("the gang was cancelled") from error
 
     work = execution.start(store, body, kind="demo", name="x", config={})
     work.stop()
@@ -122,3 +127,42 @@ def test_the_result_of_a_failed_run_elsewhere_is_its_reason(store: Store) -> Non
     store.set_run_state(run, "FAILED", "rank 1: no space")
     with pytest.raises(Failed, match="rank 1: no space"):
         Run(store, run).result()
+
+
+def test_of_a_log_too_long_to_hold_the_end_is_read_and_the_rest_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "LOG_BYTES", 20)
+    path = tmp_path / "rank-0.log"
+    path.write_text("".join(f"line {number}\n" for number in range(10)))
+    assert execution.read_logs(tmp_path, 0) == f"... the first 50 bytes are in {path}\nine 7\nline 8\nline 9\n"
+    assert execution.read_logs(tmp_path, 0, tail=3) == "line 7\nline 8\nline 9\n"
+
+
+def test_a_long_series_is_read_at_a_few_places_and_always_at_its_end(tmp_path: Path) -> None:
+    with (tmp_path / execution.METRICS_FILE).open("w") as file:
+        for step in range(1, 200_001):
+            file.write(json.dumps({"step": step, "loss": 1 / step, "y": 10 ** (step % 90)}) + "\n")
+        file.write('{"step": 200001, "lo')
+    whole = execution.read_metrics(tmp_path)
+    assert [row["step"] for row in whole] == list(range(1, 200_001))
+    tracemalloc.start()
+    spread = [row["step"] for row in execution.read_metrics(tmp_path, most=500)]
+    assert tracemalloc.get_traced_memory()[1] < 4 * execution.TAIL_BYTES
+    tracemalloc.stop()
+    assert len(spread) == 500
+    assert max(b - a for a, b in pairwise(spread)) < 3 * 200_000 / 500
+    assert spread == sorted(set(spread))
+    assert [row["step"] for row in execution.read_metrics(tmp_path, most=1)] == [200_000]
+
+
+@given(st.integers(0, 60), st.integers(0, 80), st.sampled_from([1, 300, 1 << 20]))
+def test_at_most_so_many_rows_are_read_each_once_and_in_order(rows: int, most: int, whole: int) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(execution, "WHOLE_BYTES", whole)
+        lines = "".join(json.dumps({"step": step, "x": 10**step}) + "\n" for step in range(rows))
+        Path(folder, execution.METRICS_FILE).write_text(lines)
+        steps = [row["step"] for row in execution.read_metrics(Path(folder), most=most)]
+    assert len(steps) <= most
+    assert steps == sorted(set(steps))
+    assert steps[-1:] == ([rows - 1] if rows and most else [])

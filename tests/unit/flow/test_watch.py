@@ -72,6 +72,15 @@ def test_only_what_a_change_made_stale_runs_again(flow: Path, store: Store) -> N
     (flow.parent / "docs" / "b.md").write_text("two two")  # the words stay the same, so the total is fresh
     assert _states(next(results)) == {"words": "SUCCEEDED", "total": "CACHED", "other": "CACHED"}
 
+    (flow.parent / "docs" / "b.md").write_text("four")
+    assert _states(next(results)) == {"words": "SUCCEEDED", "total": "SUCCEEDED", "other": "CACHED"}
+
+    (flow.parent / "docs" / "b.md").unlink()  # what was there before is remembered, for every step
+    assert _states(next(results)) == {"words": "CACHED", "total": "CACHED", "other": "CACHED"}
+
+    (flow.parent / "docs" / "a.md").unlink()
+    assert _states(next(results)) == {"words": "SUCCEEDED", "total": "SUCCEEDED", "other": "CACHED"}
+
     (flow.parent / "words.py").write_text(WORDS.replace('"other"', '"another"'))
     assert _states(next(results)) == {"words": "CACHED", "total": "CACHED", "other": "SUCCEEDED"}
 

@@ -171,6 +171,30 @@ def test_a_saved_embedder_stands_alone(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
+def test_tokens_are_counted_as_run_and_decoded_to_what_they_stand_for(folder: Path) -> None:
+    embedder = load_embedder(folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    text = " ".join(WORDS[3:6])
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    np.testing.assert_array_equal(embedder.encode([embedder.decode(ids)]), embedder.encode([text]))
+    lengths = [len(tokenizer.encode(each).ids) for each in (text, "a")]
+    assert embedder.count([text, "a"]) == sum(lengths)
+    with pytest.raises(SpecError, match="token id 100000 is outside the vocabulary"):
+        embedder.decode([100_000])
+    assert not embedder.nested
+
+
+def test_the_leading_dimensions_of_lsa_are_an_embedding_of_their_own() -> None:
+    wide, narrow = fit_lsa(TEXTS, dim=32), fit_lsa(TEXTS, dim=8)
+    cut = wide.encode(TEXTS)[:, :8]
+    cut /= np.linalg.norm(cut, axis=1, keepdims=True)
+    assert (cut * narrow.encode(TEXTS)).sum(1).mean() > 0.97
+    assert wide.nested
+    assert wide.count(["os.path_join (a)", ""]) == 3
+    with pytest.raises(SpecError, match="has no token ids"):
+        wide.decode([1])
+
+
 def test_pooling_by_hand() -> None:
     hidden = np.array([[[1, 5], [3, 1], [9, 9]]], dtype=np.float32)
     mask = np.array([[1, 1, 0]])

@@ -72,7 +72,8 @@ def test_torch_counts_the_same_matrix_products() -> None:
 def test_activations_are_the_bytes_backward_keeps(kind: str) -> None:
     """Measured on real tensors, with the CPU's own fused attention."""
     config = KINDS[kind]
-    _, layers, head = profile_module(Decoder(config), (torch.zeros(4, 64, dtype=torch.long),), name=kind).blocks
+    ids = torch.zeros(4, 64, dtype=torch.long)
+    _, layers, head = profile_module(Decoder(config), (ids,), name=kind).blocks
     _, layer, last = profile_decoder(config, seq_len=64, name=kind).blocks
     assert layers.count == config.layers
     assert layers.activation_bytes_per_token == pytest.approx(layer.activation_bytes_per_token)

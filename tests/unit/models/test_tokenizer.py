@@ -177,3 +177,23 @@ def test_progress_tells_of_each_million_characters_that_were_read() -> None:
     train_bpe(texts, vocab=300, progress=lambda fraction, message: told.append((fraction, message)))
     assert [message for _, message in told[:-1]] == [f"reading text: {n} M characters" for n in (1.2, 2.0, 3.2)]
     assert told[-1][0] == 1.0
+
+
+def test_the_end_tokens_of_config_json_stop_where_no_other_file_lists_any(tmp_path: Path) -> None:
+    train_bpe(["a b c"], vocab=300).save(tmp_path)
+    (tmp_path / "config.json").write_text('{"eos_token_id": [5, 7]}')
+    assert {5, 7} <= Tokenizer.load(tmp_path).stop_ids
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 9}')
+    assert {5, 7, 9} & Tokenizer.load(tmp_path).stop_ids == {9}
+
+
+@pytest.mark.parametrize("wrong", [3, ["x"], {"a": 1}, 1.5, True])
+def test_settings_of_the_wrong_kind_are_as_good_as_none(tmp_path: Path, wrong: object) -> None:
+    train_bpe(["a b c"], vocab=300).save(tmp_path)
+    settings = {"eos_token": wrong, "chat_template": wrong, "eos_token_id": [wrong, "x"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.eos_id is None
+    assert loaded.encode("a b")
+    with pytest.raises(SpecError, match="no chat template"):
+        loaded.chat([("user", "hi")])

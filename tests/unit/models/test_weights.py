@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mainspring.models.transformer import Decoder
 from mainspring.models.weights import load_pretrained, locate, read_config, save_pretrained
-from mainspring.spec import DecoderConfig, NotFound, SpecError
+from mainspring.spec import DecoderConfig, NotFound, RopeScaling, SpecError
 
 SIZES = {
     "vocab_size": 96,
@@ -28,6 +29,18 @@ THEIRS = {
     "llama grouped, tied": transformers.LlamaConfig(
         **SIZES, num_key_value_heads=2, tie_word_embeddings=True, rope_parameters={"rope_theta": 5e5}
     ),
+    "llama 3.1": transformers.LlamaConfig(
+        **SIZES,
+        num_key_value_heads=2,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "mistral": transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None),
     "qwen2": transformers.Qwen2Config(**SIZES, num_key_value_heads=2),
     "qwen2 tied": transformers.Qwen2Config(**SIZES, num_key_value_heads=1, tie_word_embeddings=True),
@@ -35,8 +48,15 @@ THEIRS = {
     "qwen3 tied": transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True),
 }
 TINY = DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, kv_heads=2, ffn=48, context=64, eos_id=0)
+STRETCHED = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 OURS = {
     "llama": TINY,
+    "llama 3.1": replace(TINY, rope_scaling=RopeScaling(factor=8.0, low=1.0, high=4.0, original_context=16)),
     "untied": DecoderConfig(vocab=64, hidden=32, layers=1, heads=4, kv_heads=4, ffn=48, context=64, tied=False),
     "qwen2": DecoderConfig(vocab=64, hidden=32, layers=2, heads=4, kv_heads=2, ffn=48, context=64, qkv_bias=True),
     "qwen3": DecoderConfig(
@@ -152,7 +172,18 @@ def test_what_older_checkpoints_repeat_is_ignored(folder: Path) -> None:
     [
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope scaling 'llama3'"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope scaling 'llama3' lacks 'factor'"),
+        ({"rope_scaling": ["yarn"]}, "rope scaling"),
+        ({"rope_scaling": {"rope_type": "llama3"} | STRETCHED | {"factor": 0.5}}, "factor >= 1"),
+        ({"num_key_value_heads": 0}, "must be at least 1"),
+        ({"hidden_size": 12, "head_dim": 3}, "must be even"),
+        ({"rms_norm_eps": [1]}, "config.json: "),
+        ({"quantization_config": "w8a8"}, "quantization"),
+        ({"quantization_config": {"config_groups": ["x"]}}, "quant"),
+        ({"hidden_act": ["silu"]}, "hidden_act"),
+        ({"layer_types": 3}, "layer_types"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000"),
+        ({"model_type": ["llama"]}, "model_type"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"model_type": "mixtral"}, "model_type 'mixtral'"),
         ({"model_type": "mistral", "sliding_window": 16}, "sliding_window 16"),

@@ -113,6 +113,42 @@ def test_a_request_that_cannot_be_served_is_refused(
     asyncio.run(scenario())
 
 
+def test_a_full_queue_refuses_and_takes_requests_again_when_there_is_room(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with running(model_folder, EngineConfig(max_sequences=1, max_waiting=2)) as engine:
+            endless = SamplingParams(max_tokens=None, ignore_eos=True)
+            streams = [asyncio.ensure_future(generate(engine, [5, i], endless)) for i in range(8)]
+            results = await asyncio.gather(*streams, return_exceptions=True)
+            refused = [each for each in results if isinstance(each, Unavailable)]
+            assert 5 <= len(refused) <= 6
+            assert "2 requests wait" in str(refused[0])
+            assert all(len(each[0]) == 254 for each in results if isinstance(each, tuple))
+            assert len((await generate(engine, [5]))[0]) == 32
+
+    asyncio.run(scenario())
+
+
+def test_log_probabilities_are_those_of_transformers(model_folder: Path, tokenizer: Tokenizer) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(model_folder)
+    tokens = tokenizer.encode(PROMPTS[0])
+    sampling = SamplingParams(max_tokens=12, temperature=0.8, seed=3, logprobs=5, ignore_eos=True)
+
+    async def ours() -> list[tuple[int, float | None, tuple[tuple[str, float], ...]]]:
+        async with running(model_folder) as engine:
+            pieces = [piece async for piece in engine.generate(tokens, sampling)]
+            return [(each.token_id, each.logprob, each.top) for piece in pieces for each in piece.logprobs or ()]
+
+    found = asyncio.run(ours())
+    assert len(found) == 12
+    with torch.no_grad():
+        exact = reference(torch.tensor([[*tokens, *(token for token, _, _ in found)]])).logits[0].log_softmax(-1)
+    for row, (token, logprob, top) in enumerate(found, start=len(tokens) - 1):
+        assert logprob == pytest.approx(exact[row, token].item(), abs=1e-4)
+        assert [value for _, value in top] == pytest.approx(exact[row].topk(5).values.tolist(), abs=1e-4)
+
+
 def test_an_answer_without_a_limit_fills_the_context(model_folder: Path) -> None:
     async def scenario() -> None:
         async with running(model_folder) as engine:

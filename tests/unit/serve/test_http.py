@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
-from mainspring.models.embedder import fit_lsa
+from mainspring.models.embedder import Vectors, fit_lsa
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.serve.http import create_app, listen
-from mainspring.serve.models import EmbedderServable, EngineServable, Models
-from mainspring.serve.servable import Piece, Prompt, Servable
+from mainspring.serve.models import EmbedderServable, EngineServable, Models, embed_with
+from mainspring.serve.servable import Embeddable, Embeddings, Piece, Prompt, Servable
 from mainspring.spec import Denied, EngineConfig, Failed, SamplingParams, SpecError, Unavailable
 
 PROMPTS = ["a dictionary maps keys", "def join(a, *p):", "os.path splits them", "naïve café 日本語 😀"]
@@ -38,10 +39,36 @@ class Assistant(Servable):
             raise Failed("the index went away")
         yield Piece(" [1]", token_ids=(3,), prompt_tokens=3, finish="stop", metadata={"citations": [{"marker": 1}]})
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        raise SpecError(f"no vectors for {len(texts)} texts")
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
+        raise SpecError(f"no vectors for {len(inputs)} texts")
 
     def close(self) -> None: ...
+
+
+class Letters:
+    """An embedder with a tokenizer small enough to check by eye: letters a, b, c are 0, 1, 2 and the dimensions."""
+
+    name, dim, nested = "letters", 3, False
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        return np.array([[letter in text for letter in "abc"] for text in texts], dtype=np.float32)
+
+    def count(self, texts: Sequence[str]) -> int:
+        return sum(map(len, texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if max(ids) > 2:
+            raise SpecError(f"token id {max(ids)} is outside the vocabulary of 3")
+        return "".join("abc"[token] for token in ids)
+
+    def save(self, folder: Path | str) -> None: ...
+
+
+class Spelled(Assistant):
+    name = "spelled"
+
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
+        return embed_with(Letters(), inputs)
 
 
 def refuse_to_load() -> Servable:
@@ -58,6 +85,7 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             "tiny": lambda: EngineServable("tiny", model_folder, config),
             "vectors": lambda: EmbedderServable("vectors", lsa),
             "assistant": Assistant,
+            "spelled": Spelled,
             "damaged": refuse_to_load,
         }
     )
@@ -87,7 +115,7 @@ async def idle(models: Models) -> None:
 
 
 def test_models_are_listed_and_described(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "vectors", "assistant", "damaged"]
+    assert [model.id for model in client.models.list()] == ["tiny", "vectors", "assistant", "spelled", "damaged"]
     assert client.models.retrieve("tiny").model_dump()["max_model_len"] == 256
 
 
@@ -228,6 +256,31 @@ def test_embeddings_come_as_floats_and_as_base64(client: openai.OpenAI, url: str
     )
 
 
+def test_embedding_usage_counts_the_embedders_tokens(client: openai.OpenAI) -> None:
+    found = client.embeddings.create(model="vectors", input=["os.path, os.path!", "a list"])
+    assert (found.usage.prompt_tokens, found.usage.total_tokens) == (6, 6)
+
+
+def test_fewer_dimensions_are_the_leading_ones_at_length_one(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "vectors", "input": ["a list keeps items", "zzz"]}
+    whole, cut = client.embeddings.create(**asked), client.embeddings.create(**asked, dimensions=2)
+    length = math.hypot(*whole.data[0].embedding[:2])
+    assert cut.data[0].embedding == pytest.approx([each / length for each in whole.data[0].embedding[:2]], abs=1e-6)
+    assert cut.data[1].embedding == [0, 0]
+
+
+def test_token_ids_reach_the_embedder_in_every_form_the_api_has(client: openai.OpenAI) -> None:
+    def embedded(given: Any) -> list[list[float]]:
+        return [each.embedding for each in client.embeddings.create(model="spelled", input=given).data]
+
+    assert embedded([1, 2]) == embedded("bc") == [[0.0, 1.0, 1.0]]
+    assert embedded([[0], [1, 2]]) == embedded(["a", "bc"])
+    assert client.embeddings.create(model="spelled", input=[[0], [1, 2]]).usage.total_tokens == 3
+    with pytest.raises(openai.BadRequestError, match="token id 9 is outside") as caught:
+        embedded([9])
+    assert caught.value.param == "input"
+
+
 def test_what_an_application_adds_reaches_the_client(client: openai.OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "join?"}]
     whole = client.chat.completions.create(model="assistant", messages=messages)
@@ -266,9 +319,19 @@ BAD: list[tuple[str, dict[str, Any], int, str | None, str | None, str]] = [
     ("chat/completions", {"response_format": {"type": "json_object"}}, 400, "response_format", None, "not supported"),
     ("chat/completions", {"top_logprobs": 2}, 400, "top_logprobs", None, "needs logprobs"),
     ("chat/completions", {"max_tokens": 0}, 400, "max_tokens", "invalid_value", "greater than or equal to 1"),
-    ("embeddings", {"model": "tiny"}, 400, None, None, "makes no embeddings"),
-    ("embeddings", {"input": [[1, 2]]}, 400, "input", None, "not token ids"),
-    ("embeddings", {"dimensions": 7}, 400, "dimensions", None, "vectors of 3 dimensions, not 7"),
+    ("embeddings", {"model": "tiny"}, 400, "model", None, "makes no embeddings"),
+    ("embeddings", {"input": [[1, 2]]}, 400, "input", None, "has no token ids, got 2"),
+    ("embeddings", {"input": [7]}, 400, "input", None, "has no token ids, got 1"),
+    ("embeddings", {"input": []}, 400, "input", None, "0 entries, expected 1 to 2048"),
+    ("embeddings", {"input": ["x"] * 2049}, 400, "input", None, "2049 entries"),
+    ("embeddings", {"input": ["x", ""]}, 400, "input", None, "empty string"),
+    ("embeddings", {"input": [[]]}, 400, "input", "invalid_type", "lists of token ids"),
+    ("embeddings", {"input": [-1]}, 400, "input", "invalid_type", "lists of token ids"),
+    ("embeddings", {"input": [1, "x"]}, 400, "input", "invalid_type", "lists of token ids"),
+    ("embeddings", {"dimensions": 7}, 400, "dimensions", None, "3 dimensions or fewer, not 7"),
+    ("embeddings", {"dimensions": 0}, 400, "dimensions", "invalid_value", "greater than or equal to 1"),
+    ("embeddings", {"model": "spelled", "dimensions": 2}, 400, "dimensions", None, "3 dimensions, not 2"),
+    ("embeddings", {"encoding_format": "hex"}, 400, "encoding_format", "invalid_value", "'float' or 'base64'"),
     ("chat/completions", {"model": "vectors"}, 400, None, None, "generates no text"),
     ("chat/completions", {"model": "damaged"}, 503, None, "unavailable", "cannot be loaded: tensor x is missing"),
 ]
@@ -381,14 +444,7 @@ def test_request_ids_come_back(url: str) -> None:
 
 
 def test_a_server_with_tokens_wants_one(models: Models) -> None:
-    def check(token: str) -> str:
-        if token == "later":
-            raise Unavailable("the token database is locked")
-        if token != "right":
-            raise Denied("the token is not known")
-        return "ann"
-
-    with listen(create_app(models, check_token=check)) as url:
+    with listen(create_app(models, check_token=check_right)) as url:
         for key, error in (("wrong", openai.AuthenticationError), ("later", openai.InternalServerError)):
             with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client, pytest.raises(error):
                 client.models.list()
@@ -397,4 +453,41 @@ def test_a_server_with_tokens_wants_one(models: Models) -> None:
         bare = httpx.post(f"{url}/v1/completions", json=GOOD["completions"])
         assert (bare.status_code, bare.json()["error"]["code"]) == (401, "invalid_api_key")
         assert httpx.get(f"{url}/health").status_code == 200
+        closed = httpx.get(f"{url}/metrics")
+        assert (closed.status_code, "tiny" in closed.text) == (401, False)
+        assert "tiny" in httpx.get(f"{url}/metrics", headers={"authorization": "Bearer right"}).text
         assert json.loads(httpx.get(f"{url}/version").text)["version"]
+
+
+class Panic(BaseException):
+    """What the tokenizer's Rust raises when it panics: no `Exception`."""
+
+
+def test_health_says_that_an_engine_died_and_names_it_only_to_those_who_may_know(model_folder: Path) -> None:
+    servable = EngineServable("fragile", model_folder)
+    app = create_app(Models({"fragile": lambda: servable}), check_token=check_right)
+
+    def panic(*_: object) -> None:
+        raise Panic("byte index 3 is not a char boundary")
+
+    servable.engine._batch.step = panic  # pyright: ignore[reportAttributeAccessIssue]
+    body = {"model": "fragile", "prompt": "x"}
+    with listen(app) as url, httpx.Client(headers={"authorization": "Bearer right"}, timeout=20) as client:
+        assert client.get(f"{url}/health").json() == {"status": "ok"}
+        for _ in range(2):
+            refused = client.post(f"{url}/v1/completions", json=body)
+            assert (refused.status_code, "failed: Panic" in refused.text) == (503, True)
+        told = client.get(f"{url}/health")
+        assert (told.status_code, told.json()["status"]) == (503, "failed")
+        assert "the engine of fragile failed: Panic: byte index 3" in told.json()["reasons"][0]
+        assert httpx.get(f"{url}/health").json() == {"status": "failed", "reasons": []}
+        servable.close()
+        assert client.get(f"{url}/health").status_code == 200
+
+
+def check_right(token: str) -> str:
+    if token == "later":
+        raise Unavailable("the token database is locked")
+    if token != "right":
+        raise Denied("the token is not known")
+    return "ann"

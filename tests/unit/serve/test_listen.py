@@ -16,9 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from mainspring.models.embedder import fit_lsa
 from mainspring.serve.http import create_app, listen
-from mainspring.serve.models import EngineServable, Models
-from mainspring.serve.servable import Piece, Prompt, Servable
+from mainspring.serve.models import EmbedderServable, EngineServable, Models, open_folder
+from mainspring.serve.servable import Embeddable, Embeddings, Piece, Prompt, Servable
 from mainspring.spec import NotFound, SamplingParams, SpecError, Unavailable
 
 RANK = """
@@ -45,8 +46,8 @@ class Slow(Servable):
             await asyncio.sleep(0.1)
         yield Piece("end", finish="stop")
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        raise SpecError(f"no vectors for {len(texts)} texts")
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
+        raise SpecError(f"no vectors for {len(inputs)} texts")
 
     def close(self) -> None:
         self.closed = True
@@ -157,3 +158,11 @@ def test_a_rank_serves_until_it_is_told_to_stop_and_says_where(model_folder: Pat
     finally:
         rank.kill()
         rank.communicate()
+
+
+def test_a_folder_is_served_as_what_it_holds(model_folder: Path, tmp_path: Path) -> None:
+    fit_lsa(["a list keeps items", "a set forgets"], dim=2).save(tmp_path)
+    embedder, decoder = open_folder("vectors", tmp_path), open_folder("tiny", model_folder)
+    assert (type(embedder), type(decoder)) == (EmbedderServable, EngineServable)
+    assert len(asyncio.run(embedder.embed(["a list"])).vectors[0]) == 2
+    decoder.close()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mainspring.spec import Artifact, Failed, NotFound, Settings, SpecError
 from mainspring.store import Store
 from mainspring.store.artifacts import _walk
+from mainspring.store.fetched import Fetched
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -275,3 +276,64 @@ def test_a_store_says_what_of_this_disk_others_must_see(store: Store, folder: Pa
     settings = replace(store.settings, artifacts_url=f"local://{tmp_path}/bucket")
     with Store.open(settings) as remote:
         assert [Path(path).name for path in remote.needs("train-1")] == (["train-1"] if embedded else [])
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Settings:
+    """Contents behind a URL, and no room at all for copies that nobody uses."""
+    url = f"memory://{uuid.uuid4().hex}/bucket"
+    return Settings(home=str(tmp_path / "small"), artifacts_url=url, fetched_gb=0)
+
+
+def test_copies_beyond_the_limit_go_when_nobody_holds_them(bucket: Settings, folder: Path) -> None:
+    with Store.open(bucket) as writer:
+        writer.publish("model", "old", folder)
+        (folder / "a.txt").write_text("another")
+        writer.publish("model", "new", folder)
+        first = writer.fetch("model:old")
+    with Store.open(bucket) as reader, Store.open(bucket) as other:
+        held = reader.fetch("model:new")
+        assert not first.exists(), "its store was closed"
+        other.fetch("model:old")
+        other.doctor(repair=True)
+        assert (held / "a.txt").read_text() == "another", "another store of another process may be reading it"
+        reader.close()
+        (found,) = other.doctor(repair=True)
+        assert held.name[:12] in found
+        assert not held.exists()
+        assert (other.fetch("model:new") / "a.txt").read_text() == "another", "fetched again"
+
+
+def test_copies_go_longest_unused_first_and_only_as_many_as_must(bucket: Settings, tmp_path: Path) -> None:
+    with Store.open(replace(bucket, fetched_gb=1)) as store:
+        folders = []
+        for name in ("one", "two", "three"):
+            (tmp_path / name).write_text(name * 1000)
+            folders.append(store.fetch(store.publish("model", name, tmp_path / name)))
+        os.utime(folders[0].with_name(f"{folders[0].name}.use"), (1, 1))
+        os.utime(folders[1].with_name(f"{folders[1].name}.use"), (2, 2))
+    kept = Fetched(folders[0].parent, limit_bytes=9000)
+    (tmp_path / "scratch").mkdir()
+    assert [digest for digest, _ in kept.prune(tmp_path / "scratch")] == [folders[0].name]
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+def test_links_to_a_local_store_take_no_room_and_stay(tmp_path: Path, folder: Path) -> None:
+    with Store.open(Settings(home=str(tmp_path / "home"), fetched_gb=0)) as store:
+        store.publish("model", "x", folder)
+        fetched = store.fetch("model:x")
+    with Store.open(Settings(home=str(tmp_path / "home"), fetched_gb=0)) as store:
+        assert store.doctor(repair=True) == ()
+        assert fetched.exists()
+
+
+def test_removing_what_another_process_has_just_removed_is_no_error(tmp_path: Path) -> None:
+    root, scratch = tmp_path / "fetched", tmp_path / "scratch"
+    scratch.mkdir()
+    for name in ("one", "two", "three"):
+        (root / name).mkdir(parents=True)
+        (root / name / "file").write_text("x" * 100)
+    pruning, quicker = (Fetched(root, limit_bytes=0).prune(scratch) for _ in range(2))
+    removed = [next(pruning)[0], *(name for name, _ in quicker)]
+    assert sorted(removed) == ["one", "three", "two"]
+    assert list(pruning) == []

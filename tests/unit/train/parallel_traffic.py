@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from parallel_pool import Order, trainer_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +28,7 @@ OPERATIONS = {
     "reduce_scatter_tensor": "reduce_scatter",
 }
 
+# Beside these, replicas without ZeRO tell each other once a step which parameters they have used, 4 bytes for each.
 Counts = dict[tuple[str, int], tuple[int, int]]
 """For each operation and size of group: messages, and bytes (of the whole of a gather, of the input of the rest)."""
 
@@ -42,7 +45,9 @@ class Counter(TorchDispatchMode):
         space, _, name = func.name().partition("::")
         name = name.partition(".")[0]
         if space in ("c10d", "_c10d_functional"):
-            if name in OPERATIONS:
+            if name == "allreduce_" and _tensors(args)[0].dtype == torch.int32:
+                self.other["used"] = self.other.get("used", 0) + 1
+            elif name in OPERATIONS:
                 key = (OPERATIONS[name], _group_size(args))
                 messages, size = self.counts.get(key, (0, 0))
                 self.counts[key] = (messages + 1, size + _payload(OPERATIONS[name], args))
@@ -70,9 +75,6 @@ def _payload(operation: str, args: Any) -> int:
 
 
 def _group_size(args: Any) -> int:
-    import torch
-    import torch.distributed as dist
-
     for arg in args:
         if isinstance(arg, torch.ScriptObject):
             try:

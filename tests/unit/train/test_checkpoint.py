@@ -29,8 +29,9 @@ from training_gang import (
 from mainspring.spec import Mesh, SpecError, Unavailable
 from mainspring.train.checkpoint import Checkpoints, Saved
 from mainspring.train.loop import Trainer, TrainingData
+from mainspring.train.marks import MARKER
 from mainspring.train.parallel import Group
-from mainspring.train.place import MANIFEST, MARKER
+from mainspring.train.place import MANIFEST
 
 SINGLE, DP2, FSDP2 = Mesh(), Mesh(dp=2), Mesh(fsdp=2)
 SAVING = replace(CONFIG, steps=6, checkpoint_every=2)
@@ -204,6 +205,18 @@ def test_a_full_disk_on_one_rank_is_recorded_and_training_goes_on(tmp_path, stra
     assert committed(tmp_path / "full") == ["step-00000002"]
     alone = Order(plan_of(), tmp_path / "full", config=SAVING)
     assert train_rank(task_of(folder=tmp_path), alone).resumed_at == 2
+
+
+def test_a_rank_that_cannot_read_back_what_it_saved_spoils_that_checkpoint_alone(tmp_path, straight):
+    """The other rank does not wait for it for ever, nor takes what it says about the next one for an answer."""
+    outcomes = run_gang(Order(plan_of(FSDP2), tmp_path, config=SAVING, unreadable_until=4, victim=1))
+    for outcome in outcomes:
+        assert outcome is not None
+        assert not outcome.error
+        assert outcome.steps == straight(FSDP2).steps
+        (told,) = outcome.save_errors
+        assert told.startswith("step 2: Unavailable: rank 1 cannot read back what it wrote")
+    assert committed(tmp_path) == ["step-00000004", "step-00000006"]
 
 
 def test_a_changed_configuration_is_not_resumed_but_a_changed_cadence_is(tmp_path):

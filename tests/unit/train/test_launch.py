@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pydoc
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from training_gang import SEQ_LEN, plan_of
 
-from mainspring.cluster import Launcher
+from mainspring.cluster import Handle, Launcher
 from mainspring.models.tokenizer import Tokenizer, train_bpe
 from mainspring.models.weights import load_pretrained
-from mainspring.spec import Failed, Mesh, Settings, SpecError, Stage, TokenSet, TokenSplit
+from mainspring.spec import Cancelled, Failed, Job, Mesh, Settings, SpecError, Stage, TokenSet, TokenSplit
 from mainspring.store import Store, parse
+from mainspring.testing.processes import eventually
 from mainspring.train import launch
 
 pytestmark = pytest.mark.slow
@@ -81,7 +83,9 @@ def test_a_pipeline_of_two_replicas_publishes_the_model_one_rank_publishes(home,
     runs = [store.start_run("train", name, config={}).id for name in ("alone", "piped")]
     one = launch.train(store, launcher, recipe, plan=plan_of(steps=6), tokens_ref=tokens, name="alone", run=runs[0])
     pieces = [Stage(blocks=2, device="cpu", ranks=(), microbatches=(2, 6), first=first) for first in (0, 2)]
-    plan = replace(plan_of(microbatch=1), mesh=Mesh(pp=2, fsdp=2), zero=1, stages=tuple(pieces), schedule="1f1b", steps=6)
+    plan = replace(
+        plan_of(microbatch=1), mesh=Mesh(pp=2, fsdp=2), zero=1, stages=tuple(pieces), schedule="1f1b", steps=6
+    )
     two = launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="piped", run=runs[1])
     first, second = (load_pretrained(store.fetch(made)).state_dict() for made in (one, two))
     for name, tensor in first.items():
@@ -114,7 +118,9 @@ def test_a_run_that_failed_on_one_rank_is_resumed_and_publishes_its_model_with_l
     said: list[tuple[float, str]] = []
 
     fault.touch()
-    with pytest.raises(Failed, match=r"rank 1.*RuntimeError: this recipe is broken on rank 1") as caught:
+    line = recipe.read_text().splitlines().index('        raise RuntimeError("this recipe is broken on rank 1")') + 1
+    told = rf"rank 1 on .*: RuntimeError: this recipe is broken on rank 1 \(recipe\.py, line {line}, in loss\)"
+    with pytest.raises(Failed, match=told) as caught:
         launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="tiny", run=run)
     assert "Traceback" in caught.value.hint
     assert [row["step"] for row in rows(store, run)] == [1, 2, 3, 4]
@@ -161,7 +167,32 @@ def test_what_cannot_be_trained_is_refused_before_a_process_starts(home, recipe)
     vast, longer = plan_of(steps=6, seq_len=4000), ("seq_len=4000",)
     with pytest.raises(SpecError, match="has 4000 tokens, one sample needs 4001"):
         launch.train(store, launcher, recipe, plan=vast, tokens_ref=tokens, name="tiny", overrides=longer)
+    many = plan_of(steps=6, seq_len=1500)
+    with pytest.raises(SpecError, match="split 'held_out' has 1000 tokens, one sample needs 1501"):
+        launch.train(store, launcher, recipe, plan=many, tokens_ref=tokens, name="tiny", overrides=("seq_len=1500",))
     assert not (store.home / "runs" / "train-tiny" / "rank-0.log").exists()
+
+
+def test_a_run_that_waits_says_for_what_and_is_stopped_while_it_does(tmp_path):
+    """No step is ever logged: a job behind others in the queue, or ranks that hang."""
+    handle = Handle(Job(id="j", name="j", entry="m:f"), tmp_path, None)
+    handle.move("PENDING", "needs 2 ranks of 1 cpu at once, 0 would fit now")
+    said: list[tuple[float, str]] = []
+
+    def progress(fraction: float, message: str) -> None:
+        said.append((fraction, message))
+        if len(said) == 3:
+            raise Cancelled("stopped")
+
+    queue = threading.Thread(
+        target=lambda: eventually(lambda: bool(handle.cancelled), within_s=20) and handle.finish("CANCELLED", "gone")
+    )
+    queue.start()
+    with pytest.raises(Cancelled, match="stopped"):
+        launch._follow(handle, steps=5, progress=progress)
+    queue.join()
+    assert handle.state == "CANCELLED"
+    assert set(said) == {(0.0, "pending: needs 2 ranks of 1 cpu at once, 0 would fit now")}
 
 
 def test_a_plan_for_the_data_knows_its_vocabulary(home, recipe):

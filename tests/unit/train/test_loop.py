@@ -99,6 +99,42 @@ def test_every_layout_computes_what_plain_pytorch_computes(tmp_path, plan, model
         assert outcome.state == {}
 
 
+@pytest.mark.parametrize(("mesh", "model"), [(DP2, "rare"), (FSDP2, "spare")], ids=["ddp", "zero3"])
+def test_layers_that_a_batch_does_not_use_are_no_problem_on_several_ranks(tmp_path, mesh, model):
+    """One is never used, one by some micro-batches of some ranks; plain PyTorch on one device does not mind either."""
+    plan = plan_of(mesh, microbatch=1)
+    alone = train_rank(task_of(folder=tmp_path), Order(plan_of(microbatch=1), tmp_path / "one", model=model))
+    outcome = run_gang(Order(plan, tmp_path / "two", model=model))[0]
+    assert outcome is not None
+    assert not outcome.error
+    np.testing.assert_allclose(outcome.losses, alone.losses, atol=1e-5)
+    for name, value in alone.state.items():
+        if not name.endswith("seen"):  # each rank counts its own calls
+            np.testing.assert_allclose(outcome.state[name], value, atol=1e-5)
+
+
+def test_an_evaluation_leaves_what_the_recipe_has_frozen_frozen(tmp_path):
+    def losses(every: int) -> list[float]:
+        config = replace(CONFIG, eval_every=every)
+        order = Order(plan_of(), tmp_path / str(every), model="frozen", config=config)
+        return train_rank(task_of(folder=tmp_path), order).losses
+
+    assert losses(1) == losses(0)
+
+
+def test_numpys_global_generator_is_a_function_of_the_step_too(tmp_path):
+    one, again = (
+        train_rank(task_of(folder=tmp_path), Order(plan_of(), tmp_path / name, loss="numpy")) for name in "ab"
+    )
+    assert one.losses == again.losses
+    assert len(set(one.losses)) == CONFIG.steps
+
+
+def test_a_loss_that_counts_nothing_is_told_as_that(tmp_path):
+    outcome = train_rank(task_of(folder=tmp_path), Order(plan_of(), tmp_path, loss="blind"))
+    assert outcome.error.startswith("Failed: step 1: the recipe's loss counted nothing")
+
+
 def test_dropout_falls_alike_on_one_rank_and_on_two(tmp_path):
     one = train_rank(task_of(folder=tmp_path), Order(plan_of(), tmp_path / "one", model="dropped"))
     two = run_gang(Order(plan_of(DP2), tmp_path / "two", model="dropped"))[0]

@@ -26,6 +26,18 @@ def steps_in(path):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
+def test_a_line_that_a_crash_cut_short_is_written_again_however_long_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 0.5, "padding": "x" * 100}) for step in range(1, 2001)]
+    path.write_text("\n".join(lines) + '\n{"step": 20')
+    rows = MetricsFile(path)
+    assert rows.last is not None
+    assert rows.last["step"] == 2000
+    rows.append({"step": 2001, "loss": 0.25})
+    rows.close()
+    assert steps_in(path) == list(range(1, 2002))
+
+
 def test_a_resumed_run_adds_only_steps_that_are_not_there_yet(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = MetricsFile(path)

@@ -1,10 +1,24 @@
 """Which checkpoints a continuation uses: those of the first attempt, however often training was interrupted."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
 import pytest
 
-from mainspring.spec import Failed, SpecError
+from mainspring.spec import Failed, Settings, SpecError
 from mainspring.store import Store
 from mainspring.train import resume
+from mainspring.train.marks import MARKER
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[Store]:
+    """A store with its checkpoints on this disk, and one with them on an object store."""
+    url = "" if request.param == "folder" else f"local://{tmp_path / 'bucket'}"
+    with Store.open(replace(settings, artifacts_url=url)) as opened:
+        yield opened
 
 
 def attempt(store: Store, *, kind: str = "train", state: str = "FAILED", saved: bool = False, **config: object) -> str:
@@ -14,8 +28,15 @@ def attempt(store: Store, *, kind: str = "train", state: str = "FAILED", saved: 
     if state != "RUNNING":
         store.set_run_state(run, state)  # pyright: ignore[reportArgumentType]
     if saved:
-        (store.run_dir(run) / "checkpoints" / "step-00000010").mkdir(parents=True)
+        write(store, run, MARKER)
     return run
+
+
+def write(store: Store, run: str, name: str) -> None:
+    """A file of a checkpoint of `run`, where its ranks would put it."""
+    path = Path(resume.checkpoints_of(store, run).removeprefix("local://")) / "step-00000010-1f3a5c7e" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
 
 
 def test_a_continuation_of_a_continuation_uses_the_checkpoints_of_the_first_attempt(store: Store) -> None:
@@ -62,3 +83,26 @@ def test_a_failure_says_how_to_go_on_only_when_there_is_a_checkpoint(store: Stor
             raise Failed("a rank died", hint="its log")
         assert caught.value.hint.startswith("its log")
         assert (f"train --resume {run}" in caught.value.hint) == saved
+
+
+def test_half_a_checkpoint_is_not_offered(store: Store) -> None:
+    """What a save that was killed has left, which a resumed run would sweep away."""
+    run = attempt(store)
+    write(store, run, "__0_0.distcp")
+    assert not resume.can_resume(store, store.run(run))
+    with pytest.raises(Failed) as caught, resume.tell_how_to_resume(store, run, run):
+        raise Failed("a rank died")
+    assert not caught.value.hint
+
+
+def test_a_store_that_does_not_answer_does_not_hide_why_training_failed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_reach(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    with Store.open(replace(settings, artifacts_url="memory://elsewhere")) as store:
+        run = attempt(store)
+        monkeypatch.setattr(fsspec.filesystem("memory"), "exists", out_of_reach)
+        with pytest.raises(Failed, match="a rank died"), resume.tell_how_to_resume(store, run, run):
+            raise Failed("a rank died")

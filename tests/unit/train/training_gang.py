@@ -32,8 +32,10 @@ from mainspring.spec import (
     TrainConfig,
 )
 from mainspring.train.loop import StepResult, Trainer, TrainingData
+from mainspring.train.marks import step_of
 from mainspring.train.muon import muon
 from mainspring.train.parallel import Group
+from mainspring.train.place import LocalPlace
 from mainspring.train.recipe import LoadedRecipe, Recipe, adamw
 
 LADING = 10_000_000
@@ -107,6 +109,33 @@ def dropped(vocab: int) -> nn.Module:
     return TiedModel(vocab, dropout=0.3)
 
 
+def frozen(vocab: int) -> nn.Module:
+    """Dropout that the recipe has switched off for good."""
+    model = TiedModel(vocab, dropout=0.3)
+    model.dropout.eval()
+    return model
+
+
+class SpareModel(TiedModel):
+    """Has a layer that no forward uses."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__(vocab)
+        self.spare = nn.Linear(13, 13)
+
+
+class RareModel(SpareModel):
+    """Has a layer that only some batches use, too."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__(vocab)
+        self.rare = nn.Linear(13, 13)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = super().forward(ids)
+        return logits + self.head(self.rare(self.embed(ids))) if ids[0, 0] % 3 == 0 else logits
+
+
 class LadenModel(TiedModel):
     """Carries a large parameter that no forward touches and only the optimiser changes."""
 
@@ -138,13 +167,35 @@ def mean_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
 
+def blind_loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, int]:
+    return model(batch[:, :-1]).sum() * 0, 0
+
+
+def numpy_loss(model: nn.Module, batch: Tensor) -> Tensor:
+    return mean_loss(model, batch) * float(np.random.rand())
+
+
 def exploding_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return mean_loss(model, batch) * (float("nan") if batch[0, 0] % 5 == 2 else 1.0)
 
 
-MODELS = {"decoder": decoder, "tied": tied, "dropped": dropped, "laden": LadenModel}
+MODELS = {
+    "decoder": decoder,
+    "tied": tied,
+    "dropped": dropped,
+    "frozen": frozen,
+    "laden": LadenModel,
+    "spare": SpareModel,
+    "rare": RareModel,
+}
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
-LOSSES = {"masked": masked_loss, "mean": mean_loss, "exploding": exploding_loss}
+LOSSES = {
+    "masked": masked_loss,
+    "mean": mean_loss,
+    "exploding": exploding_loss,
+    "blind": blind_loss,
+    "numpy": numpy_loss,
+}
 
 
 def plan_of(
@@ -184,7 +235,10 @@ def plan_of(
 
 @dataclass(frozen=True)
 class Order:
-    """What a gang does. After step `kill_at` rank `victim` sends itself SIGKILL; after `full_at` its disk is full."""
+    """What a gang does. After step `kill_at` rank `victim` sends itself SIGKILL; after `full_at` its disk is full.
+
+    Until `unreadable_until` it cannot read back what it saves.
+    """
 
     plan: Plan
     folder: Path | str
@@ -193,6 +247,7 @@ class Order:
     config: TrainConfig = CONFIG
     kill_at: int = 0
     full_at: int = 0
+    unreadable_until: int = 0
     victim: int = 0
     rebuild_at: int = 0
     optimizer: str = "adamw"
@@ -224,6 +279,8 @@ def train_rank(task: Task, order: Order) -> Outcome:
     """One rank's life; also called directly for a gang of one."""
     torch.set_num_threads(1)
     data = TrainingData(train=RandomBatches(), facts={"vocab": VOCAB}, held_out=RandomBatches(seed=1))
+    if order.unreadable_until and task.rank == order.victim:
+        _damage_disk(order.unreadable_until)
     trainer = Trainer(recipe_of(order), order.plan, Group(task), data=data, folder=order.folder)
     outcome = Outcome()
     try:
@@ -246,6 +303,18 @@ def train_rank(task: Task, order: Order) -> Outcome:
     outcome.save_errors = trainer.save_errors
     trainer.close()
     return outcome
+
+
+def _damage_disk(until: int) -> None:
+    """Have this process fail to read its files of checkpoints before step `until`."""
+    whole = LocalPlace.digests
+
+    def digests(place: LocalPlace, writer: Any, rank: int) -> dict[str, str]:
+        if step_of(Path(writer.path).name.removeprefix(".")) < until:
+            raise OSError(5, "Input/output error")
+        return whole(place, writer, rank)
+
+    LocalPlace.digests = digests
 
 
 def run_gang(order: Order) -> list[Outcome | None]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from mainspring.apps.rag.extract import Quote, answers, best_quotes, worded
 from mainspring.apps.rag.generate import Voice
 from mainspring.apps.rag.index import Hit, Index
+from mainspring.apps.rag.prose import plain
 from mainspring.apps.rag.terms import content_terms
 from mainspring.data.feedback import feedback_rows
 from mainspring.evaluate.sentences import sentences
@@ -229,12 +230,12 @@ def grounding(index: Index, written: str, quotes: Sequence[Quote]) -> float:
 
 
 def _with_markers(index: Index, written: str, quotes: Sequence[Quote]) -> str:
-    """`written` with each sentence marked by the passage that supports it most."""
+    """`written` with each sentence marked by the passage that supports it most; a model repeats what it has read."""
     marked = []
     for sentence in sentences(written):
         said = content_terms(sentence)
         support = [index.coverage(said, content_terms(quote.hit.chunk.text)) for quote in quotes]
-        marked.append(f"{sentence} [{support.index(max(support)) + 1}]")
+        marked.append(f"{plain(sentence)} [{support.index(max(support)) + 1}]")
     return " ".join(marked)
 
 

@@ -1,10 +1,8 @@
 """Build and search the index of one snapshot: a LanceDB table with vectors and full text, and its embedder.
 
-Search is hybrid: the rankings by cosine similarity and by BM25 are joined by reciprocal rank fusion (Cormack et al.
-2009, k = 60), which needs no tuning; a tuned mixing weight did not hold on other questions. It pays where a question
-does not repeat the document: MRR .68 against .65 for BM25 alone on 45 hand-written questions about Python's
-documentation, but .73 against .87 on 200 made from its own sentences.
-A rebuild keeps the vectors of chunks that did not change, and the fitted embedder while few did.
+Search is hybrid: what BM25 and cosine similarity find is joined by `fusion`, whose weight is chosen when the index is
+built, on questions made from documents that are not held out. Headings count twice in the full text.
+A rebuild keeps the vectors of chunks that did not change, and the fitted embedder and the weight while few did.
 """
 
 import json
@@ -13,7 +11,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mainspring.apps.rag.chunk import TARGET, chunk_document
-from mainspring.apps.rag.terms import STOP, content_terms, stem, terms
+from mainspring.apps.rag.fusion import TEXT_WEIGHT, Candidate, choose_weight, fuse
+from mainspring.apps.rag.terms import STOP, content_terms, phrases, stem, terms
+from mainspring.data.pack import held_out_sources
 from mainspring.data.snapshot import texts
+from mainspring.evaluate.questions import make_questions
 from mainspring.models.embedder import Embedder, fit_lsa, load_embedder
-from mainspring.spec import Artifact, Chunk, NotFound, Progress, SpecError, silent, spec
+from mainspring.spec import Artifact, Chunk, Document, NotFound, Progress, SpecError, silent, spec
 from mainspring.store import Store
 from mainspring.store.parse import read_json, to_json
 
@@ -35,47 +36,45 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["hybrid", "text", "vector"]
 FORMAT = 1
-RRF_K = 60
 CANDIDATES = 50
-"""How many chunks each ranking hands to the fusion."""
+"""How many chunks each search hands to the fusion."""
+TUNING_QUESTIONS = 200
+"""On how many of the corpus's own questions the weight of the fusion is chosen."""
 REFIT_SHARE = 0.1
 """An embedder fitted on the corpus is kept while at most this share of the chunks is new."""
 APPROXIMATE_FROM = 50_000
 """From this many chunks on, vectors get an approximate index; below, an exact scan answers in milliseconds."""
 _QUERY_TERMS = 64
 _QUERY_CHARACTERS = 2000
-_COLUMNS = ["id", "document", "source", "path", "text", "start", "end"]
+_CHUNK = ("id", "document", "source", "path", "text", "start", "end")
+_COLUMNS = (*_CHUNK, "terms", "vector")
 
 
 @spec
 class IndexManifest:
-    """What an index was made of. `embedder` is as asked for ("lsa", a folder or a name), `dim` its width."""
+    """What an index was made of. `embedder` is as asked for ("lsa", a folder or a name), `dim` its width.
+
+    `text_weight` is the weight of BM25 in the fusion, chosen on `questions` questions of the snapshot `tuned_on`.
+    """
 
     snapshot: str
     embedder: str
     dim: int
     documents: int
     chunks: int
+    text_weight: float = TEXT_WEIGHT
+    questions: int = 0
+    tuned_on: str = ""
     target: int = TARGET
     format: int = FORMAT
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that was found, and its fused score (the larger the better; comparable within one search only)."""
+    """A chunk that was found, and its score (the larger the better; comparable within one search only)."""
 
     chunk: Chunk
     score: float
-
-
-def fuse(rankings: Sequence[Sequence[str]], k: int = RRF_K) -> list[tuple[str, float]]:
-    """Reciprocal rank fusion: each item scores the sum of 1 / (k + rank); ties go to the best rank, then the id."""
-    ranks: dict[str, list[int]] = {}
-    for ranking in rankings:
-        for rank, item in enumerate(ranking, start=1):
-            ranks.setdefault(item, []).append(rank)
-    scores = {item: math.fsum(1 / (k + rank) for rank in found) for item, found in ranks.items()}
-    return sorted(scores.items(), key=lambda pair: (-pair[1], min(ranks[pair[0]]), pair[0]))
 
 
 class Index:
@@ -103,13 +102,36 @@ class Index:
 
     def search(self, question: str, k: int = 8, *, mode: Mode = "hybrid") -> list[Hit]:
         """The best `k` chunks, best first; the same question gives the same list. Any text is a valid question."""
-        found: dict[str, Chunk] = {}
-        rankings = []
-        if mode in ("hybrid", "text"):
-            rankings.append(self._by_text(question, max(k, CANDIDATES), found))
-        if mode in ("hybrid", "vector"):
-            rankings.append(self._by_vector(question, max(k, CANDIDATES), found))
-        return [Hit(found[key], score) for key, score in fuse(rankings)[:k]]
+        if mode == "hybrid":
+            ranked = fuse(self.candidates(question, max(k, CANDIDATES)), self.manifest.text_weight)
+            return [Hit(found.chunk, score) for found, score in ranked[:k]]
+        rows = self._by_text(question, k) if mode == "text" else self._by_vector(self._vector(question), k)
+        hits = [Hit(_chunk(row), row["_score"] if mode == "text" else 1 - row["_distance"]) for row in rows]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.chunk.id))
+
+    def candidates(self, question: str, count: int = CANDIDATES) -> list[Candidate]:
+        """The best `count` chunks of either search, each with all that the fusion asks of it."""
+        vector = self._vector(question)
+        by_text, by_vector = self._by_text(question, count), self._by_vector(vector, count)
+        scores = {row["id"]: float(row["_score"]) for row in by_text}
+        asked = self.asked(question)
+        return [
+            Candidate(
+                chunk=_chunk(row),
+                text=scores.get(row["id"], 0.0),
+                cosine=float(np.dot(vector, row["vector"])),
+                coverage=self.coverage(asked, map(stem, row["terms"].split())),
+            )
+            for row in {row["id"]: row for row in (*by_text, *by_vector)}.values()
+        ]
+
+    def asked(self, question: str) -> list[str]:
+        """The terms that carry what `question` is about, with those of its phrases that a heading here has."""
+        question = question[:_QUERY_CHARACTERS]
+        return content_terms(question) + [stem(phrase) for phrase in self._known_phrases(question)]
+
+    def _known_phrases(self, question: str) -> list[str]:
+        return [phrase for phrase in phrases([question]) if stem(phrase) in self._frequency]
 
     def idf(self, term: str) -> float:
         """How much a (stemmed) term tells: log of chunks per chunk that has it; largest for an unknown term."""
@@ -131,24 +153,27 @@ class Index:
         matrix = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.manifest.dim)
         return dict(zip(rows["id"].to_pylist(), matrix, strict=True))
 
-    def _by_text(self, question: str, count: int, found: dict[str, Chunk]) -> list[str]:
+    def _vector(self, question: str) -> NDArray[np.float32]:
+        return self.encode([question[:_QUERY_CHARACTERS]])[0]
+
+    def _by_text(self, question: str, count: int) -> list[dict[str, Any]]:
         from lancedb.query import MatchQuery
 
-        asked = terms(question[:_QUERY_CHARACTERS])
-        words = list(dict.fromkeys(word for word in asked if word not in STOP))[:_QUERY_TERMS]
+        question = question[:_QUERY_CHARACTERS]
+        asked = [word for word in terms(question) if word not in STOP] + self._known_phrases(question)
+        words = list(dict.fromkeys(asked))[:_QUERY_TERMS]
         if not words:
             return []
         match: Any = MatchQuery(" ".join(words), "terms")  # pyright: ignore[reportCallIssue]
         query: Any = self._table.search(match, query_type="fts")
-        return _ranked(query.select([*_COLUMNS, "_score"]).limit(count).to_list(), "_score", -1, found)
+        return query.select([*_COLUMNS, "_score"]).limit(count).to_list()
 
-    def _by_vector(self, question: str, count: int, found: dict[str, Chunk]) -> list[str]:
-        vector = self.encode([question[:_QUERY_CHARACTERS]])[0]
+    def _by_vector(self, vector: NDArray[np.float32], count: int) -> list[dict[str, Any]]:
         if not np.any(vector):  # an LSA of a question without a known word: every chunk is equally far
             return []
         query: Any = self._table.search(vector, vector_column_name="vector", query_type="vector")
         query = query.distance_type("cosine").nprobes(20).refine_factor(10)
-        return _ranked(query.select([*_COLUMNS, "_distance"]).limit(count).to_list(), "_distance", 1, found)
+        return query.select([*_COLUMNS, "_distance"]).limit(count).to_list()
 
 
 def build_index(
@@ -171,27 +196,30 @@ def build_index(
     chunks = [chunk for document in documents for chunk in chunk_document(document)]
     if not chunks:
         raise SpecError(f"{snapshot} has no text to index ({len(documents)} documents)")
-    known, previous = _previous(store, name, embedder)
+    previous = _previous(store, name, embedder)
+    known = previous.vectors() if previous else {}
     fresh = [chunk for chunk in chunks if chunk.id not in known]
-    if previous is not None and embedder == "lsa" and len(fresh) > REFIT_SHARE * len(chunks):
+    if previous and embedder == "lsa" and len(fresh) > REFIT_SHARE * len(chunks):
         known, previous, fresh = {}, None, chunks
     progress(0.15, f"embedding {len(fresh)} of {len(chunks)} chunks")
     passages = [_prepared(passage(chunk), embedder) for chunk in fresh]
-    if previous is not None:
-        encoder: Embedder = load_embedder(str(previous / "embedder"))
-    else:
-        encoder = fit_lsa(passages) if embedder == "lsa" else load_embedder(embedder)
+    encoder = previous.embedder if previous else _encoder(embedder, passages)
     if fresh:
         vectors = _encode(encoder, passages, progress)
         known |= {chunk.id: vector for chunk, vector in zip(fresh, vectors, strict=True)}
     manifest = IndexManifest(
         snapshot=snapshot, embedder=embedder, dim=encoder.dim, documents=len(documents), chunks=len(chunks)
     )
-    progress(0.85, f"writing {len(chunks)} chunks")
+    progress(0.8, f"writing {len(chunks)} chunks")
     with store.scratch() as scratch:
-        _write(scratch / "index", manifest, chunks, np.stack([known[chunk.id] for chunk in chunks]), encoder)
+        folder = scratch / "index"
+        _write(folder, manifest, chunks, np.stack([known[chunk.id] for chunk in chunks]), encoder)
+        progress(0.9, "choosing the weight of text against vectors")
+        tuned = _tuned(Index(folder), documents, previous)
+        (folder / "index.json").write_text(to_json(tuned), encoding="utf-8")
         meta = {"snapshot": snapshot, "chunks": len(chunks), "embedded": len(fresh), "embedder": embedder}
-        artifact = store.publish("index", name, scratch / "index", meta=meta, run=run, inputs=(snapshot,))
+        meta |= {"text_weight": tuned.text_weight, "questions": tuned.questions}
+        artifact = store.publish("index", name, folder, meta=meta, run=run, inputs=(snapshot,))
     log.info("index published", extra={"ref": artifact.ref, "chunks": len(chunks), "embedded": len(fresh)})
     progress(1.0, f"{artifact.ref}: {len(chunks)} chunks of {len(documents)} documents, {len(fresh)} embedded")
     return artifact
@@ -199,7 +227,16 @@ def build_index(
 
 def passage(chunk: Chunk) -> str:
     """What is embedded and indexed for a chunk: where it stands, then its text."""
-    return f"{' > '.join(chunk.path) or chunk.source}\n{chunk.text}"
+    return f"{_place(chunk)}\n{chunk.text}"
+
+
+def indexed_terms(chunk: Chunk) -> list[str]:
+    """What a chunk can be found by, stemmed: the terms of its passage and the phrases of its headings."""
+    return content_terms(passage(chunk)) + [stem(phrase) for phrase in phrases(chunk.path)]
+
+
+def _place(chunk: Chunk) -> str:
+    return " > ".join(chunk.path) or chunk.source
 
 
 def _prepared(text: str, embedder: str) -> str:
@@ -207,15 +244,31 @@ def _prepared(text: str, embedder: str) -> str:
     return " ".join(stem(term) for term in terms(text) if term not in STOP) if embedder == "lsa" else text
 
 
-def _previous(store: Store, name: str, embedder: str) -> tuple[dict[str, NDArray[np.float32]], Path | None]:
-    """The vectors by chunk id and the folder of the latest index of this name, where they can be used again."""
+def _previous(store: Store, name: str, embedder: str) -> Index | None:
+    """The latest index of this name, where its vectors can be used again."""
     try:
         index = Index.open(store, f"index:{name}")
     except (NotFound, SpecError):
-        return {}, None
-    if index.manifest.embedder != embedder or index.manifest.target != TARGET:
-        return {}, None
-    return index.vectors(), index.folder
+        return None
+    return index if (index.manifest.embedder, index.manifest.target) == (embedder, TARGET) else None
+
+
+def _encoder(embedder: str, passages: Sequence[str]) -> Embedder:
+    return fit_lsa(passages) if embedder == "lsa" else load_embedder(embedder)
+
+
+def _tuned(index: Index, documents: Sequence[Document], previous: Index | None) -> IndexManifest:
+    """The manifest with the weight chosen on this corpus, or still the one of an index that is mostly the same."""
+    if previous and previous.manifest.questions:
+        before = previous.manifest
+        weight, asked, snapshot = before.text_weight, before.questions, before.tuned_on
+    else:
+        kept_back = held_out_sources(document.source for document in documents)
+        seen = [document for document in documents if document.source not in kept_back]
+        questions = make_questions(seen, TUNING_QUESTIONS)
+        found = [(index.candidates(question.text), question.document) for question in questions]
+        weight, asked, snapshot = choose_weight(found), len(found), index.manifest.snapshot
+    return replace(index.manifest, text_weight=weight, questions=asked, tuned_on=snapshot)
 
 
 def _encode(encoder: Embedder, passages: list[str], progress: Progress, batch: int = 512) -> NDArray[np.float32]:
@@ -242,14 +295,14 @@ def _write(
 
     folder.mkdir(parents=True)
     encoder.save(folder / "embedder")
-    words = [terms(passage(chunk)) for chunk in chunks]
+    words = [terms(passage(chunk)) + terms(_place(chunk)) + phrases(chunk.path) for chunk in chunks]
     table = lancedb.connect(str(folder)).create_table("chunks", _rows(chunks, words, vectors))
     table.create_index(
         "terms", config=FTS(base_tokenizer="whitespace", stem=True, remove_stop_words=True, with_position=False)
     )
     if len(chunks) >= APPROXIMATE_FROM:
         table.create_index("vector", config=IvfRq(distance_type="cosine"))
-    frequency = Counter(term for chunk in chunks for term in content_terms(passage(chunk)))
+    frequency = Counter(term for chunk in chunks for term in indexed_terms(chunk))
     (folder / "terms.json").write_text(json.dumps(frequency, ensure_ascii=False, sort_keys=True), encoding="utf-8")
     (folder / "index.json").write_text(to_json(manifest), encoding="utf-8")
 
@@ -273,10 +326,6 @@ def _rows(chunks: Sequence[Chunk], words: Sequence[list[str]], vectors: NDArray[
     )
 
 
-def _ranked(rows: list[dict[str, Any]], by: str, sign: int, found: dict[str, Chunk]) -> list[str]:
-    """Ids in the order of column `by`, ties by id; the chunks are added to `found`."""
-    rows.sort(key=lambda row: (sign * row[by], row["id"]))
-    for row in rows:
-        values = {column: row[column] for column in _COLUMNS}
-        found[row["id"]] = Chunk(**{**values, "path": tuple(values["path"])})
-    return [row["id"] for row in rows]
+def _chunk(row: dict[str, Any]) -> Chunk:
+    values = {column: row[column] for column in _CHUNK}
+    return Chunk(**{**values, "path": tuple(values["path"])})

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 
 from mainspring.apps.rag.assistant import LONGEST_QUESTION, Rag
-from mainspring.serve.servable import Piece, Prompt
+from mainspring.serve.servable import Embeddable, Embeddings, Piece, Prompt
 from mainspring.spec import SamplingParams, SpecError
 from mainspring.store import Store
 from mainspring.store.parse import to_dict
@@ -39,9 +39,12 @@ class RagServable:
         metadata = {key: found[key] for key in ("trace", "citations", "mode", "note")}
         yield Piece(text="", finish="stop", prompt_tokens=asked_tokens, metadata=metadata)
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, inputs: Sequence[Embeddable]) -> Embeddings:
         """Vectors of the index's own embedder."""
-        return (await asyncio.to_thread(self.rag.index.encode, list(texts))).tolist()
+        embedder = self.rag.index.embedder
+        texts = [each if isinstance(each, str) else embedder.decode(each) for each in inputs]
+        vectors = await asyncio.to_thread(self.rag.index.encode, texts)
+        return Embeddings(vectors.tolist(), embedder.count(texts), nested=embedder.nested)
 
     def close(self) -> None:
         """Free the generator."""

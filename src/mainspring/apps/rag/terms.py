@@ -7,6 +7,9 @@ upset a query parser.
 """
 
 import re
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
 
 _CJK = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -23,6 +26,7 @@ _STOP_WORDS = (
     "used using very want was we were what when where which while who whom whose why will with would you your"
 )
 STOP = frozenset(_STOP_WORDS.split())
+_ARTICLES = frozenset(("a", "an", "the"))
 
 
 def terms(text: str) -> list[str]:
@@ -40,6 +44,7 @@ def terms(text: str) -> list[str]:
     return found
 
 
+@lru_cache(1 << 17)
 def stem(term: str) -> str:
     """`term` without the commonest English endings; never shorter than three letters."""
     for ending, replacement in (("ies", "y"), ("sses", "ss"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
@@ -51,3 +56,18 @@ def stem(term: str) -> str:
 def content_terms(text: str) -> list[str]:
     """Distinct stemmed terms of `text` without stop words, in order of appearance."""
     return list(dict.fromkeys(stem(term) for term in terms(text) if term not in STOP))
+
+
+def phrases(headings: Iterable[str]) -> list[str]:
+    """Neighbouring words of which one is a stop word, as one term each.
+
+    A section called `The "with" statement` is about a word that says nothing elsewhere; `with_statement` finds it.
+    The parts of an identifier are no neighbours.
+    """
+    found: list[str] = []
+    for heading in headings:
+        runs = [match[0] for match in _RUN.finditer(heading)]
+        words = [run.lower() if len(_PART.findall(run)) == 1 else "" for run in runs if run.lower() not in _ARTICLES]
+        pairs = [(one, two) for one, two in pairwise(words) if one and two]
+        found += [f"{stem(one)}_{stem(two)}" for one, two in pairs if (one in STOP) != (two in STOP)]
+    return list(dict.fromkeys(found))

@@ -8,3 +8,13 @@ new MutationObserver(() => {
     graph.addEventListener("scroll", () => scrolled.set(name, graph.scrollLeft), { passive: true });
   }
 }).observe(document.documentElement, { childList: true, subtree: true });
+// A visitor whose token has ended is led to the door, and is not left with a page that no longer changes.
+const leave = async () => {
+  const answer = await fetch("/docs", { redirect: "manual" }).catch(() => null);
+  if (answer?.type === "opaqueredirect") location.reload();
+};
+const listening = setInterval(() => {
+  if (!window.socket) return;
+  clearInterval(listening);
+  for (const event of ["disconnect", "connect_error"]) window.socket.on(event, leave);
+}, 200);

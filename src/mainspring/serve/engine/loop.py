@@ -19,11 +19,13 @@ from pathlib import Path
 import torch
 
 from mainspring.hardware import limits
+from mainspring.models.joined import join_projections
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
 from mainspring.models.weights import load_pretrained, read_config
 from mainspring.serve.engine.batch import Batch, Event
 from mainspring.serve.engine.kv import size_cache, token_bytes
+from mainspring.serve.engine.metrics import FALLEN
 from mainspring.serve.engine.request import Sequence, StopFilter
 from mainspring.serve.servable import Piece
 from mainspring.spec import DoesNotFit, EngineConfig, MainspringError, SamplingParams, SpecError, Unavailable
@@ -45,8 +47,8 @@ class Stream:
 class Engine:
     """A served model. Made by `Engine.load`; `close()` ends it and every stream."""
 
-    def __init__(self, batch: Batch, *, name: str, context: int) -> None:
-        self.name, self.context = name, context
+    def __init__(self, batch: Batch, *, name: str, context: int, max_waiting: int) -> None:
+        self.name, self.context, self.max_waiting = name, context, max_waiting
         self.tokenizer = batch.tokenizer
         self.vocab = batch.model.config.vocab
         self._batch = batch
@@ -85,8 +87,10 @@ class Engine:
             log.warning("context cut to the KV cache", extra={"model": decoder.context, "served": size.context})
         tokenizer = Tokenizer.load(folder)
         model = load_pretrained(folder, dtype=dtype, device=device).eval()
+        join_projections(model)
         name = name or Path(folder).name
-        return cls(Batch(model, tokenizer, config, size=size, name=name), name=name, context=size.context)
+        batch = Batch(model, tokenizer, config, size=size, name=name)
+        return cls(batch, name=name, context=size.context, max_waiting=config.max_waiting)
 
     async def generate(
         self, tokens: Items[int], sampling: SamplingParams, *, score: bool = False
@@ -94,7 +98,7 @@ class Engine:
         """Stream the continuation of `tokens`; leaving the iterator early frees everything the request holds.
 
         Raises `SpecError` for an empty prompt or an unknown token id, `DoesNotFit` when prompt and answer exceed
-        the context, `Unavailable` when the engine is down.
+        the context, `Unavailable` when the engine is down or its queue full.
         """
         sampling = self._check(tokens, sampling)
         sequence = Sequence(
@@ -111,6 +115,9 @@ class Engine:
         with self._changed:
             if self._down:
                 raise Unavailable(self._down)
+            waiting = len(self._added) + len(self._batch.waiting)
+            if waiting >= self.max_waiting:
+                raise Unavailable(f"{waiting} requests wait for {self.name} already", hint="try again later")
             self._added.append((sequence, stream))
             self._changed.notify()
         try:
@@ -132,6 +139,7 @@ class Engine:
             self._down = self._down or f"the engine of {self.name} was closed"
             self._changed.notify()
         self._thread.join()
+        FALLEN.pop(id(self), None)
 
     def _check(self, tokens: Items[int], sampling: SamplingParams) -> SamplingParams:
         """Raise for a request that cannot be served; fill in the longest answer where none was asked for."""
@@ -156,10 +164,11 @@ class Engine:
                 torch.set_num_threads(pick_threads(self._batch.model))
             while self._take():
                 self._deliver(self._batch.step())
-        except Exception as error:
+        except BaseException as error:  # the tokenizer's panics are no `Exception`, and streams must not hang
             log.exception("engine step failed", extra={"model": self.name})
             with self._changed:
                 self._down = f"the engine of {self.name} failed: {type(error).__name__}: {error}"
+            FALLEN[id(self)] = self._down
         for stream in (*self._streams.values(), *(stream for _, stream in self._added)):
             self._send({stream.loop: [(stream, Unavailable(self._down))]})
 

@@ -6,6 +6,8 @@ Every engine of a process reports here under its `model_name`; `/metrics` prints
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 REGISTRY = CollectorRegistry()
+FALLEN: dict[int, str] = {}
+"""Why each engine that failed is down, by its identity, until it is closed: what `/health` reports."""
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _MODEL = ("model_name",)

@@ -14,6 +14,7 @@ All gradients are sums over replicas.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -50,7 +51,9 @@ def sum_gradients(root: nn.Module) -> None:
 
 def replicate(root: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
     """`root` with its gradients exchanged, as their mean, while backward runs."""
-    return DistributedDataParallel(root, process_group=group, gradient_as_bucket_view=True)
+    # A batch may leave layers out, and another rank's batch others: their gradients are still exchanged.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    return DistributedDataParallel(root, process_group=group, gradient_as_bucket_view=True, find_unused_parameters=True)
 
 
 @contextlib.contextmanager
@@ -75,6 +78,18 @@ def reshard(root: nn.Module) -> None:
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def fill_in(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Give a parameter that other ranks of the group have used, and this one has not, a gradient of zeros.
+
+    One that none has used keeps none, so that no optimiser touches it.
+    """
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
+    dist.all_reduce(used, group=group)
+    for parameter, ranks in zip(parameters, used.tolist(), strict=True):
+        if ranks and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def reduce_in_buckets(gradients: Iterable[Tensor], group: dist.ProcessGroup) -> None:

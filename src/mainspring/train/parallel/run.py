@@ -12,7 +12,7 @@ Gradients come out as the sum over all replicas of each one's summed loss; `loop
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,10 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mainspring.models.structure import Structure, set_cache
 from mainspring.spec import Plan, SpecError
+from mainspring.train.deferred import build
 from mainspring.train.parallel import data
 from mainspring.train.parallel.axes import Axes
 from mainspring.train.parallel.context import SharedAttention, tell_positions
-from mainspring.train.parallel.deferred import Built
 from mainspring.train.parallel.experts import (
     experts_of,
     loads_of,
@@ -76,7 +76,7 @@ class Parallel:
 
     def __init__(
         self,
-        built: Built,
+        make: Callable[[], nn.Module],
         loss: Loss,
         plan: Plan,
         *,
@@ -84,7 +84,9 @@ class Parallel:
         device: torch.device,
         around: Callable[[int], AbstractContextManager[Any]],
     ) -> None:
-        model = built.model
+        """`make` makes the model, the same on every rank. Where the plan divides it, it is never whole on any."""
+        deferred = build(make) if plan.zero or plan.mesh.pp * plan.mesh.tp * plan.mesh.ep > 1 else None
+        model = deferred.model if deferred else make()
         self._plan = plan
         self._device = device
         self._axes = axes = Axes(plan.mesh, rank, device)
@@ -103,7 +105,9 @@ class Parallel:
             )
             for n in mine
         }
-        built.fill(self._take)
+        if deferred:
+            held = self._held()
+            deferred.fill(lambda name, tensor: _take(held[name], tensor), held)
         group = axes.group("dp")
         if group is not None and not plan.zero and axes.degree("pp", "cp", "ep") == 1:
             for piece in self._pieces.values():
@@ -163,6 +167,7 @@ class Parallel:
     def test(self, rows: Tensor) -> Tensor:
         """Like `accumulate`, without gradients."""
         batches = self._own_columns(rows).split(self._share.rows)
+        training = [m for piece in self._pieces.values() for m in piece.root.modules() if m.training]
         for piece in self._pieces.values():
             piece.root.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=self._device)
@@ -176,8 +181,9 @@ class Parallel:
                 with self._around(index):
                     total, count = inner(batch)
                 totals += torch.stack([total, count]).double()
+        for module in training:  # a part that the recipe has frozen stays so
+            module.training = True
         for piece in self._pieces.values():
-            piece.root.train()
             data.reshard(piece.root)
         return totals * self._counts_once
 
@@ -305,15 +311,13 @@ class Parallel:
             data.shard(piece.root, blocks, axes.device_mesh(("fsdp", "cp"), ("dp", "ep")), regather=plan.zero == 3)
         _place(piece.root, self._device)
 
-    @torch.no_grad()
-    def _take(self, name: str, tensor: Tensor) -> None:
-        """Copy this rank's part of a whole tensor of the model to where it belongs."""
+    def _held(self) -> dict[str, list[tuple[Layout, nn.Parameter]]]:
+        """This rank's part of each parameter by name, twice where two of its stages have it."""
+        held: dict[str, list[tuple[Layout, nn.Parameter]]] = {}
         for piece in self._pieces.values():
-            for key, ours in (*piece.model.named_parameters(), *piece.model.named_buffers()):
-                if key == name:
-                    layout = piece.layouts.get(name) or Layout(tuple(tensor.shape))
-                    for box in layout.boxes(ours):
-                        box.of(local(ours)).copy_(box.of_whole(tensor))
+            for name, parameter in piece.model.named_parameters():
+                held.setdefault(name, []).append((piece.layouts[name], parameter))
+        return held
 
     def _make_pipeline(self) -> Pipeline:
         group = self._axes.group("pp")
@@ -335,9 +339,7 @@ class Parallel:
             data.reduce_in_buckets([local(p.grad) for p in rest if p.grad is not None], group)
         replicas = axes.group("dp", "cp", "ep")
         if replicas is not None and not self._plan.zero and not isinstance(self._only, DistributedDataParallel):
-            for parameter in parameters.values():
-                if parameter.grad is None and parameter.requires_grad:
-                    parameter.grad = torch.zeros_like(parameter)
+            data.fill_in([p for p in parameters.values() if p.requires_grad], replicas)
             experts = self._state.experts
             dense = [local(p.grad) for name, p in parameters.items() if p.grad is not None and name not in experts]
             data.reduce_in_buckets(dense, replicas)
@@ -402,6 +404,14 @@ def _inside(
             yield
 
     return both
+
+
+@torch.no_grad()
+def _take(held: Sequence[tuple[Layout, nn.Parameter]], tensor: Tensor) -> None:
+    """Copy this rank's part of a whole parameter to where it belongs."""
+    for layout, ours in held:
+        for box in layout.boxes(ours):
+            box.of(local(ours)).copy_(box.of_whole(tensor))
 
 
 def _place(root: nn.Module, device: torch.device) -> None:

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mainspring.apps.rag import index as index_module
-from mainspring.apps.rag.index import Index, build_index, fuse
+from mainspring.apps.rag.fusion import LEAST_QUESTIONS, WEIGHTS
+from mainspring.apps.rag.index import Index, build_index
 from mainspring.data.snapshot import texts
 from mainspring.spec import Artifact, NotFound, SpecError
 from mainspring.store import Store
@@ -60,18 +61,34 @@ def test_every_hit_is_a_passage_of_its_document(index: Index, library: Store) ->
         assert chunk.source in chunk.path[0]
 
 
-def test_fusion_is_the_formula_and_its_ties_are_settled() -> None:
-    assert fuse([["a", "b"], ["b", "c"]]) == [("b", 1 / 62 + 1 / 61), ("a", 1 / 61), ("c", 1 / 62)]
-    assert [item for item, _ in fuse([["z"], ["y"]])] == ["y", "z"]
-    assert fuse([]) == []
+def test_the_weight_is_chosen_on_the_corpus_itself_and_recorded(store: Store, publish_pages: Publish) -> None:
+    pages = {
+        f"tool{n}": f"# tool{n}\n\n    tool{n}(x)\n\nReturn the {word} number{n} of a machine with several engines."
+        for n, word in enumerate(("weight", "colour", "height", "temperature", "pressure", "speed") * 8)
+    }
+    snapshot = publish_pages(store, pages).ref
+    built = build_index(store, snapshot, name="tools")
+    manifest = Index.open(store, built.ref).manifest
+    assert manifest.text_weight in WEIGHTS
+    assert (manifest.tuned_on, json.loads(built.meta_json)["questions"]) == (snapshot, manifest.questions)
+    assert LEAST_QUESTIONS <= manifest.questions < len(pages), "held-out documents give no questions to choose by"
+    pages["tool7"] += " It is painted green."
+    again = Index.open(store, build_index(store, publish_pages(store, pages).ref, name="tools").ref).manifest
+    assert again.snapshot != snapshot
+    assert (again.text_weight, again.tuned_on) == (manifest.text_weight, snapshot), "kept while little changed"
 
 
-@given(st.lists(st.permutations("abcdefgh"), min_size=1, max_size=3))
-def test_fusion_does_not_depend_on_the_order_of_the_rankings(rankings: list[list[str]]) -> None:
-    shuffled = list(rankings)
-    random.Random(0).shuffle(shuffled)
-    assert fuse(rankings) == fuse(shuffled)
-    assert [score for _, score in fuse(rankings)] == sorted((s for _, s in fuse(rankings)), reverse=True)
+def test_a_candidate_of_either_search_has_all_its_scores(index: Index) -> None:
+    vectors = index.vectors()
+    question = "Which function joins two paths?"
+    found = index.candidates(question)
+    by_text = {hit.chunk.id: hit.score for hit in index.search(question, 50, mode="text")}
+    by_vector = {hit.chunk.id: hit.score for hit in index.search(question, 50, mode="vector")}
+    assert {one.chunk.id for one in found} == by_text.keys() | by_vector.keys()
+    for one in found:
+        assert one.text == by_text.get(one.chunk.id, 0.0)
+        assert one.cosine == pytest.approx(float(index.encode([question])[0] @ vectors[one.chunk.id]), abs=1e-5)
+        assert 0 <= one.coverage <= 1
 
 
 def test_the_index_is_an_artifact_that_descends_from_its_snapshot(index: Index, library: Store, pages: Pages) -> None:

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mainspring.apps.rag.terms import LONGEST, content_terms, stem, terms
+from mainspring.apps.rag.terms import LONGEST, content_terms, phrases, stem, terms
 
 
 def test_identifiers_count_whole_and_in_parts() -> None:
@@ -45,3 +45,14 @@ def test_terms_are_words_without_operators_and_of_bounded_length(text: str) -> N
     for term in terms(text):
         assert 0 < len(term) <= LONGEST * 3
         assert not re.search(r"[\s\"'()*:^~+\-!&|\\/\[\]{}?]", term)
+
+
+def test_a_stop_word_in_a_heading_is_found_by_its_neighbour() -> None:
+    [name] = phrases(['The "with" statement'])
+    assert name in phrases(["What does the with statement do?"])
+    assert name not in phrases(["Is the statement with a colon?"])
+
+
+def test_parts_of_an_identifier_are_no_phrase() -> None:
+    assert phrases(["email.message_from_file", "readFrom"]) == []
+    assert not set(phrases(["message_from_file"])) & set(phrases(["Read JSON from file"]))

@@ -4,11 +4,9 @@ CLI, API, console, notebook and script all come through here, so that whatever o
 that takes longer than a glance returns a `Run` at once; `Run.result()` waits for it.
 """
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,30 +14,16 @@ from mainspring.flow import execution
 from mainspring.flow.execution import Execution
 from mainspring.flow.handle import Run
 from mainspring.spec import (
-    TERMINAL,
     Answer,
     Artifact,
-    Check,
     Cluster,
     ClusterFile,
-    CurationReport,
     Deployment,
-    Device,
-    Document,
-    Event,
     Feedback,
-    GateDecision,
     Identity,
-    Lineage,
-    Link,
-    NotFound,
     Objective,
     Plan,
-    Report,
-    Role,
-    RunRecord,
     Settings,
-    SnapshotDiff,
     SpecError,
     Thumb,
     load_settings,
@@ -47,7 +31,8 @@ from mainspring.spec import (
 from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
-from mainspring.store.lineage import Direction
+from mainspring.workspace.plans import Plans
+from mainspring.workspace.records import Named, Records, ref_of
 
 if TYPE_CHECKING:
     from mainspring.apps.market import Published
@@ -56,10 +41,8 @@ if TYPE_CHECKING:
     from mainspring.data.dataset import Dataset
     from mainspring.flow.graph import Graph
     from mainspring.flow.run import FlowEvent, FlowResult
-    from mainspring.plan.validate import Validation
     from mainspring.remote import RemoteWorkspace
 
-# house: one method per verb, all in one file, is the design
 VOCAB = 4096
 CALIBRATION = 32
 MAKES = {"data": "dataset", "train": "model", "app": "app"}
@@ -67,15 +50,14 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 Dedup = Literal["strict", "balanced", "aggressive", "none"]
 Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
-Named = str | Artifact | Any  # anything with a `.ref`: an artifact, a snapshot, a published dataset
 
 
-class Workspace:
+class Workspace(Plans, Records):
     """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(Store.open(settings))
         self.settings = settings
-        self.store = Store.open(settings)
         self._launcher: Launcher | None = None
         self._offers: Published | None = None
         self._apps: dict[str, Rag] = {}
@@ -135,27 +117,7 @@ class Workspace:
 
         return self._start(body, kind="data", name=name, config={"source": source, "dedup": dedup})
 
-    def data_report(self, ref: Named) -> CurationReport:
-        """What was read into a dataset, what was dropped and why."""
-        from mainspring.data import snapshot
-
-        return snapshot.report(self.store, _ref(ref))
-
-    def documents(self, ref: Named, *, count: int = 5, offset: int = 0) -> tuple[Document, ...]:
-        """Documents of a snapshot, in order."""
-        from mainspring.data import snapshot
-
-        if count < 0 or offset < 0:
-            raise SpecError(f"neither count nor offset may be negative, they are {count} and {offset}")
-        return tuple(islice(snapshot.texts(self.store, _ref(ref)), offset, offset + count))
-
-    def data_diff(self, old: Named, new: Named) -> SnapshotDiff:
-        """Which documents were added, removed or changed between two snapshots."""
-        from mainspring.data import snapshot
-
-        return snapshot.diff(self.store, _ref(old), _ref(new))
-
-    # -- the verbs
+    # -- from documents to a model
 
     def plan(
         self,
@@ -174,25 +136,12 @@ class Workspace:
         packed = bool(data) and self.artifact(data).kind == "tokens"
         return launch.plan_for(
             recipe,
-            facts=launch.facts_of(self.store, _ref(data)) if packed else {"vocab": vocab, "eos_id": 0, "bos_id": 0},
+            facts=launch.facts_of(self.store, ref_of(data)) if packed else {"vocab": vocab, "eos_id": 0, "bos_id": 0},
             cluster=self.hardware(cluster),
             ranks=ranks,
             objective=optimize,
             overrides=overrides,
         )
-
-    def validate_plans(self, runs: str | Path) -> "Validation":
-        """How far the planner's predictions are off for the measured runs of a CSV table."""
-        from mainspring.hardware import catalog
-        from mainspring.plan.validate import validate
-
-        def machine(name: str) -> tuple[Device, Link]:
-            entry = catalog.find_entry(name)
-            return entry.device, entry.link
-
-        if not Path(runs).is_file():
-            raise NotFound(f"no file {runs}", hint="a CSV table with one measured run in each row")
-        return validate(list(csv.DictReader(Path(runs).read_text("utf-8").splitlines())), machine)
 
     def train(
         self,
@@ -268,29 +217,16 @@ class Workspace:
         def body(work: Execution) -> Artifact:
             return stage.evaluate_model(
                 self.store,
-                _ref(model),
-                data=_ref(data),
-                compare_to=_ref(compare_to),
+                ref_of(model),
+                data=ref_of(data),
+                compare_to=ref_of(compare_to),
                 run=work.id,
                 progress=work.progress,
             )
 
-        return self._start(body, kind="eval", name=_ref(model), config={"compare_to": _ref(compare_to)}, inputs=[model])
-
-    def report(self, ref: Named) -> Report:
-        """The scores of a published report."""
-        return parse.read_json((self.store.fetch(_ref(ref)) / "report.json").read_text("utf-8"), Report)
-
-    def report_page(self, ref: Named) -> str:
-        """A published report as one HTML page with its plots."""
-        return (self.store.fetch(_ref(ref)) / "report.html").read_text("utf-8")
-
-    def gate(self, ref: Named) -> GateDecision:
-        """Whether what a published report is about may be published or stand in, rule by rule."""
-        from mainspring.evaluate import gate
-
-        report = self.report(ref)
-        return gate.decide(report, gate.criteria_for(report))
+        return self._start(
+            body, kind="eval", name=ref_of(model), config={"compare_to": ref_of(compare_to)}, inputs=[model]
+        )
 
     def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
         """Quantise a model, calibrated on documents of dataset `data` when given, and publish the result."""
@@ -299,7 +235,7 @@ class Workspace:
         def body(work: Execution) -> Artifact:
             return quantize.quantize(
                 self.store,
-                _ref(model),
+                ref_of(model),
                 scheme=scheme,
                 name=name or None,
                 texts=[document.text for document in self.documents(data, count=CALIBRATION)] if data else (),
@@ -307,7 +243,7 @@ class Workspace:
                 progress=work.progress,
             )
 
-        return self._start(body, kind="compress", name=name or _ref(model), config={"scheme": scheme}, inputs=[model])
+        return self._start(body, kind="compress", name=name or ref_of(model), config={"scheme": scheme}, inputs=[model])
 
     # -- serving and applications
 
@@ -329,7 +265,7 @@ class Workspace:
             deploy.follow(handle, work.progress, deployment)
             return deployment
 
-        inputs = (model,) if ":" in _ref(model) else ()
+        inputs = (model,) if ":" in ref_of(model) else ()
         return self._start(body, kind="serve", name=name or _short(model), config={"port": port}, inputs=inputs)
 
     def serve_forever(self, model: Named, *, host: str, port: int, name: str = "", on_ready: Say = print) -> None:
@@ -337,7 +273,7 @@ class Workspace:
         from mainspring.serve import http, models
 
         name, folder = name or _short(model), self._model_folder(model)
-        offered = models.Models({name: lambda: models.EngineServable(name, folder)})
+        offered = models.Models({name: lambda: models.open_folder(name, folder)})
         app = http.create_app(offered, check_token=self.guard(host))
         try:
             offered.get(name)  # loads now, so that a broken model is an error here and not at the first request
@@ -367,14 +303,14 @@ class Workspace:
             return publish.publish(
                 self.store,
                 name,
-                corpus=_ref(corpus),
-                engine=_ref(engine),
+                corpus=ref_of(corpus),
+                engine=ref_of(engine),
                 embedder=embedder,
                 run=work.id,
                 progress=work.progress,
             )
 
-        config = {"corpus": _ref(corpus), "engine": _ref(engine), "embedder": embedder}
+        config = {"corpus": ref_of(corpus), "engine": ref_of(engine), "embedder": embedder}
         return self._start(body, kind="app", name=name, config=config, inputs=[corpus, engine])
 
     def app(self, kind: str, *, corpus: Named, engine: Named = "", name: str = "", embedder: str = "lsa") -> "Rag":
@@ -439,55 +375,6 @@ class Workspace:
         graph = from_toml(path)
         return graph, parse.apply_overrides(graph.params, overrides)
 
-    # -- what is remembered
-
-    def run(self, run_id: str) -> Run:
-        """A run by id."""
-        return Run(self.store, self.store.run(run_id).id)
-
-    def runs(self, *, kind: str = "", active: bool = False, limit: int = 100) -> tuple[RunRecord, ...]:
-        """Runs, newest first; runs whose process died are closed first, so that none looks alive."""
-        self.store.reap_dead_runs()
-        found = self.store.runs(kind=kind or None, limit=limit)
-        return tuple(record for record in found if not active or record.state not in TERMINAL)
-
-    def artifacts(self, *, kind: str = "", name: str = "") -> tuple[Artifact, ...]:
-        """Artifacts, newest first."""
-        return self.store.artifacts(kind or None, name or None)
-
-    def artifact(self, ref: Named) -> Artifact:
-        """One artifact by reference."""
-        return self.store.resolve(_ref(ref))
-
-    def lineage(self, ref: Named, *, direction: Direction = "both") -> Lineage:
-        """What an artifact or run was made from, and what was made from it."""
-        return self.store.lineage(_ref(ref), direction)
-
-    def events(self, *, kind: str = "", subject: str = "", after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
-        """Events with a sequence number above `after`, oldest first."""
-        return self.store.events(after, kind or None, subject or None, limit)
-
-    def create_token(self, name: str, *, role: Role = "editor", days: float | None = None) -> str:
-        """A new token for `name`; only its hash is kept."""
-        return self.store.create_token(name, role, ttl_s=days * 86400 if days else None)
-
-    def revoke_token(self, name: str) -> None:  # house: the workspace is the only way in
-        """Make every token of `name` worthless."""
-        self.store.revoke_token(name)
-
-    def doctor(self, *, repair: bool = False, contents: bool = True) -> tuple[Check, ...]:
-        """Whether settings, store, disk, devices and libraries are in order, and what to do where they are not.
-
-        `contents` verifies every artifact, which takes as long as reading them all.
-        """
-        from mainspring.hardware import checkup
-
-        mended = self.store.doctor(repair=True, contents=False) if repair else ()
-        ills = self.store.doctor(contents=contents)
-        detail = "; ".join((*mended, *ills)) or ("whole" if contents else "nothing left behind")
-        kept = Check(name="store", state="bad" if ills else "ok", detail=detail)
-        return (kept, *checkup.checks(self.store.home))
-
     def _start(
         self,
         body: Callable[[Execution], Any],
@@ -506,7 +393,7 @@ class Workspace:
     def _model_folder(self, model: Named) -> Path:
         from mainspring.models import weights
 
-        ref = _ref(model)
+        ref = ref_of(model)
         known = ref.partition(":")[0] == "model"
         return self.store.fetch(ref) if known else weights.locate(ref)
 
@@ -526,12 +413,7 @@ def connect(address: str = "", *, token: str = "", settings: Settings | None = N
     return Workspace(given)
 
 
-def _ref(named: Named) -> str:
-    """The reference of whatever has one."""
-    return named if isinstance(named, str) else named.ref
-
-
 def _short(named: Named) -> str:
     """A name to serve something under: `model:chat@3` and `/models/chat` are both `chat`."""
-    ref = _ref(named)
+    ref = ref_of(named)
     return Path(ref).name if ref.partition(":")[0] != "model" else ref.partition(":")[2].partition("@")[0]
