@@ -127,7 +127,7 @@ def _plan_of(context: typer.Context, path: str, *, cluster: str = "", overrides:
 
 
 def _print_explanation(told: "Explanation") -> None:
-    print(f"limit     {told.bottleneck}")
+    print(f"limit     {told.bottleneck}; {size(told.spare_bytes)} to spare on the fullest rank")
     print(f"advice    {told.advice}")
     print_table(
         ("stage", "rank", "device", "blocks", "recompute", "forward", "backward", "sending", "memory"),
@@ -147,9 +147,17 @@ def _print_explanation(told: "Explanation") -> None:
         ],
     )
     print_table(
-        ("axis", "operation", "ranks", "calls", "bytes", "seconds"),
+        ("axis", "operation", "ranks", "calls", "bytes", "seconds", "not hidden"),
         [
-            (t.axis, t.operation, t.group_ranks, t.messages, size(t.payload_bytes), f"{t.seconds:.3g}")
+            (
+                t.axis,
+                t.operation,
+                t.group_ranks,
+                t.messages,
+                size(t.payload_bytes),
+                f"{t.seconds:.3g}",
+                f"{t.exposed_s:.3g}",
+            )
             for t in told.traffic
         ],
         empty="no communication",
@@ -169,8 +177,10 @@ def _print_validation(found: "Validation") -> None:
     )
     print(f"          held out {found.held_out:.1%}, rank correlation {found.rank_correlation:.4f}")
     print(f"memory    at most {found.worst_memory_underestimate:.1%} too low")
-    right = sum(r.right for r in found.rankings)
-    print(f"ranking   the fastest of the published alternatives is first in {right} of {len(found.rankings)} groups")
+    print(
+        f"ranking   the fastest of the published alternatives is first in {found.ranked_right:.0%} of "
+        f"{len(found.rankings)} groups"
+    )
     for wrong in (r for r in found.rankings if not r.right):
         print(f"          not {wrong.ids[0]}, but {wrong.predicted} was predicted")
     for left_out in found.excluded:

@@ -4,6 +4,9 @@ Starting a process that has imported torch costs a second, five steps of a tiny 
 is a function of an importable module; it is called as `work(task, order)`.
 """
 
+# torch re-exports these names without saying so in its type information.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import faulthandler
@@ -78,7 +81,7 @@ class Pool:
         """The ranks' answers; the first that has failed ends it, as the others will wait for it."""
         answers: dict[int, Any] = {}
         while len(answers) < len(pipes):
-            ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers], self._patience_s)
+            ready: list[Any] = wait([p for rank, p in enumerate(pipes) if rank not in answers], self._patience_s)
             if not ready:
                 raise TimeoutError(f"only ranks {sorted(answers)} have answered after {self._patience_s:.0f} s")
             for pipe in ready:
