@@ -32,10 +32,10 @@ from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.recipe import LoadedRecipe, Recipe
 from measure import Findings, parse_options, publish, ratios, spread, take_turns
 
-LAYERS, BATCH, PLANNED_LENGTH, LENGTH, VOCAB = 8, 16, 2048, 8, 64
+LAYERS, BATCH, PLANNED_LENGTH, LENGTH, VOCAB = 8, 8, 2048, 8, 64
 SLOW_FLOPS_PER_S = 3e13
 SPEED = {"quick": 3.0, "slow": 1.0}
-LAYER_S = 0.012  # of one layer forward on the slow device, for one micro-batch
+LAYER_S = 0.04  # of one layer forward on the slow device, for one micro-batch
 UNEVEN, EVEN = "as planned", "even"
 
 CONTEXT.set_forkserver_preload([*PRELOAD, "__main__"])

@@ -67,7 +67,7 @@ def plan(
         print(found)
 
 
-@verbs.command("explain")
+@verbs.command("explain", epilog="Example: mainspring plan explain plan.json --html plan.html")
 def explain(
     context: typer.Context,
     plan: PlanFile,
@@ -91,7 +91,7 @@ def explain(
     _print_explanation(told)
 
 
-@verbs.command("diff")
+@verbs.command("diff", epilog="Example: mainspring plan diff before.json after.json")
 def diff(context: typer.Context, first: PlanFile, second: PlanFile, as_json: AsJson = False) -> None:
     """Show what distinguishes two plans."""
     from mainspring.plan.explain import difference
@@ -103,7 +103,7 @@ def diff(context: typer.Context, first: PlanFile, second: PlanFile, as_json: AsJ
         print_table(("", first, second), [(r.what, r.first, r.second) for r in rows], empty="the plans are the same")
 
 
-@verbs.command("validate")
+@verbs.command("validate", epilog="Example: mainspring plan validate runs.csv --json")
 def validate(
     context: typer.Context,
     runs: Annotated[str, typer.Argument(help="A table of measured runs, as CSV.")],
