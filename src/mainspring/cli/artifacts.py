@@ -1,12 +1,16 @@
 """`mainspring ls`, `show`, `lineage`: what was made, what is in it, and where it came from."""
 
-from typing import Annotated, Literal
+import json
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mainspring.cli.completion import Ref, refs
 from mainspring.cli.output import ago, print_json, print_table, size
 from mainspring.cli.session import AsJson, workspace_of
+
+if TYPE_CHECKING:
+    from mainspring.spec import RunRecord
 
 LONGEST = 160
 
@@ -37,8 +41,6 @@ def ls(
 
 def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
     """What is in one artifact."""
-    import json
-
     found = workspace_of(context).artifact(ref)
     if as_json:
         print_json(found)
@@ -63,9 +65,13 @@ def lineage(
         return
     runs = {run.id: run for run in found.runs}
     for run_id in sorted(runs, key=lambda key: runs[key].created_s):
-        taken = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "input"]
-        made = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "output"]
         run = runs[run_id]
-        print(
-            f"{', '.join(taken) or '(nothing)'} --[{run.kind} {run.name} {run.id}]--> {', '.join(made) or '(nothing)'}"
-        )
+        taken = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "input"] or _source(run)
+        made = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "output"]
+        print(f"{', '.join(taken)} --[{run.kind} {run.name} {run.id}]--> {', '.join(made) or '(nothing)'}")
+
+
+def _source(run: "RunRecord") -> list[str]:
+    """What a run without inputs read: the documents' own place."""
+    config = json.loads(run.config_json)
+    return [str(config.get("source") or config.get("with", {}).get("source") or "(nothing)")]

@@ -16,8 +16,6 @@ from mainspring.flow.handle import Run
 from mainspring.spec import (
     Answer,
     Artifact,
-    Cluster,
-    ClusterFile,
     Deployment,
     Feedback,
     Identity,
@@ -31,8 +29,9 @@ from mainspring.spec import (
 from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
+from mainspring.workspace.jobs import Jobs
 from mainspring.workspace.plans import Plans
-from mainspring.workspace.records import Named, Records, ref_of
+from mainspring.workspace.records import Named, ref_of
 
 if TYPE_CHECKING:
     from mainspring.apps.market import Published
@@ -52,12 +51,11 @@ Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
 
 
-class Workspace(Plans, Records):
+class Workspace(Jobs, Plans):
     """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(Store.open(settings))
-        self.settings = settings
+        super().__init__(Store.open(settings), settings)
         self._launcher: Launcher | None = None
         self._offers: Published | None = None
         self._apps: dict[str, Rag] = {}
@@ -84,28 +82,17 @@ class Workspace(Plans, Records):
         if self._launcher is None:
             from mainspring.cluster import Launcher
 
-            self._launcher = Launcher(address=self.settings.address, run_root=self.store.home / "runs")
+            queues = self.quotas() if self.settings.quotas else ()
+            self._launcher = Launcher(self.store, address=self.settings.address, queues=queues)
         return self._launcher
 
-    # -- data and hardware
+    # -- data
 
     def dataset(self, name: str) -> "Dataset":
         """A dataset by name: `.read(...).clean().dedup().publish()`."""
         from mainspring.data.dataset import Dataset
 
         return Dataset(self.store, name)
-
-    def hardware(self, cluster: str | Path = "") -> Cluster:
-        """The machines at hand, or those of a cluster file."""
-        from mainspring.hardware import topology
-
-        if cluster:
-            return topology.build_cluster(parse.load_toml(Path(cluster), ClusterFile))
-        if self.settings.address == "local":
-            return topology.local_cluster()
-        from mainspring.cluster import survey
-
-        return survey(self.settings.address)
 
     def publish_data(self, name: str, *, source: str, dedup: Dedup = "balanced") -> Run:
         """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""

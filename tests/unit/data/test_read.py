@@ -218,6 +218,12 @@ def test_a_folder_without_documents_is_refused(tmp_path: Path) -> None:
         read(str(tmp_path))
 
 
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_source_is_not_the_folder_one_is_in(source: str) -> None:
+    with pytest.raises(SpecError, match="source is empty"):
+        read(source)
+
+
 def test_an_unknown_scheme_names_the_known_ones() -> None:
     with pytest.raises(SpecError) as caught:
         read("notion:team-wiki")
