@@ -54,6 +54,19 @@ ERRORS = {
     for kind in (Cancelled, Denied, DoesNotFit, Failed, NotFound, SpecError, Unavailable, WorkerLost)
 }
 
+THERE = "run it there"
+INSTEAD = {
+    "dataset": "through a URL it is publish_data(name, source=...)",
+    "app": "through a URL it is publish_app(name, corpus=...), then ask(name, question)",
+    "open_app": "through a URL it is ask(name, question)",
+    "flow": THERE,
+    "watch_flow": THERE,
+    "serve_forever": "through a URL it is serve(model)",
+    "create_token": THERE,
+    "revoke_token": THERE,
+}
+"""Verbs of a local workspace that are not spoken over HTTP, and what to do instead."""
+
 
 class RemoteRun:
     """A run of another machine; answers like `workspace.Run`."""
@@ -61,6 +74,9 @@ class RemoteRun:
     def __init__(self, workspace: "RemoteWorkspace", told: Mapping[str, Any]) -> None:
         self.workspace = workspace
         self.id: str = told["id"]
+
+    def __repr__(self) -> str:
+        return f"RemoteRun({self.id!r})"
 
     @property
     def record(self) -> RunRecord:
@@ -129,6 +145,16 @@ class RemoteWorkspace:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=f"{self.url}/api/v1/", headers=headers, timeout=TIMEOUT_S)
 
+    def __repr__(self) -> str:
+        return f"RemoteWorkspace({self.url!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what to write instead of a verb that only the workspace's own machine has."""
+        told = INSTEAD.get(name)
+        if told is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(f"`{name}` needs the files of the machine that owns the workspace; {told}")
+
     def __enter__(self) -> "RemoteWorkspace":
         return self
 
@@ -162,7 +188,10 @@ class RemoteWorkspace:
             ) from error
         if response.is_success:
             return response
-        raise _error(response)
+        error = _error(response)
+        if isinstance(error, Denied) and "Authorization" not in self._http.headers:
+            error = Denied(str(error), hint="give one: ms.connect(url, token=...), --token or MAINSPRING_TOKEN")
+        raise error
 
     # -- the verbs
 

@@ -1,5 +1,6 @@
 """`mainspring ls`, `show`, `lineage`: what was made, what is in it, and where it came from."""
 
+import difflib
 import json
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,11 +9,13 @@ import typer
 from mainspring.cli.completion import Ref, refs
 from mainspring.cli.output import ago, print_json, print_table, size
 from mainspring.cli.session import AsJson, workspace_of
+from mainspring.spec import SpecError
 
 if TYPE_CHECKING:
     from mainspring.spec import RunRecord
 
 LONGEST = 160
+KINDS = ("dataset", "tokenizer", "tokens", "model", "report", "index", "app")
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -24,13 +27,15 @@ def add_to(cli: typer.Typer) -> None:
 
 def ls(
     context: typer.Context,
-    kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="Only this kind: dataset, tokens, model, report, index, app.")
-    ] = "",
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Only this kind: {', '.join(KINDS)}.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """List artifacts, newest first."""
     found = workspace_of(context).artifacts(kind=kind)
+    if kind and not found and kind not in KINDS:  # a plugin's kind is known by what there is of it
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(KINDS)
+        raise SpecError(f"nothing is of kind {kind!r}", hint=hint)
     if as_json:
         print_json(found)
         return

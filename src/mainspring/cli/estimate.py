@@ -13,7 +13,9 @@ BILLION = 1e9
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("estimate")(estimate)
+    cli.command("estimate", epilog="Example: mainspring estimate serve --params 70 --bits 4 --batch 8 --context 4096")(
+        estimate
+    )
 
 
 def estimate(

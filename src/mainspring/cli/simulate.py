@@ -11,7 +11,9 @@ from mainspring.spec import PolicyName, SpecError
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("simulate")(simulate)
+    cli.command("simulate", epilog="Example: mainspring simulate --nodes nodes.csv --pods pods.csv --policy tuned")(
+        simulate
+    )
 
 
 def simulate(

@@ -390,6 +390,8 @@ class _Conductor:
     def _wind_down(self) -> None:
         """Give running steps a moment to notice, keep what they still finish, and leave the rest behind."""
         deadline = time.monotonic() + GRACE_S
+        if self.running:
+            log.warning("stopping, running steps are waited for; Ctrl-C again leaves them")
         try:
             while self.running and time.monotonic() < deadline:
                 self._hear(0.1)

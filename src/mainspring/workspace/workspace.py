@@ -212,7 +212,7 @@ class Workspace(Jobs, Plans):
             )
 
         return self._start(
-            body, kind="eval", name=ref_of(model), config={"compare_to": ref_of(compare_to)}, inputs=[model]
+            body, kind="eval", name=_short(model), config={"compare_to": ref_of(compare_to)}, inputs=[model]
         )
 
     def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
@@ -230,7 +230,7 @@ class Workspace(Jobs, Plans):
                 progress=work.progress,
             )
 
-        return self._start(body, kind="compress", name=name or ref_of(model), config={"scheme": scheme}, inputs=[model])
+        return self._start(body, kind="compress", name=name or _short(model), config={"scheme": scheme}, inputs=[model])
 
     # -- serving and applications
 

@@ -118,6 +118,10 @@ def test_what_belongs_to_the_machine_itself_is_refused_with_a_hint(remote: Remot
         assert told.value.hint
     with pytest.raises(SpecError, match="recipe"):
         remote.plan("no-such-recipe.py")
+    with pytest.raises(AttributeError, match="publish_data"):
+        remote.dataset("handbook")
+    with pytest.raises(AttributeError, match="no attribute 'datset'"):
+        remote.datset("handbook")
 
 
 def test_a_server_that_is_not_there_is_said_to_be_away() -> None:
