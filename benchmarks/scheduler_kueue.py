@@ -14,9 +14,9 @@ Run: python benchmarks/scheduler_kueue.py [--quick]
 import time
 from dataclasses import dataclass
 
-from mainspring.cluster.schedule.state import Rules, State, build_state
+from mainspring.cluster.schedule.state import State, build_state
 from mainspring.cluster.simulate.replay import Arrival, Replay, replay
-from mainspring.spec import Gang, Machine, Queue, Quota, Request
+from mainspring.spec import Gang, Machine, Queue, Quota, Request, Rules
 from measure import Findings, parse_options, publish
 
 NOMINAL = 20

@@ -25,11 +25,11 @@ from mainspring.cluster.schedule.fleet import build_fleet
 from mainspring.cluster.schedule.gather import plan_gather
 from mainspring.cluster.schedule.kernels import Ints
 from mainspring.cluster.schedule.placer import PLAIN, Placer
-from mainspring.cluster.schedule.state import Rules, State, build_state
+from mainspring.cluster.schedule.state import State, build_state
 from mainspring.cluster.schedule.winners import FAILED
 from mainspring.cluster.simulate.inflate import arrivals, build_demand, capacity
 from mainspring.cluster.simulate.trace import read_machines, read_requests
-from mainspring.spec import Gang, Machine, Queue, Quota, Request, Submitted
+from mainspring.spec import Gang, Machine, Queue, Quota, Request, Rules, Submitted
 from mainspring.testing.traces import build_machines, build_requests
 from measure import Findings, parse_options, publish, spread, take_turns
 

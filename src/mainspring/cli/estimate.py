@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mainspring.cli.output import print_json, print_table, size
-from mainspring.cli.session import AsJson, local_workspace_of
+from mainspring.cli.session import AsJson, workspace_of
 from mainspring.spec import Site, Sized, SpecError, Work, WorkSize
 
 BILLION = 1e9
@@ -55,7 +55,7 @@ def estimate(
             kv_bytes_per_token=kv_bytes,
         )
         site = Site(pue=pue, carbon_grams_per_kwh=carbon, price_usd_per_hour=price)
-        found = local_workspace_of(context).estimate(
+        found = workspace_of(context).estimate(
             asked, device=device, devices=devices, utilisation=utilisation, site=site
         )
     except ValueError as error:

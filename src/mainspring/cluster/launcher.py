@@ -19,10 +19,11 @@ from types import TracebackType
 
 from mainspring.cluster.agent import GRACE_S
 from mainspring.cluster.attempt import Attempt
+from mainspring.cluster.books import write_machines
 from mainspring.cluster.engine import Engine, Member, connect
 from mainspring.cluster.handle import Handle, OnState, result_of
 from mainspring.cluster.pulse import BEAT_S, Pulse
-from mainspring.cluster.queue import QueueState, admit, refusal
+from mainspring.cluster.queue import QueueState, admit, machines_in, refusal
 from mainspring.cluster.reconcile import Group, group_of, reconcile
 from mainspring.spec import (
     ACTIVE,
@@ -32,6 +33,7 @@ from mainspring.spec import (
     Job,
     JobRecord,
     JobState,
+    Machine,
     NodeNote,
     Placement,
     Queue,
@@ -76,6 +78,7 @@ class Launcher:
         self._serves = serves
         self._engine: Engine | None = None
         self._cluster = ""
+        self._told: tuple[Machine, ...] = ()
         self._pulse = Pulse()
         self._swept_s = float("-inf")
         self._lock = threading.Lock()
@@ -235,6 +238,7 @@ class Launcher:
         drivers = self.store.drivers()
         alive = self._pulse.alive(drivers, now_s=now_s) | {self.driver}
         members = {member.capacity.node: member for member in engine.members()}
+        self._tell(members)
         if sweeps:
             found = [group_of(self.store.id, name, number) for number, name in named]
             self._settle(records, [group for group in found if group], drivers=drivers, alive=alive, members=members)
@@ -243,6 +247,13 @@ class Launcher:
         self._pass_on(records, notes)
         waiting = [each for each in records if each.state == "PENDING" and (not each.driver or each.driver in alive)]
         self._admit(self._not_cancelled(waiting), records, members=members, notes=notes)
+
+    def _tell(self, members: Mapping[str, Member]) -> None:
+        """Write down what the nodes have, for those who cannot ask this Ray."""
+        machines = machines_in([member.capacity for member in members.values()])
+        if machines != self._told:
+            write_machines(self.store, self._cluster, machines)
+            self._told = machines
 
     def _settle(
         self,

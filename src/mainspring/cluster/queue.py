@@ -13,7 +13,7 @@ import numpy as np
 from mainspring.cluster.placement import Capacity, allowed, slots
 from mainspring.cluster.schedule.decide import decide
 from mainspring.cluster.schedule.gang import Place, occupy
-from mainspring.cluster.schedule.state import Rules, State, arrive, build_state, dequeue, hold, new_entry
+from mainspring.cluster.schedule.state import State, arrive, build_state, dequeue, hold, new_entry
 from mainspring.spec import (
     WHOLE,
     Gang,
@@ -25,6 +25,7 @@ from mainspring.spec import (
     Queue,
     Request,
     Resources,
+    Rules,
     Submitted,
     spec,
 )
@@ -108,10 +109,9 @@ def gang_of(job: Job) -> Gang:
     return Gang(id=job.id, queue=job.queue, ranks=job.ranks, request=request, nodes=job.nodes)
 
 
-def _books(state: QueueState, jobs: Sequence[Job]) -> State:
-    """The core's state: who runs counted on his devices and in his queue, and no more free than `state` says."""
-    queues = state.queues or tuple(Queue(name=name) for name in dict.fromkeys(job.queue for job in jobs))
-    machines = [
+def machines_in(total: Sequence[Capacity]) -> tuple[Machine, ...]:
+    """Nodes as the core counts them, by name."""
+    return tuple(
         Machine(
             name=node.node,
             cpu_milli=round(1000 * node.cpus),
@@ -119,8 +119,14 @@ def _books(state: QueueState, jobs: Sequence[Job]) -> State:
             devices=int(node.devices),
             model=(node.model or MODEL) if node.devices >= 1 else "",
         )
-        for node in sorted(state.total, key=lambda node: node.node)
-    ]
+        for node in sorted(total, key=lambda node: node.node)
+    )
+
+
+def _books(state: QueueState, jobs: Sequence[Job]) -> State:
+    """The core's state: who runs counted on his devices and in his queue, and no more free than `state` says."""
+    queues = state.queues or tuple(Queue(name=name) for name in dict.fromkeys(job.queue for job in jobs))
+    machines = machines_in(state.total)
     books = build_state(machines, queues, rules=Rules(shield_ms=NEVER_MS, ageing_ms=0, patience_ms=0))
     size = {machine.name: machine.devices for machine in machines}
     known = [

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mainspring.cluster.schedule.quota import ENDLESS, ROOT, build_tree, divide, unit
+from mainspring.cluster.schedule.views import depth_first
 from mainspring.spec import ANY_DEVICE, Cluster, Node, Queue, QueueShare, SpecError
 
 HOST = "cpu"
@@ -27,7 +28,7 @@ def fair_shares(queues: Sequence[Queue], cluster: Cluster) -> tuple[QueueShare, 
     asked = [(0,) * len(total) if branch.children else total for branch in tree.branches]
     shares = divide(tree, total, asked)
     found: list[QueueShare] = []
-    for at in _depth_first(tree.branches[ROOT].children, [branch.children for branch in tree.branches]):
+    for at in depth_first(tree.branches[ROOT].children, [branch.children for branch in tree.branches]):
         branch = tree.branches[at]
         for r, resource in enumerate(tree.resources):
             limited = branch.floor[r] or branch.ceiling[r] < ENDLESS
@@ -45,10 +46,6 @@ def fair_shares(queues: Sequence[Queue], cluster: Cluster) -> tuple[QueueShare, 
                     )
                 )
     return tuple(found)
-
-
-def _depth_first(heads: Sequence[int], children: Sequence[Sequence[int]]) -> list[int]:
-    return [each for head in heads for each in (head, *_depth_first(children[head], children))]
 
 
 def _amount(node: Node, resource: str) -> int:

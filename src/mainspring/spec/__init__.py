@@ -73,6 +73,7 @@ from mainspring.spec.progress import Progress, silent
 from mainspring.spec.queue import ANY_DEVICE, Queue, QueueFile, QueueShare, Quota
 from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
+from mainspring.spec.scene import Lined, NodeUse, Scene, Standing, Waiting, Why
 from mainspring.spec.schedule import (
     WHOLE,
     Decision,
@@ -89,12 +90,11 @@ from mainspring.spec.schedule import (
     NodeChanged,
     PolicyName,
     Request,
+    Rules,
     Saved,
-    Scene,
     Simulation,
     Submitted,
     Victim,
-    Why,
 )
 from mainspring.spec.serve import Deployment, EngineConfig, SamplingParams, ServePayload
 from mainspring.spec.settings import Settings, load_settings
@@ -151,6 +151,7 @@ __all__ = [
     "JobState",
     "Knob",
     "Lineage",
+    "Lined",
     "Link",
     "LinkEntry",
     "LoadPoint",
@@ -165,6 +166,7 @@ __all__ = [
     "NodeChanged",
     "NodeEntry",
     "NodeNote",
+    "NodeUse",
     "NotFound",
     "Objective",
     "Operation",
@@ -186,6 +188,7 @@ __all__ = [
     "Role",
     "RopeScaling",
     "RuleCount",
+    "Rules",
     "RunRecord",
     "SamplingParams",
     "Saved",
@@ -202,6 +205,7 @@ __all__ = [
     "SnapshotDiff",
     "SpecError",
     "Stage",
+    "Standing",
     "Submitted",
     "Task",
     "Thumb",
@@ -214,6 +218,7 @@ __all__ = [
     "TrainPayload",
     "Unavailable",
     "Victim",
+    "Waiting",
     "Why",
     "Work",
     "WorkSize",

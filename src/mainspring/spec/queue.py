@@ -63,7 +63,9 @@ class QueueFile:
 class QueueShare:
     """What a queue may hold of one resource, in the resource's own unit; `max` of None is no limit.
 
-    `share` is its part when every queue asks for all it may have. `depth` is 0 for a queue under the cluster itself.
+    `share` is its part of the cluster, given what its own jobs and those of the other queues ask for, running and
+    waiting together; of a quota file, when every queue asks for all it may have. `used` is what its jobs hold and
+    `waiting` what those ask for that wait. `depth` is 0 for a queue under the cluster itself.
     """
 
     queue: str
@@ -74,3 +76,5 @@ class QueueShare:
     share: float
     max: float | None
     jobs: bool
+    used: float = 0.0
+    waiting: float = 0.0

@@ -6,7 +6,6 @@ Quantities are integers so that sums are exact: thousandths of a cpu or of a dev
 from typing import Literal
 
 from mainspring.spec._spec import spec
-from mainspring.spec.queue import Queue
 
 Binding = Literal["preferred", "required"]
 Layout = Literal["pack", "spread"]
@@ -113,6 +112,21 @@ class Gang:
             raise ValueError(f"gang {self.id} of {self.ranks} ranks cannot be cut into segments of {self.segment}")
         if self.runtime_ms < 0:
             raise ValueError(f"gang {self.id} has a runtime of {self.runtime_ms} ms")
+
+
+@spec
+class Rules:
+    """How patient the scheduler is.
+
+    `shield_ms` is how long a gang runs before it may be stopped for others, `ageing_ms` of waiting count as one step of
+    priority (0: never), `restart_ms` is what a restart costs. A gang that has waited for room for `patience_ms`, and
+    can be promised no time for it, is not overtaken in its queue any more.
+    """
+
+    shield_ms: int = 60_000
+    ageing_ms: int = 600_000
+    restart_ms: int = 60_000
+    patience_ms: int = 600_000
 
 
 @spec
@@ -236,30 +250,3 @@ class GatherPlan:
     model: str
     lost_device_hours: float
     starts_in_ms: int
-
-
-@spec
-class Scene:
-    """A cluster to ask about: its machines, its queues, and gangs in the order in which they came.
-
-    `levels` name what `Machine.domain` lists. Gangs start as far as they can when the scene opens, long ago; `now_ms`
-    is how long ago.
-    """
-
-    machines: tuple[Machine, ...]
-    queues: tuple[Queue, ...] = ()
-    levels: tuple[str, ...] = ()
-    gangs: tuple[Gang, ...] = ()
-    now_ms: int = 86_400_000
-
-
-@spec
-class Why:
-    """Where a gang is in life, the reason, and what would change it; each of `unblocks` was tried and works."""
-
-    gang: str
-    state: GangState
-    reason: str
-    nodes: tuple[str, ...] = ()
-    ahead: int = 0
-    unblocks: tuple[str, ...] = ()

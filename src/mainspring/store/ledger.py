@@ -91,7 +91,8 @@ class Ledger(EventLog):
             ).one_or_none()
         if row is None:
             raise NotFound(
-                f"no job {job_id!r} in workspace {self.workspace!r}", hint="list them with `mainspring jobs`"
+                f"no job {job_id!r} in workspace {self.workspace!r}",
+                hint="list them with `mainspring queue` and `mainspring nodes`",
             )
         return _record(row)
 

@@ -12,7 +12,7 @@ from mainspring.cluster.schedule.gang import find_place, usable_nodes
 from mainspring.cluster.schedule.limits import models_for, over_limit
 from mainspring.cluster.schedule.quota import ROOT, divide
 from mainspring.cluster.schedule.reclaim import may_stop, within_share
-from mainspring.cluster.schedule.state import Entry, Rules, State, build_state
+from mainspring.cluster.schedule.state import Entry, State, build_state
 from mainspring.spec import (
     Ended,
     Gang,
@@ -23,6 +23,7 @@ from mainspring.spec import (
     Queue,
     Quota,
     Request,
+    Rules,
     Saved,
     Submitted,
 )

@@ -1,6 +1,7 @@
 """The verbs about machines: what there is, who may hold how much of it, why work waits, and what work would take.
 
-They change nothing; whoever may read a workspace may ask them.
+They change nothing; whoever may read a workspace may ask them. Those that take a `scene` answer for a cluster that a
+TOML file describes, and otherwise for the one at hand.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from pathlib import Path
 from mainspring.spec import (
     Cluster,
     ClusterFile,
+    Gang,
     GatherPlan,
+    NodeUse,
     PolicyName,
     Queue,
     QueueFile,
@@ -19,6 +22,7 @@ from mainspring.spec import (
     Simulation,
     Site,
     Sized,
+    Waiting,
     Why,
     WorkSize,
 )
@@ -33,6 +37,8 @@ class Capacity(Records):
         super().__init__(store)
         self.settings = settings
 
+    # -- machines
+
     def hardware(self, cluster: str | Path = "") -> Cluster:
         """The machines at hand, or those of a cluster file."""
         from mainspring.hardware import topology
@@ -45,6 +51,16 @@ class Capacity(Records):
 
         return survey(self.settings.address)
 
+    def nodes(self, scene: str | Path = "") -> tuple[NodeUse, ...]:
+        """Every node of the cluster, what it has, and who is on which of its devices."""
+        from mainspring.cluster.schedule.scene import open_scene
+        from mainspring.cluster.schedule.views import nodes_in
+
+        found = self.scene(scene)
+        return nodes_in(open_scene(found).state, {machine.name: machine.domain for machine in found.machines})
+
+    # -- queues
+
     def quotas(self, path: str | Path = "") -> tuple[Queue, ...]:
         """The queues of a quota file, by default the one that jobs are admitted under."""
         return parse.load_toml(Path(path or self.settings.quotas), QueueFile).queues
@@ -55,20 +71,48 @@ class Capacity(Records):
 
         return fair_shares(self.quotas(path), self.hardware(cluster))
 
-    def why(self, scene: str | Path, gang: str = "") -> tuple[Why, ...]:
-        """Where the gangs of a scene are in life, and what would let those start that wait."""
-        from mainspring.cluster.schedule.explain import explain, open_scene
+    def usage(self, scene: str | Path = "") -> tuple[QueueShare, ...]:
+        """What each queue holds, waits for and is entitled to now."""
+        from mainspring.cluster.schedule.scene import open_scene
+        from mainspring.cluster.schedule.views import shares_in
 
-        found = parse.load_toml(Path(scene), Scene)
+        return shares_in(open_scene(self.scene(scene)).state)
+
+    def queue(self, scene: str | Path = "") -> tuple[Waiting, ...]:
+        """Who waits, queue by queue in the order of turns, and why."""
+        from mainspring.cluster.schedule.scene import open_scene
+        from mainspring.cluster.schedule.views import waiting_in
+
+        return waiting_in(open_scene(self.scene(scene)).state)
+
+    def why(self, job: str | Gang = "", *, scene: str | Path = "") -> tuple[Why, ...]:
+        """Where a job is in life, and what would let it start; of every job by default, or of one that is described."""
+        from mainspring.cluster.schedule.explain import explain, try_gang
+        from mainspring.cluster.schedule.scene import open_scene
+
+        found = self.scene(scene)
         outcome = open_scene(found)
-        names = [gang] if gang else [each.id for each in found.gangs]
-        return tuple(explain(outcome.state, name, outcome.decisions) for name in names)
+        if isinstance(job, Gang):
+            return (try_gang(outcome.state, job),)
+        known = [each.gang.id for each in (*found.running, *found.line)] + [each.id for each in found.gangs]
+        return tuple(explain(outcome.state, name, outcome.decisions) for name in ((job,) if job else known))
 
-    def plan_gather(self, scene: str | Path, queue: str, gang: str, *, hours: float = 24.0) -> GatherPlan:
-        """What pooling all quotas under `queue` for one gang of a scene would do."""
-        from mainspring.cluster.schedule.explain import plan_in_scene
+    def plan_gather(self, queue: str, job: str | Gang, *, hours: float = 24.0, scene: str | Path = "") -> GatherPlan:
+        """What pooling all quotas under `queue` for one job would do: one that waits, or one that is described."""
+        from mainspring.cluster.schedule.scene import plan_in_scene
 
-        return plan_in_scene(parse.load_toml(Path(scene), Scene), queue, gang, hours=hours)
+        return plan_in_scene(self.scene(scene), queue, job, hours=hours)
+
+    def scene(self, path: str | Path = "") -> Scene:
+        """The cluster that a scene file describes, or the one at hand as the books of its drivers have it."""
+        from mainspring.cluster.books import scene_at_hand
+
+        if path:
+            return parse.load_toml(Path(path), Scene)
+        queues = self.quotas() if self.settings.quotas else ()
+        return scene_at_hand(self.store, self.hardware, address=self.settings.address, queues=queues)
+
+    # -- on paper
 
     def estimate(
         self, work: WorkSize, *, device: str = "", devices: int = 0, utilisation: float = 0.0, site: Site | None = None

@@ -59,26 +59,67 @@ def test_a_simulation_prints_a_table_or_json(ms, tmp_path):
     assert ms("simulate", "--nodes", nodes, "--pods", pods, "--load", "full")[0] == 2
 
 
-def test_a_scene_says_who_runs_who_waits_and_what_would_help(ms, tmp_path):
-    scene = tmp_path / "scene.toml"
-    scene.write_text(SCENE)
-    code, out, err = ms("why", str(scene))
+@pytest.fixture
+def scene(tmp_path) -> str:
+    path = tmp_path / "scene.toml"
+    path.write_text(SCENE)
+    return str(path)
+
+
+def test_a_scene_says_who_runs_who_waits_and_what_would_help(ms, scene):
+    code, out, err = ms("why", "--scene", scene)
     assert (code, err) == (0, "")
     assert "second would start with the end of first" in out
-    assert json.loads(ms("why", str(scene), "second", "--json")[1])[0]["state"] == "waiting"
-    code, out, _ = ms("gather", str(scene), "org", "second")
+    assert json.loads(ms("why", "second", "--scene", scene, "--json")[1])[0]["state"] == "waiting"
+    code, out, _ = ms("gather", "org", "second", "--scene", scene, "--dry-run")
     assert code == 0
     assert "first" in out
     assert "device-hours are lost" in out
 
 
-def test_a_quota_file_is_shown_and_none_is_an_error(ms, tmp_path):
+def test_a_job_that_is_only_described_hears_what_would_happen_to_it(ms, scene):
+    asked = ("why", "--scene", scene, "--queue", "b", "--devices", "4", "--json")
+    told = json.loads(ms(*asked, "--ranks", "1")[1])[0]
+    assert (told["state"], [victim["gang"] for victim in told["victims"]]) == ("running", ["first"])
+    assert json.loads(ms(*asked, "--ranks", "3")[1])[0]["state"] == "refused"
+    plan = json.loads(ms("gather", "org", "--scene", scene, "--ranks", "2", "--devices", "4", "--dry-run", "--json")[1])
+    assert [victim["gang"] for victim in plan["victims"]] == ["first"]
+    code, _, err = ms("why", "first", "--scene", scene, "--ranks", "2")
+    assert code == 2
+    assert "give one of them" in err
+    assert "share of one device" in ms(*asked, "--ranks", "1", "--devices", "1.5")[2]
+    assert "--dry-run" in ms("gather", "org", "second", "--scene", scene)[2]
+
+
+def test_the_queue_and_the_nodes_of_a_scene_are_listed_with_who_is_there(ms, scene):
+    code, out, _ = ms("queue", "--scene", scene)
+    assert code == 0
+    assert "no room for 1 rank at once on H100" in out
+    code, out, _ = ms("nodes", "--scene", scene)
+    assert code == 0
+    assert "8 of 8 H100" in out
+    assert json.loads(ms("nodes", "--scene", scene, "--json")[1])[0]["holders"] == [["first"]] * 8
+    used = {part["resource"]: part for part in json.loads(ms("quota", "--scene", scene, "--json")[1])}
+    assert (used["devices"]["used"], used["devices"]["waiting"]) == (0, 0)  # queue b, the last to state it
+
+
+def test_on_an_idle_machine_nobody_waits_and_a_node_is_open(ms):
+    assert "nobody waits" in ms("queue")[1]
+    code, out, err = ms("nodes")
+    assert (code, err) == (0, "")
+    assert "open" in out
+    assert "no job" in ms("why")[1]
+    assert ms("why", "nobody")[0] != 0
+
+
+def test_a_quota_file_is_shown_and_a_circle_is_named(ms, tmp_path):
     path = tmp_path / "quotas.toml"
     path.write_text('[[queues]]\nname = "a"\nquotas = [{ resource = "cpu", min = 1 }]\n')
     code, out, _ = ms("quota", str(path), "--json")
     assert code == 0
     assert json.loads(out)[0]["min"] == 1
-    assert ms("quota")[0] == 2
+    assert "default" in ms("quota")[1]
+    assert ms("quota", "--cluster", "cluster.toml")[0] == 2
     path.write_text('[[queues]]\nname = "a"\nparent = "a"\n')
     assert "circle" in ms("quota", str(path))[2]
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mainspring.cluster.schedule.explain import explain, open_scene, plan_in_scene
+from mainspring.cluster.schedule.explain import explain
+from mainspring.cluster.schedule.scene import open_scene, plan_in_scene
 from mainspring.spec import Gang, Machine, NotFound, Queue, Quota, Request, Scene
 
 MACHINES = tuple(
@@ -35,7 +36,7 @@ def test_a_gang_without_room_hears_whose_end_would_help_and_how_many_ranks_would
     assert why.state == "waiting"
     assert "no room" in why.reason
     assert "the end of x" in why.unblocks
-    assert "asking for 1 ranks instead of 3" in why.unblocks
+    assert "asking for 1 rank instead of 3" in why.unblocks
 
 
 def test_a_gang_that_needs_two_others_to_end_hears_of_both_and_of_no_third():
@@ -70,3 +71,9 @@ def test_a_gather_is_planned_in_a_scene():
     assert plan.victims
     with pytest.raises(NotFound, match="no gang 'small'"):
         plan_in_scene(found, "a", "small", hours=2)
+
+
+def test_one_behind_others_hears_what_would_do_were_they_gone():
+    running, first = gang("x", 4, preemptible=False), gang("first", 4, preemptible=False)
+    why = asked(scene(running, first, gang("second", 1, preemptible=False), min=32), "second")
+    assert why.unblocks[0] == "the end of x, and first gone from before it"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mainspring.cluster.schedule.state import Rules, build_state
+from mainspring.cluster.schedule.state import build_state
 from mainspring.cluster.simulate.replay import Arrival, replay
-from mainspring.spec import Gang, Machine, Queue, Quota, Request
+from mainspring.spec import Gang, Machine, Queue, Quota, Request, Rules
 
 CORES = 4
 

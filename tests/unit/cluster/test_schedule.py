@@ -7,7 +7,7 @@ import pytest
 
 from mainspring.cluster.schedule.decide import Outcome, decide
 from mainspring.cluster.schedule.gather import plan_gather
-from mainspring.cluster.schedule.state import Rules, State, build_state
+from mainspring.cluster.schedule.state import State, build_state
 from mainspring.spec import (
     Decision,
     Ended,
@@ -18,6 +18,7 @@ from mainspring.spec import (
     Queue,
     Quota,
     Request,
+    Rules,
     Saved,
     SpecError,
     Submitted,

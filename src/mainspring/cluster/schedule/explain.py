@@ -7,37 +7,13 @@ not let the gang start is not mentioned.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from mainspring.cluster.schedule.decide import Outcome, decide
-from mainspring.cluster.schedule.gather import plan_gather
-from mainspring.cluster.schedule.state import Entry, Rules, State, build_state, priority_now
-from mainspring.spec import Decision, Ended, Gang, GatherPlan, NotFound, Scene, Submitted, Why
+from mainspring.cluster.schedule.decide import decide
+from mainspring.cluster.schedule.gather import victim_of
+from mainspring.cluster.schedule.state import Entry, State, priority_now
+from mainspring.spec import Decision, Ended, Gang, NotFound, Submitted, Why
 
-HOUR_MS = 3_600_000
 MOST_ENDS = 64
 MOST_TOGETHER = 3
-
-
-def open_scene(scene: Scene) -> Outcome:
-    """The state of a scene, and what was decided about its gangs when they came, one by one."""
-    state = build_state(scene.machines, scene.queues, levels=scene.levels, rules=Rules())
-    decisions: list[Decision] = []
-    for gang in scene.gangs:
-        outcome = decide(state, [Submitted(gang=gang)], now_ms=0)
-        state, decisions = outcome.state, [*decisions, *outcome.decisions]
-    outcome = decide(state, [], now_ms=scene.now_ms)
-    return Outcome(outcome.state, (*decisions, *outcome.decisions))
-
-
-def plan_in_scene(scene: Scene, queue: str, name: str, *, hours: float) -> GatherPlan:
-    """What gathering would do for a gang of the scene that does not run yet."""
-    target = next((gang for gang in scene.gangs if gang.id == name), None)
-    if target is None:
-        raise NotFound(
-            f"no gang {name!r} in the scene", hint=f"it has {', '.join(gang.id for gang in scene.gangs[:8])}"
-        )
-    others = tuple(gang for gang in scene.gangs if gang.id != name)
-    state = open_scene(replace(scene, gangs=others)).state
-    return plan_gather(state, queue, target, until_ms=state.now_ms + round(hours * HOUR_MS))
 
 
 def explain(state: State, name: str, decisions: Sequence[Decision] = ()) -> Why:
@@ -58,6 +34,18 @@ def explain(state: State, name: str, decisions: Sequence[Decision] = ()) -> Why:
     return Why(gang=name, state="waiting", reason=reason, ahead=ahead, unblocks=tuple(_unblocks(state, entry)))
 
 
+def try_gang(state: State, gang: Gang) -> Why:
+    """What would happen to a gang that came now: where it would run, in whose place, or why not and what would help."""
+    outcome = decide(state, [Submitted(gang=gang)], now_ms=state.now_ms)
+    why = explain(outcome.state, gang.id, outcome.decisions)
+    if why.state != "running":
+        return why
+    gone = [each.gang for each in outcome.decisions if each.kind == "evict"]
+    again = {each.gang: each.nodes for each in outcome.decisions if each.kind == "start"}
+    victims = tuple(victim_of(state, name, again.get(name, ())) for name in dict.fromkeys(gone))
+    return replace(why, reason="it would start at once", victims=victims)
+
+
 def _before(state: State, other: Entry, entry: Entry) -> bool:
     """Whether another waiting gang has its turn first, in the same queue."""
     mine = (-priority_now(state, entry), entry.number)
@@ -67,10 +55,14 @@ def _before(state: State, other: Entry, entry: Entry) -> bool:
 def _unblocks(state: State, entry: Entry) -> Iterator[str]:
     """What was tried and lets the gang start."""
     gang = entry.gang
-    yield from _ends(state, entry)
+    if _starts_after(state, entry, []):
+        yield "the scheduler's next look: there is room"
+        return
+    ends = tuple(_ends(state, entry))
+    yield from ends or _ends_of_its_turn(state, entry)
     fewer = _most_ranks(state, gang)
     if fewer:
-        yield f"asking for {fewer} ranks instead of {gang.ranks}"
+        yield f"asking for {fewer} rank{'s' * (fewer > 1)} instead of {gang.ranks}"
     if gang.binding == "required" and gang.level and _starts(state, replace(gang, binding="preferred")):
         yield f"preferring one {gang.level} instead of requiring it"
     if gang.request.models and _starts(state, replace(gang, request=replace(gang.request, models=()))):
@@ -102,6 +94,20 @@ def _ends(state: State, entry: Entry) -> Iterator[str]:
             shown = f"{', '.join(few[:-1])} and {few[-1]}" if len(few) <= 8 else f"{len(few)} gangs, {few[0]} first"
             yield f"the end of {shown} together"
             return
+
+
+def _ends_of_its_turn(state: State, entry: Entry) -> Iterator[str]:
+    """What would do if those that have their turn before it were gone."""
+    before = [each.gang.id for each in state.entries.values() if each.place is None and _before(state, each, entry)]
+    if not before:
+        return
+    gone = f"{', '.join(before[:MOST_TOGETHER])}{', ...' if len(before) > MOST_TOGETHER else ''} gone"
+    alone = decide(state, [Ended(gang=name) for name in before], now_ms=state.now_ms).state
+    mine = alone.entries[entry.gang.id]
+    if mine.place is not None:
+        yield f"{gone} from before it"
+        return
+    yield from (f"{end}, and {gone} from before it" for end in _ends(alone, mine))
 
 
 def _starts_after(state: State, entry: Entry, gone: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ gang a queue of its own whose `min` is what it needs; the minima of its siblings
 tree with leases is computed from the planted one each time, so giving back is exact.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mainspring.cluster.schedule.gang import find_place, usable_nodes
@@ -22,20 +23,8 @@ def plan_gather(state: State, queue: str, gang: Gang, *, until_ms: int) -> Gathe
     """What gathering would do, with nothing done. Raises `SpecError` when it cannot be done, with the reason."""
     trial = state.copy()
     room = _lease_room(trial, Lease(queue=queue, gang=gang, until_ms=until_ms))
-    moved = dict(room.moved)
-    victims = []
-    for name in (*room.stopped, *moved):
-        entry = state.entries[name]
-        victims.append(
-            Victim(
-                gang=name,
-                queue=entry.gang.queue,
-                ranks=entry.gang.ranks,
-                lost_ms=lost_ms(state, entry),
-                lost_device_hours=loss(state, entry) / 1000 / 3_600_000,
-                moved_to=tuple(dict.fromkeys(names_of(state, moved[name]))) if name in moved else (),
-            )
-        )
+    victims = [victim_of(state, name) for name in room.stopped]
+    victims += [victim_of(state, name, names_of(state, place)) for name, place in room.moved]
     return GatherPlan(
         queue=queue,
         gang=gang.id,
@@ -45,6 +34,19 @@ def plan_gather(state: State, queue: str, gang: Gang, *, until_ms: int) -> Gathe
         model=room.place.model,
         lost_device_hours=sum(victim.lost_device_hours for victim in victims),
         starts_in_ms=state.rules.restart_ms if victims else 0,
+    )
+
+
+def victim_of(state: State, name: str, moved_to: Sequence[str] = ()) -> Victim:
+    """What a running gang loses when it is stopped, or moved to other nodes."""
+    entry = state.entries[name]
+    return Victim(
+        gang=name,
+        queue=entry.gang.queue,
+        ranks=entry.gang.ranks,
+        lost_ms=lost_ms(state, entry),
+        lost_device_hours=loss(state, entry) / 1000 / 3_600_000,
+        moved_to=tuple(dict.fromkeys(moved_to)),
     )
 
 

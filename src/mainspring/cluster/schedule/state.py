@@ -13,24 +13,9 @@ from mainspring.cluster.schedule.fleet import Fleet, build_fleet
 from mainspring.cluster.schedule.gang import Place, occupy
 from mainspring.cluster.schedule.quota import Tree, Vector, build_tree
 from mainspring.cluster.schedule.topology import Topology, build_topology
-from mainspring.spec import ANY_DEVICE, Gang, Machine, Queue
+from mainspring.spec import ANY_DEVICE, Gang, Machine, Queue, Rules
 
 CLOSED = 1 << 40  # thousandths of a cpu that a closed node owes
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How patient the scheduler is.
-
-    `shield_ms` is how long a gang runs before it may be stopped for others, `ageing_ms` of waiting count as one step of
-    priority (0: never), `restart_ms` is what a restart costs. A gang that has waited for room for `patience_ms`, and
-    can be promised no time for it, is not overtaken in its queue any more.
-    """
-
-    shield_ms: int = 60_000
-    ageing_ms: int = 600_000
-    restart_ms: int = 60_000
-    patience_ms: int = 600_000
 
 
 @dataclass(frozen=True, slots=True)
