@@ -47,7 +47,7 @@ def quantize(
     find_scheme(scheme)
     source = store.resolve(model_ref)
     if source.kind != "model":
-        raise SpecError(f"{source.ref} is a {source.kind}, only a model can be quantised")
+        raise SpecError(f"{source.ref} is of kind {source.kind}, only a model can be quantised")
     with store.scratch() as scratch:
         folder = scratch / "model"
         meta = quantize_folder(store.fetch(source), folder, scheme=scheme, texts=texts, progress=progress)
