@@ -25,8 +25,11 @@ VERBS = {
     "data diff": "OLD NEW --json",
     "estimate": "WORK --params --tokens --active --bits --adapter --images --latent-tokens --steps --batch --context "
     "--kv-bytes --device --devices --instances --utilisation --price --carbon --pue --json",
-    "plan": "RECIPE --data --optimize --ranks --cluster --set --json",
-    "train": "RECIPE --data --name --optimize --ranks --resume --set --dry-run --json",
+    "plan recipe": "RECIPE --data --optimize --ranks --cluster --set --json",
+    "plan explain": "PLAN --cluster --set --html --json",
+    "plan diff": "FIRST SECOND --json",
+    "plan validate": "RUNS --json",
+    "train": "RECIPE --data --name --optimize --ranks --plan --resume --set --dry-run --json",
     "eval": "MODEL --data --compare-to --json",
     "compress": "MODEL --scheme --data --name --json",
     "serve": "MODEL --port --host --name --json",

@@ -1,24 +1,49 @@
-"""`mainspring plan`: how a recipe would run, before spending anything."""
+"""`mainspring plan`: how a recipe would run, before spending anything, and how good such answers are."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mainspring.cli.completion import refs
-from mainspring.cli.output import print_json
-from mainspring.cli.session import AsJson, Overrides, workspace_of
-from mainspring.spec import Objective
+from mainspring.cli.output import print_json, print_table, size
+from mainspring.cli.session import AsJson, Overrides, local_workspace_of, workspace_of
+from mainspring.spec import Objective, Plan
+
+if TYPE_CHECKING:
+    from mainspring.plan.explain import Explanation
+    from mainspring.plan.validate import Validation
 
 Ranks = Annotated[int | None, typer.Option(help="How many ranks; as many as pay off by default.", min=1)]
 ClusterPath = Annotated[str, typer.Option(help="Plan for the machines of this file.")]
 Optimize = Annotated[Objective, typer.Option(help="What the plan shall spend least of.")]
+PlanFile = Annotated[str, typer.Argument(help="A plan saved with --json, or a recipe.")]
+
+
+class RecipeOrVerb(TyperGroup):
+    """A group whose first word is a recipe unless it is one of its verbs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the verb that plans a recipe where none is named."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["recipe", *args]
+        return super().parse_args(ctx, args)
+
+
+verbs = typer.Typer(
+    cls=RecipeOrVerb,
+    help="Show how RECIPE would run, before spending anything: mainspring plan RECIPE. Explain and compare plans.",
+    no_args_is_help=True,
+)
 
 
 def add_to(cli: typer.Typer) -> None:
-    """Register the verb."""
-    cli.command("plan", epilog="Example: mainspring plan recipe.py --optimize energy --cluster cluster.toml")(plan)
+    """Register the group."""
+    cli.add_typer(verbs, name="plan")
 
 
+@verbs.command("recipe", epilog="Example: mainspring plan recipe.py --optimize energy --cluster cluster.toml")
 def plan(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A Python file that defines `recipe`.")],
@@ -29,7 +54,10 @@ def plan(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show mesh, memory, time, energy and price of training RECIPE, and which alternatives lost."""
+    """Show mesh, memory, time, energy and price of training RECIPE, and which alternatives lost.
+
+    -s sets numbers of the recipe, and what the plan must be: -s tp=2 -s schedule=1f1b -s recompute=full.
+    """
     found = workspace_of(context).plan(
         recipe, data=data, optimize=optimize, ranks=ranks, cluster=cluster, overrides=overrides or ()
     )
@@ -37,3 +65,123 @@ def plan(
         print_json(found)
     else:
         print(found)
+
+
+@verbs.command("explain", epilog="Example: mainspring plan explain plan.json --html plan.html")
+def explain(
+    context: typer.Context,
+    plan: PlanFile,
+    cluster: ClusterPath = "",
+    overrides: Overrides = None,
+    html: Annotated[str, typer.Option(help="Write a page with timeline and memory bars to this file.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Break a plan's time and memory down by stage and collective, and say what limits it."""
+    from mainspring.plan import explain as reasons
+    from mainspring.plan.page import page
+
+    found = _plan_of(context, plan, cluster=cluster, overrides=overrides)
+    if html:
+        Path(html).write_text(page(found), encoding="utf-8")
+    told = reasons.explain(found)
+    if as_json:
+        print_json(told)
+        return
+    print(found)
+    _print_explanation(told)
+
+
+@verbs.command("diff", epilog="Example: mainspring plan diff before.json after.json")
+def diff(context: typer.Context, first: PlanFile, second: PlanFile, as_json: AsJson = False) -> None:
+    """Show what distinguishes two plans."""
+    from mainspring.plan.explain import difference
+
+    rows = difference(_plan_of(context, first), _plan_of(context, second))
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(("", first, second), [(r.what, r.first, r.second) for r in rows], empty="the plans are the same")
+
+
+@verbs.command("validate", epilog="Example: mainspring plan validate runs.csv --json")
+def validate(
+    context: typer.Context,
+    runs: Annotated[str, typer.Argument(help="A table of measured runs, as CSV.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare the planner's predictions with measured runs: error by row, source and overall."""
+    found = local_workspace_of(context).validate_plans(runs)
+    print_json(found) if as_json else _print_validation(found)
+
+
+def _plan_of(context: typer.Context, path: str, *, cluster: str = "", overrides: list[str] | None = None) -> Plan:
+    """The plan in a JSON file, or that of a recipe."""
+    from mainspring.spec import NotFound
+    from mainspring.store import parse
+
+    if not path.endswith(".json"):
+        return workspace_of(context).plan(path, cluster=cluster, overrides=overrides or ())
+    if not Path(path).is_file():
+        raise NotFound(f"no file {path}", hint="save one with `mainspring plan RECIPE --json > plan.json`")
+    return parse.read_json(Path(path).read_text("utf-8"), Plan, where=path)
+
+
+def _print_explanation(told: "Explanation") -> None:
+    print(f"limit     {told.bottleneck}; {size(told.spare_bytes)} to spare on the fullest rank")
+    print(f"advice    {told.advice}")
+    print_table(
+        ("stage", "rank", "device", "blocks", "recompute", "forward", "backward", "sending", "memory"),
+        [
+            (
+                s.stage,
+                s.pipeline_rank,
+                s.device,
+                s.blocks,
+                s.recompute,
+                f"{s.forward_s:.3g} s",
+                f"{s.backward_s:.3g} s",
+                f"{s.send_s:.3g} s",
+                size(s.memory.total_bytes),
+            )
+            for s in told.stages
+        ],
+    )
+    print_table(
+        ("axis", "operation", "ranks", "calls", "bytes", "seconds", "not hidden"),
+        [
+            (
+                t.axis,
+                t.operation,
+                t.group_ranks,
+                t.messages,
+                size(t.payload_bytes),
+                f"{t.seconds:.3g}",
+                f"{t.exposed_s:.3g}",
+            )
+            for t in told.traffic
+        ],
+        empty="no communication",
+    )
+
+
+def _print_validation(found: "Validation") -> None:
+    print_table(
+        ("source", "rows", "error", "bias", "worst", "held out"),
+        [
+            (s.source, s.rows, f"{s.mean_absolute:.1%}", f"{s.bias:+.1%}", f"{s.largest:+.0%}", f"{s.held_out:.1%}")
+            for s in found.sources
+        ],
+    )
+    print(
+        f"all       {len(found.rows)} rows, mean error {found.mean_absolute:.1%}, median {found.median_absolute:.1%}, "
+    )
+    print(f"          held out {found.held_out:.1%}, rank correlation {found.rank_correlation:.4f}")
+    print(f"memory    at most {found.worst_memory_underestimate:.1%} too low")
+    print(
+        f"ranking   the fastest of the published alternatives is first in {found.ranked_right:.0%} of "
+        f"{len(found.rankings)} groups"
+    )
+    for wrong in (r for r in found.rankings if not r.right):
+        print(f"          not {wrong.ids[0]}, but {wrong.predicted} was predicted")
+    for left_out in found.excluded:
+        print(f"left out  {len(left_out.ids)}: {left_out.reason}")

@@ -13,7 +13,10 @@ HealthState = Literal["healthy", "degraded", "unhealthy"]
 
 @spec
 class Device:
-    """One accelerator (or the whole of a host's CPU) as the cost model sees it."""
+    """One accelerator (or the whole of a host's CPU) as the cost model sees it.
+
+    Large matrix products reach `matmul_share` of the peak, fused attention `attention_share`.
+    """
 
     vendor: str
     name: str
@@ -24,9 +27,14 @@ class Device:
     int8_ops_per_s: float
     power_watts: float
     price_usd_per_hour: float = 0.0
+    matmul_share: float = 0.8
+    attention_share: float = 0.5
     source: str = ""
 
     def __post_init__(self) -> None:
+        for field in ("matmul_share", "attention_share"):
+            if not 0 < getattr(self, field) <= 1:
+                raise ValueError(f"{field} must be above 0 and at most 1, got {getattr(self, field)}")
         for field in ("memory_bytes", "memory_bytes_per_s", "fp32_flops_per_s", "bf16_flops_per_s"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}")

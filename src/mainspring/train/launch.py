@@ -6,6 +6,7 @@ on from the newest undamaged checkpoint, on the same number of ranks or another.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ from mainspring.plan.search import plan_training
 from mainspring.spec import (
     Artifact,
     Cluster,
+    Hints,
     Job,
     ModelSpec,
     Objective,
@@ -92,10 +94,22 @@ def plan_for(
     objective: Objective = "time",
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """The best way to train `recipe` on `cluster`. Without `facts` its vocabulary is taken as `DEFAULT_VOCAB`."""
+    """The best way to train `recipe` on `cluster`. Without `facts` its vocabulary is taken as `DEFAULT_VOCAB`.
+
+    Overrides that are named like a field of `Hints` say what the plan must be; the others belong to the recipe.
+    """
+    hints, overrides = split_hints(overrides)
     model = profile(recipe, facts=facts, overrides=overrides)
     config = load_recipe(recipe, overrides).recipe.config
-    return plan_training(model, cluster, config, ranks=ranks, objective=objective)
+    return plan_training(model, cluster, config, ranks=ranks, objective=objective, hints=hints)
+
+
+def split_hints(overrides: Sequence[str]) -> tuple[Hints, tuple[str, ...]]:
+    """`tp=2`, `schedule=gpipe` and the like as hints for the plan, and the overrides that are the recipe's."""
+    names = {field.name for field in dataclasses.fields(Hints)}
+    mine = [each for each in overrides if each.partition("=")[0].strip() in names]
+    rest = tuple(each for each in overrides if each not in mine)
+    return parse.read_dict(parse.apply_overrides({}, mine), Hints, where="plan"), rest
 
 
 def train(
@@ -117,11 +131,13 @@ def train(
     the reason of the rank that ended it and the end of its log; the checkpoints stay for the next call.
     """
     # Torch is imported by what follows, which is why planning comes without it.
+    from mainspring.train.profile import check_recipe
     from mainspring.train.travel import settings_for_ranks, sources_of, split_secret
 
-    loaded = load_recipe(recipe_path, overrides)
+    loaded = load_recipe(recipe_path, split_hints(overrides)[1])
     source = open_tokens(store, tokens_ref)
     config = _agreed(loaded.recipe.config, plan)
+    check_recipe(loaded.recipe, facts_of(store, tokens_ref), plan)
     # Too few tokens for one sample is known now, not when every rank has started.
     for split in (TRAIN, HELD_OUT) if config.eval_every else (TRAIN,):
         TokenLoader(source.tokens, split, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)

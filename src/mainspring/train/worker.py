@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
 from mainspring.hardware import limits
+from mainspring.models.moe import MoeDecoder
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
-from mainspring.models.weights import save_pretrained, save_tensors
+from mainspring.models.weights import save_moe, save_pretrained, save_tensors
 from mainspring.spec import Plan, Task, TrainConfig, TrainPayload
 from mainspring.store import Store, parse
 from mainspring.train.loop import Trainer, TrainingData
@@ -128,6 +129,10 @@ def _write_result(run_dir: Path, ref: str, *, meta: Mapping[str, Any], recorder:
 def export(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *, tokenizer: Path) -> None:
     """Write `state`, the whole weights of `model`, to `folder`: a `Decoder` in the Hugging Face layout."""
     words = Tokenizer.load(tokenizer)
+    if isinstance(model, MoeDecoder):
+        save_moe(model.moe, state, folder)
+        words.save(folder)
+        return
     if not isinstance(model, Decoder):
         save_tensors(state, folder)
         words.save(folder)

@@ -30,6 +30,7 @@ from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
 from mainspring.workspace.jobs import Jobs
+from mainspring.workspace.plans import Plans
 from mainspring.workspace.records import Named, ref_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
 
 
-class Workspace(Jobs):
+class Workspace(Jobs, Plans):
     """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
 
     def __init__(self, settings: Settings) -> None:

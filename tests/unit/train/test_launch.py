@@ -6,6 +6,7 @@ import json
 import pydoc
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mainspring.cluster import Handle, Launcher
 from mainspring.cluster.handle import result_of
 from mainspring.models.tokenizer import Tokenizer, train_bpe
 from mainspring.models.weights import load_pretrained
-from mainspring.spec import Cancelled, Failed, Job, Mesh, Settings, SpecError, TokenSet, TokenSplit
+from mainspring.spec import Cancelled, Failed, Job, Mesh, Settings, SpecError, Stage, TokenSet, TokenSplit
 from mainspring.store import Store, parse
 from mainspring.testing.processes import eventually
 from mainspring.train import launch
@@ -81,6 +82,27 @@ def home(tmp_path_factory) -> Iterator[tuple[Store, Launcher, str]]:
             tokens_ref = store.publish("tokens", "docs", scratch).ref
         with Launcher(store, address="local") as launcher:
             yield store, launcher, tokens_ref
+
+
+def test_a_pipeline_of_two_replicas_publishes_the_model_one_rank_publishes(home, recipe):
+    store, launcher, tokens = home
+    runs = [store.start_run("train", name, config={}).id for name in ("alone", "piped")]
+    one = launch.train(store, launcher, recipe, plan=plan_of(steps=6), tokens_ref=tokens, name="alone", run=runs[0])
+    pieces = [Stage(blocks=2, device="cpu", ranks=(), microbatches=(2, 6), first=first) for first in (0, 2)]
+    plan = replace(
+        plan_of(microbatch=1), mesh=Mesh(pp=2, fsdp=2), zero=1, stages=tuple(pieces), schedule="1f1b", steps=6
+    )
+    two = launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="piped", run=runs[1])
+    first, second = (load_pretrained(store.fetch(made)).state_dict() for made in (one, two))
+    for name, tensor in first.items():
+        np.testing.assert_allclose(second[name], tensor, atol=1e-4, err_msg=name)
+
+
+def test_a_plan_that_does_not_fit_the_model_is_refused_before_any_rank_starts(home, recipe):
+    store, launcher, tokens = home
+    with pytest.raises(SpecError, match="self_attn has 1 kv_heads, which 2 ranks cannot share evenly"):
+        launch.train(store, launcher, recipe, plan=plan_of(Mesh(tp=2), steps=6), tokens_ref=tokens, name="no", run="no")
+    assert not (launcher.run_root / "no").exists()
 
 
 @pytest.fixture
