@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 # Ray takes seconds to notice that a node has gone silent; with these it takes two.
 QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
@@ -58,7 +59,7 @@ def main() -> None:
     head = {**common, **_amounts(cpus[0]), "temp_dir": temp, "_system_config": system}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.head_node, *(cluster.add_node(**common, **_amounts(said)) for said in cpus[1:])]
-    _say({"address": cluster.address})
+    _say({"address": str(cluster.address)})
     for line in sys.stdin:
         verb, number = line.split()
         if verb == "kill":
@@ -70,7 +71,7 @@ def main() -> None:
     cluster.shutdown()
 
 
-def _amounts(said: str) -> dict[str, int]:
+def _amounts(said: str) -> dict[str, Any]:
     cpus, _, gpus = said.partition("+")
     return {"num_cpus": int(cpus), "num_gpus": int(gpus or 0)}
 
