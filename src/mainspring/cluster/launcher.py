@@ -142,9 +142,8 @@ class Launcher:
         """Cancel what still runs, let go of lasting jobs, wait until that is done, and disconnect."""
         with self._lock:
             self._closed = True
-            lasting = {record.job.id for record, _ in self._live.values() if record.lasting}
-            for name, handle in self._handles.items():
-                if name not in lasting:
+            for handle in self._handles.values():
+                if not handle.lasting:
                     handle.cancel("the launcher was closed")
         self._leaving.set()
         self._wake.set()
@@ -165,6 +164,7 @@ class Launcher:
             self._engine = connect(self.address)
             self._cluster = self._engine.cluster_id()
             self.store.join(self.driver, self._cluster)
+            self.store.end_abandoned_jobs()
             threading.Thread(target=self._beat_forever, name="beat", daemon=True).start()
             self._spawn(self._look_forever, name="admission")
         return self._engine
@@ -254,7 +254,8 @@ class Launcher:
     def _waiting(self) -> list[Handle]:
         with self._lock:
             live = {handle for _, handle in self._live.values()}
-            return [each for each in self._handles.values() if each.state not in TERMINAL and each not in live]
+            mine = [each for each in self._handles.values() if not (each.lasting and self._closed)]
+            return [each for each in mine if each.state not in TERMINAL and each not in live]
 
     def _look(self) -> None:
         """One pass: put the books in order, pass on what others wish, and start what finds a place."""
@@ -345,7 +346,7 @@ class Launcher:
                 return None
             handle = self._handles.get(record.job.id)
             if handle is None or handle.state in TERMINAL:
-                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job))
+                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job), lasting=True)
             return handle
 
     def _admit(
@@ -418,7 +419,7 @@ class Launcher:
         with self._lock:
             handle = self._handles.get(record.job.id)
             if handle is None or taken_over:
-                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job))
+                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job), lasting=True)
             self._live[record.number] = (record, handle)
         attempt = Attempt(
             handle=handle,
