@@ -30,6 +30,8 @@ class Handle:
         self._cancelled = ""
         self.displaced = ""
         """Why it has to leave its nodes for others; empty when it need not."""
+        self.urgent = False
+        """Whether it has to leave at once, and not when it has saved what it has."""
 
     @property
     def state(self) -> JobState:

@@ -321,9 +321,9 @@ class Launcher:
         for record, handle in live:
             if record.number in asked:
                 handle.cancel(asked[record.number])
-            why = displaced(record, notes)
-            if why and not handle.displaced and record.losses + 1 < record.job.starts:
-                handle.displaced = why
+            why, urgent = displaced(record, notes)
+            if why and record.losses + 1 < record.job.starts:
+                handle.displaced, handle.urgent = handle.displaced or why, handle.urgent or urgent
 
     def _not_cancelled(self, waiting: Sequence[JobRecord]) -> list[JobRecord]:
         """Those of `waiting` that shall still run; the others of this driver are ended."""
@@ -447,22 +447,27 @@ class Launcher:
             handle.finish(result)
 
 
-def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> str:
-    """Why a job has to leave its places: a node of it is closed, or a device sick; empty when it may stay."""
+def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> tuple[str, bool]:
+    """Why a job has to leave its places, and whether at once; empty when it may stay.
+
+    A sick device cannot wait; a node that is closed can, until the job has saved what it has.
+    """
     placement = record.placement
     if placement is None:
-        return ""
+        return "", False
+    found = ("", False)
     for note in notes:
         for rank, node in enumerate(placement.nodes):
             if node != note.node:
                 continue
-            if note.closed:
-                return f"node {node} is drained" + (f": {note.reason}" if note.reason else "")
+            why = f": {note.reason}" if note.reason else ""
             bits = placement.devices[rank] if placement.devices else 0
             ill = [number for number in note.sick if bits >> number & 1]
             if ill:
-                return f"device {ill[0]} of node {node} is unhealthy" + (f": {note.reason}" if note.reason else "")
-    return ""
+                return f"device {ill[0]} of node {node} is unhealthy{why}", True
+            if note.closed:
+                found = (f"node {node} is drained{why}", False)
+    return found
 
 
 def check_job(job: Job) -> None:

@@ -37,6 +37,7 @@ from mainspring.spec.hardware import (
 )
 from mainspring.spec.job import (
     ACTIVE,
+    SAVED,
     TERMINAL,
     Driver,
     Job,
@@ -105,6 +106,7 @@ __all__ = [
     "ANY_DEVICE",
     "AXES",
     "FORMAT",
+    "SAVED",
     "TERMINAL",
     "V_SHAPED",
     "WHOLE",
