@@ -135,7 +135,7 @@ def passes(model: ModelSpec, block: BlockSpec, cut: Cut, *, rank: Rank, rings: "
     active = _active_params(block, kept, cut)
     weights_s = ELEMENT_BYTES[precision] * active / width
     saved_s = stack.saved_passes * kept.whole_bytes / width
-    overhead_s = stack.block_overhead_s / 3
+    overhead_s = (here.block_overhead_s or stack.block_overhead_s) / 3
     forward_s = matmul_s + attention_s + weights_s + saved_s + overhead_s
     back = FLASH_BACKWARD if stack.fused_attention else 2.0
     backward_s = 2 * (matmul_s + weights_s + saved_s + overhead_s) + back * attention_s

@@ -200,7 +200,7 @@ def smallest(space: Space) -> Estimate | None:
         if frame.cut.rows != rows or frame.cut.recompute != space.limits.recompute[-1] or frame.mesh.pp > 1:
             continue
         for mesh, zero in space.meshes(frame):
-            if mesh.dp == 1:
+            if mesh.dp == max(1, space.hints.dp):
                 cuts = (0, space.unit_count)
                 choice = Choice(mesh=mesh, cut=frame.cut, zero=zero, schedule="1f1b", cuts=cuts)
                 estimate = estimator(choice, frame.layout)

@@ -24,6 +24,7 @@ from mainspring.spec.errors import (
     WorkerLost,
 )
 from mainspring.spec.hardware import (
+    Calibration,
     Cluster,
     ClusterFile,
     Device,
@@ -33,6 +34,7 @@ from mainspring.spec.hardware import (
     LinkEntry,
     Node,
     NodeEntry,
+    Sample,
 )
 from mainspring.spec.job import (
     TERMINAL,
@@ -80,6 +82,7 @@ __all__ = [
     "AnswerMode",
     "Artifact",
     "BlockSpec",
+    "Calibration",
     "Cancelled",
     "Check",
     "Chunk",
@@ -134,6 +137,7 @@ __all__ = [
     "RopeScaling",
     "RuleCount",
     "RunRecord",
+    "Sample",
     "SamplingParams",
     "Schedule",
     "Score",

@@ -195,7 +195,7 @@ class Plan:
     `mesh.shards` ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too. `replicate` names the blocks that
     `tp` leaves whole; `sequence_parallel` cuts along the sequence what lies between those that it divides.
     `traffic` is what each stage's ranks send in a step. `nodes` names the machine each rank is counted on;
-    `accelerators` is how many each rank holds, 0 on host CPUs.
+    `accelerators` is how many each rank holds, 0 on host CPUs; `calibrations` are what its figures were measured by.
     """
 
     model: str
@@ -222,6 +222,7 @@ class Plan:
     rejected: tuple[Rejected, ...] = ()
     nodes: tuple[str, ...] = ()
     accelerators: int = 0
+    calibrations: tuple[str, ...] = ()
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -310,7 +311,7 @@ class Plan:
         lines = [
             f"plan      {self.model} on {self.cluster}: {self.mesh.label} ({self.sharding}), {self.precision}, "
             f"recompute {self.recompute}, chosen for {self.objective}",
-            f"where     {where}",
+            f"where     {where}" + (f", measured by {', '.join(self.calibrations)}" if self.calibrations else ""),
             f"batch     {self.global_batch} x {self.seq_len} tokens: micro-batches of {self.microbatch}, "
             f"{_shares(self.microbatches)}",
             *self._pipeline(),

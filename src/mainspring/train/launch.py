@@ -17,7 +17,7 @@ from typing import Any
 
 from mainspring.cluster import Handle, Launcher, require_success
 from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
-from mainspring.plan.search import plan_training
+from mainspring.plan.search import menu, plan_training
 from mainspring.spec import (
     Artifact,
     Cluster,
@@ -75,15 +75,6 @@ def facts_of(store: Store, ref: str) -> Facts:
     return {"vocab": read_token_set(source.tokens).vocab, "eos_id": words.eos_id, "bos_id": words.bos_id}
 
 
-def profile(recipe: str | Path, *, facts: Facts | None = None, overrides: Sequence[str] = ()) -> ModelSpec:
-    """The recipe's model as the planner sees it."""
-    from mainspring.train.profile import profile_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    known = facts or {"vocab": DEFAULT_VOCAB, "eos_id": None, "bos_id": None}
-    return profile_recipe(loaded.recipe, known, name=loaded.path.stem)
-
-
 def plan_for(
     recipe: str | Path,
     *,
@@ -97,10 +88,34 @@ def plan_for(
 
     Overrides that are named like a field of `Hints` say what the plan must be; the others belong to the recipe.
     """
-    hints, overrides = split_hints(overrides)
-    model = profile(recipe, facts=facts, overrides=overrides)
-    config = load_recipe(recipe, overrides).recipe.config
+    model, config, hints = study(recipe, facts=facts, overrides=overrides)
     return plan_training(model, cluster, config, ranks=ranks, objective=objective, hints=hints)
+
+
+def menu_for(
+    recipe: str | Path,
+    *,
+    cluster: Cluster,
+    facts: Facts | None = None,
+    objective: Objective = "time",
+    overrides: Sequence[str] = (),
+) -> tuple[Plan, ...]:
+    """The best ways to train `recipe` on 1, 2, 4 ... and all ranks of `cluster`, for a scheduler to choose from."""
+    model, config, hints = study(recipe, facts=facts, overrides=overrides)
+    return menu(model, cluster, config, objective=objective, hints=hints)
+
+
+def study(
+    recipe: str | Path, *, facts: Facts | None = None, overrides: Sequence[str] = ()
+) -> tuple[ModelSpec, TrainConfig, Hints]:
+    """What a planner must know of a recipe: its model, its numbers, and what the plan must be."""
+    from mainspring.train.profile import study_recipe
+
+    hints, rest = split_hints(overrides)
+    loaded = load_recipe(recipe, rest)
+    known = facts or {"vocab": DEFAULT_VOCAB, "eos_id": None, "bos_id": None}
+    model, hints = study_recipe(loaded.recipe, known, name=loaded.path.stem, hints=hints)
+    return model, loaded.recipe.config, hints
 
 
 def split_hints(overrides: Sequence[str]) -> tuple[Hints, tuple[str, ...]]:

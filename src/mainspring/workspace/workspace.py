@@ -16,12 +16,9 @@ from mainspring.flow.handle import Run
 from mainspring.spec import (
     Answer,
     Artifact,
-    Cluster,
-    ClusterFile,
     Deployment,
     Feedback,
     Identity,
-    Objective,
     Plan,
     Settings,
     SpecError,
@@ -31,8 +28,8 @@ from mainspring.spec import (
 from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
-from mainspring.workspace.plans import Plans
-from mainspring.workspace.records import Named, Records, ref_of
+from mainspring.workspace.plans import VOCAB, Plans
+from mainspring.workspace.records import Named, ref_of
 
 if TYPE_CHECKING:
     from mainspring.apps.market import Published
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
     from mainspring.flow.run import FlowEvent, FlowResult
     from mainspring.remote import RemoteWorkspace
 
-VOCAB = 4096
 CALIBRATION = 32
 MAKES = {"data": "dataset", "train": "model", "app": "app"}
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -52,12 +48,11 @@ Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
 
 
-class Workspace(Plans, Records):
+class Workspace(Plans):
     """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(Store.open(settings))
-        self.settings = settings
+        super().__init__(Store.open(settings), settings)
         self._launcher: Launcher | None = None
         self._offers: Published | None = None
         self._apps: dict[str, Rag] = {}
@@ -95,17 +90,17 @@ class Workspace(Plans, Records):
 
         return Dataset(self.store, name)
 
-    def hardware(self, cluster: str | Path = "") -> Cluster:
-        """The machines at hand, or those of a cluster file."""
-        from mainspring.hardware import topology
+    def calibrate(self) -> Run:
+        """Measure this machine for about a minute and publish `calibration:<machine>`, which later plans use."""
+        from mainspring.hardware import probe
+        from mainspring.train.calibrate import publish_calibration
 
-        if cluster:
-            return topology.build_cluster(parse.load_toml(Path(cluster), ClusterFile))
-        if self.settings.address == "local":
-            return topology.local_cluster()
-        from mainspring.cluster import survey
+        node = probe.probe_node()
 
-        return survey(self.settings.address)
+        def body(work: Execution) -> Artifact:
+            return publish_calibration(self.store, node, run=work.id, progress=work.progress)
+
+        return self._start(body, kind="calibrate", name=node.name, config={"devices": [d.name for d in node.devices]})
 
     def publish_data(self, name: str, *, source: str, dedup: Dedup = "balanced") -> Run:
         """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""
@@ -118,30 +113,6 @@ class Workspace(Plans, Records):
         return self._start(body, kind="data", name=name, config={"source": source, "dedup": dedup})
 
     # -- from documents to a model
-
-    def plan(
-        self,
-        recipe: str | Path,
-        *,
-        data: Named = "",
-        optimize: Objective = "time",
-        ranks: int | None = None,
-        cluster: str | Path = "",
-        vocab: int = VOCAB,
-        overrides: Sequence[str] = (),
-    ) -> Plan:
-        """How `recipe` would run: mesh, bytes, seconds, watts and price, before spending any."""
-        from mainspring.train import launch
-
-        packed = bool(data) and self.artifact(data).kind == "tokens"
-        return launch.plan_for(
-            recipe,
-            facts=launch.facts_of(self.store, ref_of(data)) if packed else {"vocab": vocab, "eos_id": 0, "bos_id": 0},
-            cluster=self.hardware(cluster),
-            ranks=ranks,
-            objective=optimize,
-            overrides=overrides,
-        )
 
     def train(
         self,
@@ -186,7 +157,7 @@ class Workspace(Plans, Records):
 
         config = {"recipe": str(Path(recipe).absolute()), "data": source, "vocab": vocab, "resume": first}
         config |= {"plan": parse.to_dict(chosen), "overrides": list(overrides)}
-        return self._start(body, kind="train", name=name, config=config, inputs=(source,))
+        return self._start(body, kind="train", name=name, config=config, inputs=(source, *chosen.calibrations))
 
     def resume(self, run_id: str) -> Run:
         """Go on with training that was stopped or failed: same recipe, data and plan, from its last checkpoint."""
