@@ -22,9 +22,12 @@ T = TypeVar("T")
 FLASH_BACKWARD = 2.5  # its five matrix products to the forward's two (Dao 2023, section 3.2)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """How a model is cut for one rank: micro-batches of `rows` sequences, and the axes that divide a block."""
+    """How a model is cut for one rank: micro-batches of `rows` sequences, and the axes that divide a block.
+
+    One object for all that are alike, so that what is worked out for it is found again.
+    """
 
     rows: int
     seq_len: int

@@ -7,7 +7,7 @@ to, gathering behind the forward. A host CPU hides nothing: its cores do both.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mainspring.plan import blocks, network
@@ -191,35 +191,39 @@ class Estimator:
         """A step that nothing on these ranks beats: all their work, perfectly balanced and never waiting."""
         pace = 0.0
         for column in layout.columns:
-            first, last = (self._slice(cut, rank, layout.fabric) for rank in (column.ranks[0], column.ranks[-1]))
-            if first is last:
-                pace += column.replicas * len(column.ranks) / first.all_s
-            else:
-                pace += column.replicas * sum(1 / self._slice(cut, rank, layout.fabric).all_s for rank in column.ranks)
+            for rank, count in column.kinds:
+                pace += column.replicas * count / self._slice(cut, rank, layout.fabric).all_s
         return self._batch / cut.rows / pace
 
-    def exchange_floor_s(self, cut: Cut, layout: Layout, mesh: Mesh, zero: Zero) -> float:
+    def exchange_floors_s(
+        self, cut: Cut, layout: Layout, arrangements: Sequence[tuple[Mesh, tuple[Zero, ...]]]
+    ) -> Iterator[tuple[float, Mesh, Zero]]:
         """Seconds of exchanging state, and of the optimiser, that no stages avoid: some rank has a mean share or more.
 
         All arithmetic of a micro-batch may hide it.
         """
-        sync, hidden = self._sync(layout, mesh), self._hidden(layout)
-        counts = self._batch / cut.rows / mesh.replicas if len(layout.columns) == 1 else 1
-        shards = mesh.shards if zero else 1
-        least = math.inf
-        for rank in {rank for column in layout.columns for rank in set(column.ranks)}:
-            part = self._slice(cut, rank, layout.fabric)
-            whole = part.load([(0, len(part.states))])
-            load = Load(whole.params / mesh.pp, whole.expert_params / mesh.pp, whole.forward_s, whole.backward_s, 1)
-            optimizer = ADAM_TRAFFIC_BYTES * (load.params + load.expert_params) / shards / part.width
-            if zero == 3:
-                gather, reduce = part.sharding_s(load, sync=sync)
-                exposed = max(0.0, gather - hidden * load.forward_s)
-                exposed += max(0.0, gather + reduce - hidden * load.backward_s)
-                least = min(least, counts * exposed + optimizer)
-            else:
-                least = min(least, part.step_sync_s(load, zero=zero, sync=sync, hidden=hidden) + optimizer)
-        return least
+        hidden = self._hidden(layout)
+        parts = [self._slice(cut, rank, layout.fabric) for rank in _distinct(layout)]
+        pp = arrangements[0][0].pp if arrangements else 1
+        loads = [(part, part.mean_load(pp)) for part in parts]
+        for mesh, zeros in arrangements:
+            sync = self._sync(layout, mesh)
+            counts = self._batch / cut.rows / mesh.replicas if len(layout.columns) == 1 else 1
+            exchanged = [part.sharding_s(load, sync=sync) if zeros != (0,) else (0.0, 0.0) for part, load in loads]
+            for zero in zeros:
+                least = math.inf
+                for (part, load), (gather, reduce) in zip(loads, exchanged, strict=True):
+                    shards = mesh.shards if zero else 1
+                    seconds = ADAM_TRAFFIC_BYTES * (load.params + load.expert_params) / shards / part.width
+                    if zero == 3:
+                        seconds += counts * max(0.0, gather - hidden * load.forward_s)
+                        seconds += counts * max(0.0, gather + reduce - hidden * load.backward_s)
+                    elif zero:
+                        seconds += part.once_s(load, zero=zero, exchanged=(gather, reduce), hidden=hidden)
+                    else:
+                        seconds += part.step_sync_s(load, zero=0, sync=sync, hidden=hidden)
+                    least = min(least, seconds)
+                yield least, mesh, zero
 
     def hopeless(self, cut: Cut, layout: Layout, mesh: Mesh) -> bool:
         """Whether not even an even share of all state and of one micro-batch's activations fits."""
@@ -281,7 +285,7 @@ class Estimator:
         return self._syncs[key]
 
     def _hidden(self, layout: Layout) -> float:
-        on_host = any(rank.device.vendor == HOST for column in layout.columns for rank in set(column.ranks))
+        on_host = any(rank.device.vendor == HOST for rank in _distinct(layout))
         return 0.0 if on_host else self._stack.hidden
 
     def _spent(
@@ -331,6 +335,11 @@ class Estimator:
         usable = tuple(self.usable_bytes(line.layout, place) for place in range(pp))
         runtime = self._stack.runtime_bytes
         return tuple(stages), tuple(rank_memory(each, runtime_bytes=runtime) for each in by_rank), usable
+
+
+def _distinct(layout: Layout) -> list[Rank]:
+    """The kinds of rank on a layout."""
+    return list(dict.fromkeys(rank for column in layout.columns for rank, _ in column.kinds))
 
 
 def _places(choice: Choice) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Which devices a plan may use, and how many micro-batches each replica gets."""
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,18 @@ HOST = "cpu"  # the one vendor whose device several ranks may share
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """Replicas on equal devices: `ranks[p]` is what pipeline rank p of each of them runs on."""
+    """Replicas on equal devices: `ranks[p]` is what pipeline rank p of each of them runs on.
+
+    `kinds` counts the ranks of each kind.
+    """
 
     replicas: int
     ranks: tuple[Rank, ...]
+    kinds: tuple[tuple[Rank, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            object.__setattr__(self, "kinds", tuple(Counter(self.ranks).items()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

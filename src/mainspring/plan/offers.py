@@ -81,9 +81,12 @@ class Offer:
         ranks = [seat.kind.rank(seat.per_node) for seat in self.seats]
         if self.stages:
             row = tuple(itertools.chain.from_iterable((r,) * n for r, n in zip(ranks, self.stages, strict=True)))
-            columns = (Column(replicas=self.replicas[0], ranks=row),)
+            kinds = tuple(zip(ranks, self.stages, strict=True))
+            columns = (Column(replicas=self.replicas[0], ranks=row, kinds=kinds),)
         else:
-            columns = tuple(Column(replicas=n, ranks=(r,) * pp) for r, n in zip(ranks, self.replicas, strict=True))
+            columns = tuple(
+                Column(replicas=n, ranks=(r,) * pp, kinds=((r, pp),)) for r, n in zip(ranks, self.replicas, strict=True)
+            )
         share = min(rank.share for rank in ranks)
         links = [seat.kind.link for seat in self.seats]
         inner = Link(

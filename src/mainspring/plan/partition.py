@@ -8,11 +8,12 @@ ones delay fewest others.
 
 import itertools
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-MOST_TRIED = 500
-HALVINGS = 24  # to a relative width of 6e-8, below any two sums of units that differ
+FEW_UNITS = 14  # of which every cut may be tried
+HALVINGS = 40
+TOLERANCE = 1e-7  # below any two sums of units that differ
 
 
 def ways(units: int, stages: int) -> int:
@@ -35,60 +36,159 @@ def best_cut(
     `seconds[s]` are running sums of the units' times on the devices of stage s, `held[s]` of their bytes there, of
     which `rooms[s]` may be used.
     """
-    longest = max(sums[-1] for sums in seconds)
-    best = _packed(seconds, held, rooms, longest)
+    pack = _Packing(seconds, held, rooms)
+    best = pack.cut(max(sums[-1] for sums in seconds))
     if best is None:
         return None
-    low, high = min(sums[-1] for sums in seconds) / len(seconds) / 2, _slowest(seconds, best)
+    low = max(min(sums[-1] for sums in seconds) / len(seconds) / 2, min(reach.largest_s for reach in pack.stages))
+    high = _slowest(seconds, best)
+    low = min(low, high)
     for _ in range(HALVINGS):
+        if high - low <= high * TOLERANCE:
+            break
         middle = (low + high) / 2
-        found = _packed(seconds, held, rooms, middle)
+        found = pack.cut(middle)
         if found is None:
-            low = middle
+            low = max(middle, min(pack.next_s, high))
         else:
             best, high = found, min(middle, _slowest(seconds, found))
     return best
 
 
-def _packed(
-    seconds: Sequence[Sequence[float]], held: Sequence[Sequence[float]], rooms: Sequence[float], longest: float
-) -> tuple[int, ...] | None:
-    """A cut with no stage above `longest` or its room; None when there is none."""
-    stages, units = len(seconds), len(seconds[0]) - 1
-    if not held and all(sums is seconds[0] for sums in seconds):
-        return _filled(seconds[0], longest, stages)
-    # From which unit each stage can start to end at another: both ends move on together, so each is seen once.
-    reached: list[dict[int, int]] = [{0: 0}]
-    for stage, sums in enumerate(seconds):
-        ends: dict[int, int] = {}
-        done = stage
-        for first in reached[-1]:
-            end = min(units - (stages - stage - 1), bisect_right(sums, sums[first] + longest * (1 + 1e-12)) - 1)
-            if held:
-                end = min(end, bisect_right(held[stage], held[stage][first] + rooms[stage]) - 1)
-            for number in range(max(first, done) + 1, end + 1):
-                ends[number] = first
-            done = max(done, end)
-        reached.append(ends)
-    if units not in reached[-1]:
-        return None
-    cuts = [units]
-    for ends in reversed(reached[1:]):
-        cuts.append(ends[cuts[-1]])
-    return tuple(reversed(cuts))
+class _Packing:
+    """Says whether any cut has no stage above a given time or its room.
+
+    After a time that was too short, `next_s` is the least that could make a difference.
+    """
+
+    def __init__(
+        self, seconds: Sequence[Sequence[float]], held: Sequence[Sequence[float]], rooms: Sequence[float]
+    ) -> None:
+        self._alike = seconds[0] if not held and all(sums is seconds[0] for sums in seconds) else None
+        self._units = len(seconds[0]) - 1
+        self.next_s = 0.0
+        known: dict[int, float] = {}
+        for sums in (*seconds, *held):
+            if id(sums) not in known:
+                known[id(sums)] = max(b - a for a, b in itertools.pairwise(sums))
+        self.stages = [
+            _Reach(sums, known[id(sums)], held[stage], known[id(held[stage])], rooms[stage])
+            if held
+            else _Reach(sums, known[id(sums)])
+            for stage, sums in enumerate(seconds)
+        ]
+
+    def cut(self, longest: float) -> tuple[int, ...] | None:
+        """A cut with no stage above `longest` or its room; None when there is none."""
+        if self._alike is not None:
+            found, self.next_s = _filled(self._alike, longest, len(self.stages))
+            return found
+        self.next_s = longest
+        for reach in self.stages:
+            reach.allow(longest * (1 + 1e-12))
+        # Where each stage can start: runs of units, because a later start never ends earlier.
+        starts: list[list[tuple[int, int]]] = [[(0, 0)]]
+        for number, reach in enumerate(self.stages):
+            ends: list[tuple[int, int]] = []
+            for low, high in starts[-1]:
+                ends += reach.ends(low, high, self._units - (len(self.stages) - number - 1))
+            if not ends:
+                return None
+            starts.append(_joined(ends) if len(ends) > 1 else ends)
+        if starts[-1][-1][1] != self._units:
+            return None
+        cuts = [self._units]
+        for reach, possible in zip(reversed(self.stages), starts[-2::-1], strict=True):
+            cuts.append(reach.earliest(cuts[-1], possible))
+        return tuple(reversed(cuts))
 
 
-def _filled(sums: Sequence[float], longest: float, stages: int) -> tuple[int, ...] | None:
-    """Equal stages, each as full as `longest` allows, leaving a unit for each that follows."""
+class _Reach:
+    """How far a stage can go, given running sums of its units' seconds and bytes and the largest of each."""
+
+    __slots__ = ("_every_unit_fits", "_held", "_largest_held", "_longest", "_room", "_sums", "largest_s")
+
+    def __init__(
+        self,
+        sums: Sequence[float],
+        largest_s: float,
+        held: Sequence[float] = (),
+        largest_held: float = 0.0,
+        room: float = 0.0,
+    ) -> None:
+        self._sums, self.largest_s = sums, largest_s
+        self._held, self._largest_held, self._room = held, largest_held, room
+        self.allow(math.inf)
+
+    def allow(self, longest: float) -> None:
+        """From now on a stage may take `longest` seconds."""
+        self._longest = longest
+        # A hair less than the largest, whose sums may differ in their last bits from place to place.
+        slack = 1 - 1e-9
+        self._every_unit_fits = self.largest_s <= longest * slack and self._largest_held <= self._room * slack
+
+    def end(self, first: int) -> int:
+        """The last unit that a stage which starts at `first` can end before; `first` itself when it fits nothing."""
+        end = bisect_right(self._sums, self._sums[first] + self._longest) - 1
+        if self._held:
+            end = min(end, bisect_right(self._held, self._held[first] + self._room) - 1)
+        return end
+
+    def ends(self, low: int, high: int, most: int) -> list[tuple[int, int]]:
+        """Runs of units that a stage which starts between `low` and `high` can end before, `most` at most.
+
+        Starts from which the very next unit fits reach one run together; a unit that does not fit parts them.
+        """
+        high = min(high, most - 1)
+        if low <= high and self._every_unit_fits:
+            return [(low + 1, min(self.end(high), most))]
+        found: list[tuple[int, int]] = []
+        while low <= high:
+            end = self.end(low)
+            if end <= low:
+                low += 1
+                continue
+            while end <= high and (following := self.end(end)) > end:
+                end = following
+            last = min(high, end - 1)
+            found.append((low + 1, min(self.end(last), most)))
+            low = last + 1
+        return found
+
+    def earliest(self, end: int, starts: Sequence[tuple[int, int]]) -> int:
+        """The first of `starts` from which a stage can end before `end`."""
+        for low, high in starts:
+            last = min(high, end - 1)
+            if low <= last and self.end(last) >= end:
+                return low + bisect_left(range(low, last + 1), end, key=self.end)
+        raise AssertionError("a run of ends has no start")
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs in order, those that touch made one."""
+    found: list[tuple[int, int]] = []
+    for low, high in sorted(runs):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(found[-1][1], high))
+        else:
+            found.append((low, high))
+    return found
+
+
+def _filled(sums: Sequence[float], longest: float, stages: int) -> tuple[tuple[int, ...] | None, float]:
+    """Equal stages, each as full as `longest` allows, leaving a unit for each that follows; and what allows more."""
     units = len(sums) - 1
     cuts = [0]
+    more = math.inf
     for stage in range(stages):
-        last = units - (stages - stage - 1)
-        end = min(last, bisect_right(sums, sums[cuts[-1]] + longest * (1 + 1e-12)) - 1)
-        if end <= cuts[-1]:
-            return None
-        cuts.append(end)
-    return tuple(cuts) if cuts[-1] == units else None
+        first, last = cuts[-1], units - (stages - stage - 1)
+        end = bisect_right(sums, sums[first] + longest * (1 + 1e-12)) - 1
+        if end < last:
+            more = min(more, sums[end + 1] - sums[first])
+        if end <= first:
+            return None, more
+        cuts.append(min(last, end))
+    return (tuple(cuts) if cuts[-1] == units else None), more
 
 
 def _slowest(seconds: Sequence[Sequence[float]], cuts: tuple[int, ...]) -> float:

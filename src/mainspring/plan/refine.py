@@ -35,23 +35,22 @@ class Refiner:
         if self._estimator.hopeless(frame.cut, frame.layout, frame.mesh):
             return
         floor_s = self._estimator.floor_s(frame.cut, frame.layout)
-        meshes: list[tuple[float, int, Mesh, Zero]] = sorted(
-            (
-                (self._estimator.exchange_floor_s(frame.cut, frame.layout, mesh, zero), number, mesh, zero)
-                for number, (mesh, zero) in enumerate(self._space.meshes(frame))
-            ),
-            key=itemgetter(0, 1),
-        )
+        ways = [(self._floor_s(frame, *way, floor_s), *way) for way in self._space.schedules(frame)]
+        if all(least_s >= best for least_s, _, _ in ways):
+            return
+        arrangements = self._space.arrangements(frame)
+        floors = self._estimator.exchange_floors_s(frame.cut, frame.layout, arrangements)
+        meshes = sorted(floors, key=itemgetter(0))
         if not meshes:
             return
-        for schedule, chunks in self._space.schedules(frame):
-            if self._floor_s(frame, schedule, chunks, floor_s) + meshes[0][0] >= best:
+        for least_s, schedule, chunks in ways:
+            if least_s + meshes[0][0] >= best:
                 continue
             for cuts in self._cuts(frame, schedule, chunks, beat_s=best - meshes[0][0]):
                 line = self._line(frame, Choice(frame.mesh, frame.cut, 0, schedule, cuts), beat_s=best - meshes[0][0])
                 if line is None:
                     continue
-                for exchange_s, _, mesh, zero in meshes:
+                for exchange_s, mesh, zero in meshes:
                     if line.bound_s + exchange_s >= best:
                         break
                     for estimate in self._arranged(frame, line, mesh, zero, beat_s=best):
@@ -80,7 +79,7 @@ class Refiner:
         return parts[0].all_s / (1 - (1 - 1 / count) ** pp)
 
     def _enumerable(self, stages: int) -> bool:
-        return partition.ways(self._units, stages) <= partition.MOST_TRIED
+        return self._units <= partition.FEW_UNITS and stages <= self._units
 
     def _line(self, frame: Frame, choice: Choice, *, beat_s: float) -> Line | None:
         """The pipeline of `choice`, cut anew if its activations do not fit; None when it cannot be fast enough."""

@@ -133,6 +133,11 @@ class Slice:
             params -= self.tied
         return Load(params, experts, forward, backward, units)
 
+    def mean_load(self, ranks: int) -> Load:
+        """A `ranks`-th of the model's parameters, and all of its seconds."""
+        whole = self.load([(0, len(self.states))])
+        return Load(whole.params / ranks, whole.expert_params / ranks, whole.forward_s, whole.backward_s, 1)
+
     def held(self, first: int, end: int) -> tuple[float, float]:
         """Dense and expert parameters of units `first` to `end` on this rank, before sharding."""
         dense = self.params[end] - self.params[first] - (self.tied if end - first == len(self.states) else 0)
@@ -173,13 +178,18 @@ class Slice:
         """Seconds of what is exchanged once a step and not hidden behind the step's last backward or first forward."""
         if zero == 3:
             return 0.0
+        if zero:
+            return self.once_s(load, zero=zero, exchanged=self.sharding_s(load, sync=sync), hidden=hidden)
+        backward = hidden * load.backward_s if self.stack.hides_gradients else 0.0
+        seconds = self._reduced_s(sync.whole, load.params) + self._reduced_s(sync.experts, load.expert_params)
+        return max(0.0, seconds - backward)
+
+    def once_s(self, load: Load, *, zero: Zero, exchanged: tuple[float, float], hidden: float) -> float:
+        """Seconds of gathering parameters and of scattering gradients once a step that nothing hides: ZeRO-1 and 2."""
+        gather, reduce = exchanged
         forward, backward = hidden * load.forward_s, hidden * load.backward_s
         if not self.stack.hides_gradients:
             forward = backward = 0.0
-        if zero == 0:
-            seconds = self._reduced_s(sync.whole, load.params) + self._reduced_s(sync.experts, load.expert_params)
-            return max(0.0, seconds - backward)
-        gather, reduce = self.sharding_s(load, sync=sync)
         if zero == 1:
             return gather + max(0.0, reduce - backward)
         return max(0.0, gather - forward) + max(0.0, reduce - backward)

@@ -6,7 +6,6 @@ ZeRO stage, schedule and stages. Meshes are node-aligned: each axis either fits 
 """
 
 import heapq
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -97,6 +96,9 @@ class Space:
         self.hints, self.limits, self.ranks = hints, limits, ranks
         self.kinds = offers.kinds(cluster)
         self.unit_count = len(units(model))
+        self._recomputes = tuple(self._recompute())
+        self._known: dict[object, Cut] = {}
+        self._arrangements: dict[object, tuple[tuple[Mesh, tuple[Zero, ...]], ...]] = {}
 
     def ordered(self, estimator: Estimator, rate: Callable[[Layout, Mesh], float]) -> Iterator[tuple[float, Frame]]:
         """Frames in the order of the least they could cost; those of a place are made when their turn comes."""
@@ -215,18 +217,24 @@ class Space:
         for rows in rows_of:
             if rows * place.mesh.replicas > config.global_batch:
                 break
-            for recompute in self._recompute() if every else itertools.islice(self._recompute(), 1):
-                yield Cut(
-                    rows=rows,
-                    seq_len=config.seq_len,
-                    precision=config.precision,
-                    recompute=recompute,
-                    tp=inner.tp,
-                    sequence_parallel=inner.sequence_parallel,
-                    cp=inner.cp,
-                    ep=inner.ep,
-                    replicate=inner.replicate,
-                )
+            for recompute in self._recomputes if every else self._recomputes[:1]:
+                yield self._cut(rows, recompute, inner)
+
+    def _cut(self, rows: int, recompute: Recompute, inner: Inner) -> Cut:
+        key = (rows, recompute, inner.tp, inner.cp, inner.ep, inner.sequence_parallel, inner.replicate)
+        if key not in self._known:
+            self._known[key] = Cut(
+                rows=rows,
+                seq_len=self.config.seq_len,
+                precision=self.config.precision,
+                recompute=recompute,
+                tp=inner.tp,
+                sequence_parallel=inner.sequence_parallel,
+                cp=inner.cp,
+                ep=inner.ep,
+                replicate=inner.replicate,
+            )
+        return self._known[key]
 
     def _recompute(self) -> Iterator[Recompute]:
         asked = self.hints.recompute
@@ -237,6 +245,18 @@ class Space:
 
     def meshes(self, frame: Frame) -> Iterator[tuple[Mesh, Zero]]:
         """How a frame's replicas divide into `dp` and `fsdp`, and what is spread over the latter."""
+        for mesh, zeros in self.arrangements(frame):
+            for zero in zeros:
+                yield mesh, zero
+
+    def arrangements(self, frame: Frame) -> tuple[tuple[Mesh, tuple[Zero, ...]], ...]:
+        """The same, mesh by mesh; of frames that differ in their micro-batches alone they are the same objects."""
+        key = (frame.mesh, frame.layout.fabric.per_node)
+        if key not in self._arrangements:
+            self._arrangements[key] = tuple(self._arranged(frame))
+        return self._arrangements[key]
+
+    def _arranged(self, frame: Frame) -> Iterator[tuple[Mesh, tuple[Zero, ...]]]:
         hints, free = self.hints, frame.mesh.dp
         for fsdp in divisors(free):
             dp = free // fsdp
@@ -245,9 +265,10 @@ class Space:
             mesh = replace(frame.mesh, dp=dp, fsdp=fsdp)
             if not self.limits.allows(mesh) or not aligned(mesh, frame.layout.fabric.per_node):
                 continue
-            for zero in self.limits.zero:
-                if hints.zero in (None, zero) and (zero > 0) == (mesh.shards > 1):
-                    yield mesh, zero
+            allowed = [zero for zero in self.limits.zero if hints.zero in (None, zero)]
+            zeros = tuple(zero for zero in allowed if (zero > 0) == (mesh.shards > 1))
+            if zeros:
+                yield mesh, zeros
 
     def schedules(self, frame: Frame) -> Iterator[tuple[Schedule, int]]:
         """Schedules and how many stages each rank holds."""
