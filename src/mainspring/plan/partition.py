@@ -83,15 +83,17 @@ class _Packing:
         if self._alike is not None:
             found, self.next_s = _filled(self._alike, longest, len(self.stages))
             return found
-        self.next_s = longest
+        self.next_s = math.inf
         for reach in self.stages:
             reach.allow(longest * (1 + 1e-12))
         # Where each stage can start: runs of units, because a later start never ends earlier.
         starts: list[list[tuple[int, int]]] = [[(0, 0)]]
         for number, reach in enumerate(self.stages):
             ends: list[tuple[int, int]] = []
+            most = self._units - (len(self.stages) - number - 1)
             for low, high in starts[-1]:
-                ends += reach.ends(low, high, self._units - (len(self.stages) - number - 1))
+                ends += reach.ends(low, high, most)
+                self.next_s = min(self.next_s, reach.next_s(min(high, most - 1), most))
             if not ends:
                 return None
             starts.append(_joined(ends) if len(ends) > 1 else ends)
@@ -133,6 +135,14 @@ class _Reach:
         if self._held:
             end = min(end, bisect_right(self._held, self._held[first] + self._room) - 1)
         return end
+
+    def next_s(self, first: int, most: int) -> float:
+        """The least time at which a stage that starts at `first`, or one before it, could end later than now."""
+        if not self._every_unit_fits:
+            return self._longest
+        end = bisect_right(self._sums, self._sums[first] + self._longest) - 1
+        by_bytes = bisect_right(self._held, self._held[first] + self._room) - 1 if self._held else most
+        return self._sums[end + 1] - self._sums[first] if end < min(most, by_bytes) else math.inf
 
     def ends(self, low: int, high: int, most: int) -> list[tuple[int, int]]:
         """Runs of units that a stage which starts between `low` and `high` can end before, `most` at most.
