@@ -116,7 +116,7 @@ def diff(context: typer.Context, first: PlanFile, second: PlanFile, as_json: AsJ
 
 @verbs.command("calibrate", epilog="Example: mainspring plan calibrate --json")
 def calibrate(context: typer.Context, as_json: AsJson = False) -> None:
-    """Measure this machine for about a minute; later plans for it use the figures, published as calibration:<machine>."""
+    """Measure this machine for about a minute; later plans use what is published as calibration:<machine>."""
     from mainspring.cli.follow import follow
 
     workspace = local_workspace_of(context)
@@ -183,9 +183,8 @@ def _print_calibration(ref: str, found: "Calibration") -> None:
         f"memory {here.memory_bytes_per_s / 1e9:.1f} GB/s; {here.block_overhead_s * 1e6:,.0f} µs a block"
     )
     if link:
-        print(
-            f"link      {link.bytes_per_s / 1e9:.2f} GB/s among {found.ranks} ranks, {link.latency_s * 1e6:,.0f} µs a message"
-        )
+        rate, latency = f"{link.bytes_per_s / 1e9:.2f} GB/s", f"{link.latency_s * 1e6:,.0f} µs a message"
+        print(f"link      {rate} among {found.ranks} ranks, {latency}")
     print_table(
         ("measured", "fitted", "error", "what"),
         [

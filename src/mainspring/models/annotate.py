@@ -55,7 +55,7 @@ def replicate() -> Iterator[None]:
 
 @contextmanager
 def split(degree: int = 0) -> Iterator[None]:
-    """Modules made inside are divided by tensor parallelism over `degree` ranks, or whatever number the plan chooses."""
+    """Modules made inside are divided by tensor parallelism over `degree` ranks, or as many as the plan chooses."""
     if degree < 0:
         raise SpecError(f"split({degree}): a number of ranks is at least 1")
     with _marking(Part(whole=False, degree=degree)):

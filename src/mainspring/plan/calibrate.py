@@ -1,8 +1,9 @@
 """The cost model's constants for one machine, fitted to what was measured on it.
 
 Every prediction is linear in the reciprocals of a device's rates and of a link's, so that the constants follow from a
-least-squares fit of relative errors; none of them may be negative, and with four unknowns every set that could be zero
-is tried. The fit asks the cost model itself what each constant contributes, so the two can never speak of different
+fit of relative errors: their absolute values, not their squares, so that a measurement that was disturbed counts no
+more than another. None of the constants may be negative, and with four unknowns every set that could be zero is tried.
+The fit asks the cost model itself what each constant contributes, so the two can never speak of different
 formulas.
 """
 
@@ -20,6 +21,8 @@ from mainspring.spec import Device, Link, Mesh, ModelSpec, Operation, Precision,
 
 NEVER = 1e30  # a rate at which nothing takes any time
 LEAST_SHARE = 1e-12
+REWEIGHTED = 30
+LEAST_MISS = 0.1  # below it squares count: this much is noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +94,8 @@ def fit_device(
         block_overhead_s=max(overhead, 1 / NEVER),
     )
     found = replace(found, bf16_flops_per_s=_narrow_peak(found, passed, stack))
-    samples = [Sample(each.what, each.seconds, _pass_s(found, each, stack)) for each in passed]
-    samples += [
-        Sample(each.what, each.seconds, ADAM_TRAFFIC_BYTES * each.params / found.memory_bytes_per_s) for each in updated
-    ]
+    samples = [_sample(each, _pass_s(found, each, stack)) for each in passed]
+    samples += [_sample(each, ADAM_TRAFFIC_BYTES * each.params / found.memory_bytes_per_s) for each in updated]
     return found, tuple(samples)
 
 
@@ -113,9 +114,13 @@ def fit_link(exchanged: Sequence[Exchanged], *, name: str) -> tuple[Link, tuple[
     latency, byte = _nonnegative(rows, weights)
     if not byte:
         raise SpecError("the measured exchanges do not grow with their size, so no rate follows from them")
-    samples = [Sample(each.what, each.seconds, _predicted_s(each, latency, 1 / byte)) for each in exchanged]
+    samples = [_sample(each, _predicted_s(each, latency, 1 / byte)) for each in exchanged]
     ranks = max(each.ranks for each in exchanged)
     return Link(name=name, bytes_per_s=ranks / byte, latency_s=latency), tuple(samples)
+
+
+def _sample(each: Passed | Updated | Exchanged, predicted_s: float) -> Sample:
+    return Sample(what=each.what, measured_s=each.seconds, predicted_s=predicted_s)
 
 
 def _narrow_peak(device: Device, passed: Sequence[Passed], stack: Stack) -> float:
@@ -193,22 +198,34 @@ def _predicted_s(each: Exchanged, latency_s: float, bytes_per_s: float) -> float
 def _nonnegative(rows: Sequence[tuple[list[float], float]], weights: Sequence[float] = ()) -> list[float]:
     """The factors, none negative, whose sums come nearest to the right sides in relative terms.
 
-    Every subset of factors that could be above zero is solved for; the best that is feasible is the optimum, because
-    the problem is convex. `weights` are what an error is relative to, the right sides if not given.
+    `weights` are what an error is relative to, the right sides if not given. Least absolute errors by least squares
+    that are weighed anew by what they left over (Schlossmacher 1973).
     """
-    count = len(rows[0][0])
     scales = list(weights) or [right for _, right in rows]
     scaled = [([value / s for value in left], right / s) for (left, right), s in zip(rows, scales, strict=True)]
-    best, least = [0.0] * count, sum(right * right for _, right in scaled)
+    factors, trust = [0.0] * len(rows[0][0]), [1.0] * len(rows)
+    for _ in range(REWEIGHTED):
+        factors = _least_squares(
+            [([value * t for value in left], right * t) for (left, right), t in zip(scaled, trust, strict=True)]
+        )
+        misses = [math.fsum(a * x for a, x in zip(left, factors, strict=True)) - right for left, right in scaled]
+        trust = [1 / math.sqrt(max(abs(miss), LEAST_MISS)) for miss in misses]
+    return factors
+
+
+def _least_squares(rows: Sequence[tuple[list[float], float]]) -> list[float]:
+    """Every subset of factors that could be above zero is solved for; the best that is feasible is the optimum."""
+    count = len(rows[0][0])
+    best, least = [0.0] * count, sum(right * right for _, right in rows)
     for size in range(1, count + 1):
         for chosen in itertools.combinations(range(count), size):
-            solved = _solve(scaled, chosen)
+            solved = _solve(rows, chosen)
             if solved is None or min(solved) < 0:
                 continue
             factors = [0.0] * count
             for place, value in zip(chosen, solved, strict=True):
                 factors[place] = value
-            miss = sum((math.fsum(a * x for a, x in zip(left, factors, strict=True)) - b) ** 2 for left, b in scaled)
+            miss = sum((math.fsum(a * x for a, x in zip(left, factors, strict=True)) - b) ** 2 for left, b in rows)
             if miss < least:
                 best, least = factors, miss
     return best

@@ -8,6 +8,7 @@ memory, the mere number of operations), so that `plan.calibrate` can tell the co
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,9 @@ from mainspring.store import Store, parse
 from mainspring.train.recipe import next_token_loss
 
 PATIENCE_S = 180.0
-LEAST_S = 0.3  # of one measurement, repeated until then
-REPEATS = 5  # and at least so often
+TURNS = 4  # in which everything is measured, so that a busy moment meets all alike; the best counts
+LEAST_S = 0.2  # of one measurement, repeated until then
+REPEATS = 4  # and at least so often
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +102,32 @@ def calibrate(node: Node, *, scratch: Path, progress: Progress = silent) -> Cali
     large = here.vendor != "cpu"
     shapes = [_larger(shape) if large else shape for shape in SHAPES]
     device = torch.device(devices.torch_device(0))
-    passed: list[Passed] = []
-    total = len(shapes) + len(UPDATES) + 1
+    tasks: list[_Task] = [*(_passing(shape, device) for shape in shapes)]
+    tasks += [_updating(params * (SCALE**2 if large else 1), device) for params in UPDATES]
+    least = [math.inf] * len(tasks)
     threads = torch.get_num_threads()
     if not large:
         torch.set_num_threads(node.cpu_cores)
     try:
-        for number, shape in enumerate(shapes):
-            passed.append(_passed(shape, device))
-            progress((number + 1) / total, passed[-1].what)
-        updated = [_updated(params * (SCALE**2 if large else 1), device) for params in UPDATES]
-        progress((total - 1) / total, "collectives")
+        for turn in range(TURNS):
+            for number, task in enumerate(tasks):
+                progress((turn + number / len(tasks)) / (TURNS + 1), task.told(0.0).what)
+                least[number] = min(least[number], _typical_s(task.work, device))
     finally:
         torch.set_num_threads(threads)
-    fitted, samples = fit_device(here, passed, updated)
-    found = Calibration(machine=node.name, probed=here.name, device=_named(fitted), ranks=1, samples=samples)
+    progress(TURNS / (TURNS + 1), "collectives")
+    found = [task.told(seconds) for task, seconds in zip(tasks, least, strict=True)]
+    fitted, samples = fit_device(
+        here,
+        [each for each in found if isinstance(each, Passed)],
+        [each for each in found if isinstance(each, Updated)],
+    )
+    one = Calibration(machine=node.name, probed=here.name, device=_named(fitted), ranks=1, samples=samples)
     ranks = min(4, len(node.devices)) if large else min(2, node.cpu_cores)
     if ranks < 2:
-        return found
+        return one
     link, more = fit_link(exchanges(ranks, scratch=scratch), name=node.link.name)
-    return replace(found, ranks=ranks, link=link, samples=(*samples, *more))
+    return replace(one, ranks=ranks, link=link, samples=(*samples, *more))
 
 
 def publish_calibration(store: Store, node: Node, *, run: str = "", progress: Progress = silent) -> Artifact:
@@ -150,7 +159,15 @@ def _larger(shape: Shape) -> Shape:
     )
 
 
-def _passed(shape: Shape, device: torch.device) -> Passed:
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Something to time, and what its time says."""
+
+    work: Callable[[], Any]
+    told: Callable[[float], Passed | Updated]
+
+
+def _passing(shape: Shape, device: torch.device) -> _Task:
     """Forward and backward of `shape`, gradients made anew each time as at the start of a step."""
     model = Decoder(shape.config).to(device)
     rows = torch.randint(shape.vocab, (shape.rows, shape.seq_len + 1), device=device)
@@ -161,23 +178,18 @@ def _passed(shape: Shape, device: torch.device) -> Passed:
             total, count = next_token_loss(model, rows)
         (total / count).backward()
 
-    return Passed(
-        model=profile_decoder(shape.config, seq_len=shape.seq_len, name="probe"),
-        rows=shape.rows,
-        precision=shape.precision,
-        seconds=_typical_s(once, device),
-    )
+    profile = profile_decoder(shape.config, seq_len=shape.seq_len, name="probe")
+    return _Task(once, partial(Passed, profile, shape.rows, shape.precision))
 
 
-def _updated(params: int, device: torch.device) -> Updated:
+def _updating(params: int, device: torch.device) -> _Task:
     weight = torch.nn.Parameter(torch.zeros(params, device=device))
     weight.grad = torch.ones_like(weight)
-    optimizer = torch.optim.AdamW([weight], lr=1e-6, fused=True)
-    return Updated(params=params, seconds=_typical_s(optimizer.step, device))
+    return _Task(torch.optim.AdamW([weight], lr=1e-6, fused=True).step, partial(Updated, params))
 
 
 def _typical_s(work: Callable[[], Any], device: torch.device) -> float:
-    """The median of some repeats, after two that warm up."""
+    """The lower quartile of some repeats, after two that warm up: neighbours only ever lengthen a measurement."""
     times: list[float] = []
     for repeat in range(1000):
         _settle(device)
@@ -188,7 +200,7 @@ def _typical_s(work: Callable[[], Any], device: torch.device) -> float:
             times.append(time.perf_counter() - started)
         if len(times) >= REPEATS and sum(times) >= LEAST_S:
             break
-    return statistics.median(times)
+    return statistics.quantiles(times, n=4, method="inclusive")[0]
 
 
 def _settle(device: torch.device) -> None:

@@ -23,7 +23,7 @@ from mainspring.hardware import devices, limits
 from mainspring.train.calibrate import SIZES
 from mainspring.train.parallel.group import process_group_backend
 
-REPEATS = 9
+REPEATS = 15
 TIMEOUT = timedelta(seconds=120)
 
 
@@ -37,16 +37,14 @@ def main(meeting: str, result: str, ranks: int, rank: int) -> None:
     store = dist.FileStore(meeting, ranks)
     dist.init_process_group(process_group_backend(device), store=store, rank=rank, world_size=ranks, timeout=TIMEOUT)
     try:
-        found = [
-            (name, size, _seconds(work, size, device)) for size in SIZES for name, work in _works(rank, ranks).items()
-        ]
+        found = [(name, size, _seconds(work, size, device)) for size in SIZES for name, work in _works(rank).items()]
     finally:
         dist.destroy_process_group()
     if rank == 0:
         Path(result).write_text(json.dumps(found), "utf-8")
 
 
-def _works(rank: int, ranks: int) -> dict[str, Callable[[Tensor, Tensor], object]]:
+def _works(rank: int) -> dict[str, Callable[[Tensor, Tensor], object]]:
     """Each operation on a whole tensor and a part of it."""
 
     def send(whole: Tensor, _: Tensor) -> None:
@@ -57,7 +55,7 @@ def _works(rank: int, ranks: int) -> dict[str, Callable[[Tensor, Tensor], object
 
     return {
         "all_reduce": lambda whole, _: dist.all_reduce(whole),
-        "all_gather": lambda whole, part: dist.all_gather_into_tensor(whole, part),
+        "all_gather": dist.all_gather_into_tensor,
         "reduce_scatter": lambda whole, part: dist.reduce_scatter_tensor(part, whole),
         "all_to_all": lambda whole, _: dist.all_to_all_single(torch.empty_like(whole), whole),
         "send": send,
@@ -65,7 +63,7 @@ def _works(rank: int, ranks: int) -> dict[str, Callable[[Tensor, Tensor], object
 
 
 def _seconds(work: Callable[[Tensor, Tensor], object], size: int, device: torch.device) -> float:
-    """The median over repeats, each begun by all together and ended by the last."""
+    """The lower quartile of repeats, each begun by all together and ended by the last."""
     whole = torch.ones(size // 4, device=device)
     part = torch.ones(len(whole) // dist.get_world_size(), device=device)
     times: list[float] = []
@@ -79,7 +77,7 @@ def _seconds(work: Callable[[Tensor, Tensor], object], size: int, device: torch.
         dist.all_reduce(took, dist.ReduceOp.MAX)
         if repeat > 1:
             times.append(float(took))
-    return statistics.median(times)
+    return statistics.quantiles(times, n=4, method="inclusive")[0]
 
 
 if __name__ == "__main__":
