@@ -95,7 +95,7 @@ class Stage:
     many micro-batches data replica `r` runs per step: uneven on mixed devices, the same in all stages of a plan.
     `forward_s[r]` and `backward_s[r]` are the seconds of one micro-batch of replica `r`, communication within the
     stage included; a zero-bubble schedule may put `weight_s` of the latter off. `send_s` is that of handing one on,
-    and `memory` the fullest rank's part for this stage.
+    and `memory` the fullest rank's part for this stage, whose smallest device has `device_memory_bytes`.
     """
 
     blocks: int
@@ -109,6 +109,7 @@ class Stage:
     weight_s: tuple[float, ...] = ()
     send_s: float = 0.0
     memory: MemoryEstimate | None = None
+    device_memory_bytes: int = 0
 
 
 @spec
