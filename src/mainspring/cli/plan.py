@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from mainspring.plan.explain import Explanation
     from mainspring.plan.validate import Validation
     from mainspring.spec import Calibration
+    from mainspring.train.dryrun import DryRun
 
 Ranks = Annotated[int | None, typer.Option(help="How many ranks; as many as pay off by default.", min=1)]
 ClusterPath = Annotated[str, typer.Option(help="Plan for the machines of this file.")]
 Optimize = Annotated[Objective, typer.Option(help="What the plan shall spend least of.")]
 PlanFile = Annotated[str, typer.Argument(help="A plan saved with --json, or a recipe.")]
+
+
+SHAPES_SHOWN = 12
 
 
 class RecipeOrVerb(TyperGroup):
@@ -128,6 +132,31 @@ def calibrate(context: typer.Context, as_json: AsJson = False) -> None:
         _print_calibration(artifact.ref, found)
 
 
+@verbs.command("dryrun", epilog="Example: mainspring plan dryrun recipe.py --world 4096 --cluster cluster.toml")
+def dryrun(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A Python file that defines `recipe`.")],
+    world: Annotated[int, typer.Option(help="How many ranks, on as many machines as that takes.", min=0)] = 0,
+    rank: Annotated[int, typer.Option(help="Which rank to try.", min=0)] = 0,
+    plan: Annotated[str, typer.Option(help="Try this plan, saved with --json.")] = "",
+    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
+    cluster: ClusterPath = "",
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try one rank of a plan on ranks that do not exist: the shapes it holds, and every collective with its bytes."""
+    found = local_workspace_of(context).dry_run(
+        recipe,
+        world=world,
+        rank=rank,
+        plan=_plan_of(context, plan) if plan else None,
+        data=data,
+        cluster=cluster,
+        overrides=overrides or (),
+    )
+    print_json(found) if as_json else _print_dry_run(found)
+
+
 @verbs.command("validate")
 def validate(
     context: typer.Context,
@@ -149,6 +178,41 @@ def _plan_of(context: typer.Context, path: str, *, cluster: str = "", overrides:
     if not Path(path).is_file():
         raise NotFound(f"no file {path}", hint="save one with `mainspring plan RECIPE --json > plan.json`")
     return parse.read_json(Path(path).read_text("utf-8"), Plan, where=path)
+
+
+def _print_dry_run(found: "DryRun") -> None:
+    mesh = found.plan.mesh
+    print(str(found.plan).splitlines()[0])
+    stages = ", ".join(map(str, found.stages))
+    print(f"rank      {found.rank} of {mesh.world}, stages {stages}, tried in {found.seconds:.1f} s")
+    said = "as predicted" if found.held_bytes == found.predicted_held_bytes else "predicted, and the rest is padding"
+    print(f"holds     {size(found.held_bytes)} of parameters, {size(found.predicted_held_bytes)} {said}")
+    print_table(
+        ("parameter", "whole", "here"),
+        [(h.name, _shape(h.whole), _shape(h.here)) for h in found.held[:SHAPES_SHOWN]],
+        empty="no parameters",
+    )
+    if len(found.held) > SHAPES_SHOWN:
+        print(f"          and {len(found.held) - SHAPES_SHOWN} more (--json has all)")
+    print_table(
+        ("operation", "ranks", "calls", "bytes", "predicted calls", "predicted bytes"),
+        [
+            (
+                m.operation,
+                m.group_ranks,
+                m.messages,
+                size(m.payload_bytes),
+                m.predicted_messages,
+                size(m.predicted_bytes),
+            )
+            for m in found.messages
+        ],
+        empty="no communication",
+    )
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return " x ".join(map(str, sizes)) or "1"
 
 
 def _print_menu(plans: "Sequence[Plan]") -> None:

@@ -13,10 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mainspring.cluster import Handle, Launcher, require_success
 from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
+from mainspring.plan.offers import enlarged
 from mainspring.plan.search import menu, plan_training
 from mainspring.spec import (
     Artifact,
@@ -36,6 +37,9 @@ from mainspring.spec import (
 from mainspring.store import Store, parse
 from mainspring.train.recipe import Facts, load_recipe
 from mainspring.train.resume import checkpoints_of
+
+if TYPE_CHECKING:
+    from mainspring.train.dryrun import DryRun
 
 ENTRY = "mainspring.train.worker:main"
 METRICS, RESULT = "metrics.jsonl", "result.json"  # written by the worker
@@ -103,6 +107,28 @@ def menu_for(
     """The best ways to train `recipe` on 1, 2, 4 ... and all ranks of `cluster`, for a scheduler to choose from."""
     model, config, hints = study(recipe, facts=facts, overrides=overrides)
     return menu(model, cluster, config, objective=objective, hints=hints)
+
+
+def dry_run_of(
+    recipe: str | Path,
+    *,
+    facts: Facts,
+    plan: Plan | None,
+    cluster: Cluster | None,
+    world: int,
+    rank: int = 0,
+    overrides: Sequence[str] = (),
+) -> DryRun:
+    """What `rank` of `plan`, or of the best plan for `world` ranks on machines like `cluster`'s, holds and sends."""
+    from mainspring.train.dryrun import dry_run
+
+    model, config, hints = study(recipe, facts=facts, overrides=overrides)
+    if plan is None:
+        if world < 1 or cluster is None:
+            raise SpecError(f"a dry run needs a plan or a number of ranks, world is {world}", hint="give --world 4096")
+        plan = plan_training(model, enlarged(cluster, world), config, ranks=world, hints=hints)
+    loaded = load_recipe(recipe, split_hints(overrides)[1])
+    return dry_run(loaded.recipe, model, plan, rank=rank, facts=facts)
 
 
 def study(

@@ -22,6 +22,7 @@ from mainspring.workspace.records import Named, Records, ref_of
 
 if TYPE_CHECKING:
     from mainspring.plan.validate import Validation
+    from mainspring.train.dryrun import DryRun
 
 VOCAB = 4096
 
@@ -79,6 +80,30 @@ class Plans(Records):
         facts = self._facts(data, vocab)
         found = launch.menu_for(recipe, facts=facts, cluster=machines, objective=optimize, overrides=overrides)
         return tuple(replace(plan, calibrations=known) for plan in found)
+
+    def dry_run(
+        self,
+        recipe: str | Path,
+        *,
+        world: int = 0,
+        rank: int = 0,
+        plan: Plan | None = None,
+        data: Named = "",
+        cluster: str | Path = "",
+        vocab: int = VOCAB,
+        overrides: Sequence[str] = (),
+    ) -> "DryRun":
+        """What `rank` of `plan` would hold and send in a step, tried on made-up ranks.
+
+        Without a plan, of the best one for `world` ranks on as many such machines as that takes.
+        """
+        from mainspring.train import launch
+
+        facts = self._facts(data, vocab)
+        machines = self._machines(cluster)[0] if plan is None else None
+        return launch.dry_run_of(
+            recipe, facts=facts, plan=plan, cluster=machines, world=world, rank=rank, overrides=overrides
+        )
 
     def validate_plans(self, runs: str | Path) -> "Validation":
         """How far the planner's predictions are off for the measured runs of a CSV table."""
