@@ -50,12 +50,12 @@ class Findings:
     samples: Mapping[str, Any]
 
 
-def parse_options(doc: str | None, **numbers: int) -> argparse.Namespace:
-    """The command line: `--quick`, and one option for each of `numbers` with its default."""
+def parse_options(doc: str | None, **values: int | str) -> argparse.Namespace:
+    """The command line: `--quick`, and one option for each of `values` with its default and kind."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the smallest run that still exercises everything")
-    for name, default in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in values.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
 
 

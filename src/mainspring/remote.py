@@ -28,19 +28,28 @@ from mainspring.spec import (
     Event,
     Failed,
     Feedback,
+    Gang,
     GateDecision,
+    GatherPlan,
     Lineage,
     MainspringError,
+    NodeUse,
     NotFound,
     Objective,
     Plan,
+    QueueShare,
     Report,
     RunRecord,
+    Site,
+    Sized,
     SnapshotDiff,
     SpecError,
     Thumb,
     Unavailable,
+    Waiting,
+    Why,
     WorkerLost,
+    WorkSize,
 )
 from mainspring.store import parse
 from mainspring.store.lineage import Direction
@@ -54,6 +63,19 @@ ERRORS = {
     for kind in (Cancelled, Denied, DoesNotFit, Failed, NotFound, SpecError, Unavailable, WorkerLost)
 }
 
+THERE = "run it there"
+INSTEAD = {
+    "dataset": "through a URL it is publish_data(name, source=...)",
+    "app": "through a URL it is publish_app(name, corpus=...), then ask(name, question)",
+    "open_app": "through a URL it is ask(name, question)",
+    "flow": THERE,
+    "watch_flow": THERE,
+    "serve_forever": "through a URL it is serve(model)",
+    "create_token": THERE,
+    "revoke_token": THERE,
+}
+"""Verbs of a local workspace that are not spoken over HTTP, and what to do instead."""
+
 
 class RemoteRun:
     """A run of another machine; answers like `workspace.Run`."""
@@ -61,6 +83,9 @@ class RemoteRun:
     def __init__(self, workspace: "RemoteWorkspace", told: Mapping[str, Any]) -> None:
         self.workspace = workspace
         self.id: str = told["id"]
+
+    def __repr__(self) -> str:
+        return f"RemoteRun({self.id!r})"
 
     @property
     def record(self) -> RunRecord:
@@ -129,6 +154,16 @@ class RemoteWorkspace:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=f"{self.url}/api/v1/", headers=headers, timeout=TIMEOUT_S)
 
+    def __repr__(self) -> str:
+        return f"RemoteWorkspace({self.url!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what to write instead of a verb that only the workspace's own machine has."""
+        told = INSTEAD.get(name)
+        if told is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(f"`{name}` needs the files of the machine that owns the workspace; {told}")
+
     def __enter__(self) -> "RemoteWorkspace":
         return self
 
@@ -162,7 +197,10 @@ class RemoteWorkspace:
             ) from error
         if response.is_success:
             return response
-        raise _error(response)
+        error = _error(response)
+        if isinstance(error, Denied) and "Authorization" not in self._http.headers:
+            error = Denied(str(error), hint="give one: ms.connect(url, token=...), --token or MAINSPRING_TOKEN")
+        raise error
 
     # -- the verbs
 
@@ -295,6 +333,49 @@ class RemoteWorkspace:
             raise SpecError("a remote workspace shows its own machines", hint="read a cluster file locally")
         return self._one("hardware", Cluster)
 
+    def nodes(self, scene: str | Path = "") -> tuple[NodeUse, ...]:
+        """Every node there, and who is on it."""
+        _no_scene(scene)
+        return self._all("cluster/nodes", NodeUse, {})
+
+    def usage(self, scene: str | Path = "") -> tuple[QueueShare, ...]:
+        """What each queue there holds, waits for and is entitled to."""
+        _no_scene(scene)
+        return self._all("cluster/quota", QueueShare, {})
+
+    def shares(self, path: str | Path = "", *, cluster: str | Path = "") -> tuple[QueueShare, ...]:
+        """A quota file is checked on the machine that has it."""
+        raise SpecError(
+            f"{path or cluster or 'a quota file'} cannot be checked from here",
+            hint="check it on the machine that owns the workspace, or locally with --cluster",
+        )
+
+    def queue(self, scene: str | Path = "") -> tuple[Waiting, ...]:
+        """Who waits there, and why."""
+        _no_scene(scene)
+        return self._all("cluster/queue", Waiting, {})
+
+    def why(self, job: str | Gang = "", *, scene: str | Path = "") -> tuple[Why, ...]:
+        """Where a job there is in life, and what would let it start."""
+        _no_scene(scene)
+        if isinstance(job, str):
+            return self._all("cluster/why", Why, {"job": job})
+        return tuple(parse.read_dict(item, Why) for item in self.post("cluster/why", parse.to_dict(job)))
+
+    def plan_gather(self, queue: str, job: str | Gang, *, hours: float = 24.0, scene: str | Path = "") -> GatherPlan:
+        """What pooling all quotas under `queue` there would do."""
+        _no_scene(scene)
+        target = job if isinstance(job, str) else parse.to_dict(job)
+        return parse.read_dict(self.post("cluster/gather", {"queue": queue, "job": target, "hours": hours}), GatherPlan)
+
+    def estimate(
+        self, work: WorkSize, *, device: str = "", devices: int = 0, utilisation: float = 0.0, site: Site | None = None
+    ) -> tuple[Sized, ...]:
+        """What a piece of work takes, by the catalogue there."""
+        body = {"work": parse.to_dict(work), "device": device, "devices": devices, "utilisation": utilisation}
+        found = self.post("estimate", body | ({"site": parse.to_dict(site)} if site else {}))
+        return tuple(parse.read_dict(item, Sized) for item in found)
+
     def doctor(self, *, repair: bool = False) -> tuple[Check, ...]:
         """Whether everything is in order there; contents are verified on the machine itself."""
         if repair:
@@ -306,6 +387,11 @@ class RemoteWorkspace:
 
     def _all(self, path: str, kind: type[T], query: Mapping[str, Any]) -> tuple[T, ...]:
         return tuple(parse.read_dict(item, kind) for item in self.get(path, query))
+
+
+def _no_scene(scene: str | Path) -> None:
+    if scene:
+        raise SpecError(f"{scene} describes a cluster of its own", hint="ask about it locally, without --address")
 
 
 def _error(response: httpx.Response) -> MainspringError:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import pickle
+import traceback
 
 import pytest
 
 import mainspring.spec
 from mainspring.spec import (
+    Answer,
     Cancelled,
+    Citation,
     Denied,
     DoesNotFit,
     Mesh,
@@ -16,6 +19,7 @@ from mainspring.spec import (
     Unavailable,
     load_settings,
 )
+from mainspring.spec.plugin import load_entry
 
 SPECS = [value for value in vars(mainspring.spec).values() if dataclasses.is_dataclass(value)]
 ERRORS = [Cancelled, Denied, DoesNotFit, NotFound, SpecError, Unavailable]
@@ -41,6 +45,23 @@ def test_an_error_crosses_a_process_boundary_with_its_hint(kind: type[SpecError]
     error = pickle.loads(pickle.dumps(kind("needs 33 GiB, has 24 GiB", hint="raise the shard degree")))
     assert type(error) is kind
     assert (str(error), error.hint) == ("needs 33 GiB, has 24 GiB", "raise the shard degree")
+
+
+def test_a_traceback_shows_the_hint() -> None:
+    told = traceback.format_exception_only(SpecError("no model:hand", hint="did you mean model:handbook?"))
+    assert told[-1] == "hint: did you mean model:handbook?\n"
+
+
+def test_an_answer_names_a_place_once() -> None:
+    at = Citation(marker=1, chunk="0", source="os.path.join", path=("os.path.join", "Notes"), quote="", score=1.0)
+    answer = Answer(trace="t", question="?", text="It joins. [1]", citations=(at,), mode="extracted")
+    assert str(answer).splitlines()[1] == "  [1] os.path.join > Notes"
+
+
+def test_a_misspelt_entry_point_names_the_nearest_one() -> None:
+    with pytest.raises(SpecError, match="no 'loads_entry'") as caught:
+        load_entry("mainspring.spec.plugin:loads_entry")
+    assert caught.value.hint == "did you mean load_entry?"
 
 
 def test_a_misspelt_environment_variable_names_the_nearest_one() -> None:

@@ -63,3 +63,13 @@ def kill_own_agent(task, payload):
     """Take the node agent away, as the kernel's memory killer might."""
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(300)
+
+
+def once(task, payload):
+    """Leave a trace of beginning and end that shows whether anybody did this twice."""
+    trace = Path(payload["trace"])
+    with trace.open("a") as file:
+        file.write(f"began {task.rank}\n")
+    time.sleep(payload.get("seconds", 0))
+    with trace.open("a") as file:
+        file.write(f"ended {task.rank}\n")

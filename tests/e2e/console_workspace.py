@@ -31,6 +31,7 @@ from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
 from mainspring.models.weights import save_pretrained
 from mainspring.spec import DecoderConfig, NotFound, Settings
+from mainspring.testing.books import fill_books
 from mainspring.workspace import Workspace
 
 STEPS, SEQ_LEN, BATCH = 60, 64, 8
@@ -100,6 +101,7 @@ def populate(home: Path, docs: Path) -> Made:
     failed = workspace.publish_data("missing", source=str(home / "no-such-folder"))
     with pytest.raises(NotFound, match="no-such-folder"):
         failed.result(30)
+    fill_books(workspace.store)
     running, release = _keep_running(workspace)
     return Made(home, train_run, failed.id, flow_run, model.ref, dataset.ref, running, release, workspace)
 

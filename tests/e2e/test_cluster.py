@@ -18,7 +18,8 @@ import pytest
 from mainspring.cluster import Launcher, require_success
 from mainspring.cluster.engine import LOCAL_CPUS_MIN, LOCAL_CPUS_PER_CORE
 from mainspring.hardware import limits
-from mainspring.spec import DoesNotFit, Job, Resources, SpecError, Unavailable, WorkerLost
+from mainspring.spec import DoesNotFit, Job, Resources, Settings, SpecError, Unavailable, WorkerLost
+from mainspring.store import Store
 from mainspring.testing.processes import eventually, marked
 
 
@@ -36,7 +37,10 @@ def tagged(name: str, entry: str, **fields) -> Job:
 
 @pytest.fixture(scope="module")
 def launcher(tmp_path_factory):
-    with Launcher(address="local", run_root=tmp_path_factory.mktemp("runs")) as opened:
+    with (
+        Store.open(Settings(home=str(tmp_path_factory.mktemp("home")))) as store,
+        Launcher(store, address="local") as opened,
+    ):
         yield opened
 
 
@@ -160,7 +164,7 @@ def test_bad_requests_are_refused_before_anything_starts(launcher):
         launcher.submit(job("twice", "linger"))
     running.cancel()
     running.wait(30)
-    with pytest.raises(SpecError, match="cannot also use"), Launcher(address="auto", run_root=Path("/tmp")) as other:
+    with pytest.raises(SpecError, match="cannot also use"), Launcher(launcher.store, address="auto") as other:
         other.submit(job("elsewhere", "greet"))
 
 
@@ -182,10 +186,11 @@ DRIVER = """
     import signal, sys
     from pathlib import Path
     from mainspring.cluster import Launcher
-    from mainspring.spec import Job
+    from mainspring.spec import Job, Settings
+    from mainspring.store import Store
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
     sys.path.insert(0, {entries!r})
-    with Launcher(address="local", run_root=Path({root!r})) as launcher:
+    with Launcher(Store.open(Settings(home={root!r})), run_root=Path({root!r})) as launcher:
         handle = launcher.submit(Job(id="j", name="j", entry="cluster_entries:linger", ranks=2))
         handle.wait()
 """
@@ -199,11 +204,12 @@ def test_a_home_that_cannot_be_written_and_clusters_one_after_another_are_no_pro
         import sys
         from pathlib import Path
         from mainspring.cluster import Launcher
-        from mainspring.spec import Job
+        from mainspring.spec import Job, Settings
+        from mainspring.store import Store
 
         states = []
         for name in ("one", "two"):
-            with Launcher(address="local", run_root=Path(sys.argv[1])) as launcher:
+            with Launcher(Store.open(Settings(home=sys.argv[1])), address="local") as launcher:
                 states.append(launcher.submit(Job(id=name, name=name, entry="cluster_entries:greet")).wait(60).state)
         print(*states)
         """,
@@ -257,7 +263,8 @@ TWO_NODES = """
     import ray
     from ray.cluster_utils import Cluster
     from mainspring.cluster import Launcher, survey
-    from mainspring.spec import Job, Resources
+    from mainspring.spec import Job, Resources, Settings
+    from mainspring.store import Store
     from mainspring.testing.processes import eventually
 
     root, port = Path(sys.argv[1]), int(sys.argv[2])
@@ -266,7 +273,8 @@ TWO_NODES = """
     cluster = Cluster(initialize_head=True, head_node_args={**node, "ray_client_server_port": port})
     cluster.add_node(**node)
     payload = json.dumps({"steps": 15, "pace_s": 0.1})
-    with Launcher(address=address, run_root=root / "runs", scratch=str(root / "scratch")) as launcher:
+    store = Store.open(Settings(home=str(root)))
+    with Launcher(store, address=address, scratch=str(root / "scratch")) as launcher:
         job = Job(id="wide", name="wide", entry="cluster_entries:greet", ranks=4, payload_json=payload)
         handle = launcher.submit(job)
         followed = root / "runs/wide/metrics-3.jsonl"
@@ -310,9 +318,10 @@ ONE_OF_TWO_DRIVERS = """
     import json, sys
     from pathlib import Path
     from mainspring.cluster import Launcher, require_success
-    from mainspring.spec import Job
+    from mainspring.spec import Job, Settings
+    from mainspring.store import Store
     entry, payload = "cluster_entries:occupy", json.dumps({"seconds": 0.5})
-    with Launcher(address=sys.argv[1], run_root=Path(sys.argv[2])) as launcher:
+    with Launcher(Store.open(Settings(home=sys.argv[2])), address=sys.argv[1]) as launcher:
         jobs = [Job(id=f"j{n}", name="j", entry=entry, ranks=2, payload_json=payload) for n in range(2)]
         for handle in [launcher.submit(job) for job in jobs]:
             require_success(handle.wait(100))
@@ -332,7 +341,7 @@ TWO_DRIVERS = """
     codes = [one.wait(150) for one in drivers]
     assert codes == [0, 0]
     cluster.shutdown()
-    print(json.dumps([json.loads(path.read_text()) for path in root.glob("*/*/here-*.json")]))
+    print(json.dumps([json.loads(path.read_text()) for path in root.glob("*/runs/*/here-*.json")]))
 """
 
 
@@ -358,19 +367,19 @@ def test_a_local_survey_needs_no_ray():
     assert isolated(program) == "1 False"
 
 
-def test_without_ray_the_launcher_says_what_to_install():
+def test_without_ray_the_launcher_says_what_to_install(tmp_path):
     program = """
         import sys
         sys.modules["ray"] = None
-        from pathlib import Path
         from mainspring.cluster import Launcher
-        from mainspring.spec import Job, Unavailable
+        from mainspring.spec import Job, Settings, Unavailable
+        from mainspring.store import Store
         try:
-            Launcher(run_root=Path("/tmp")).submit(Job(id="j", name="j", entry="m:f"))
+            Launcher(Store.open(Settings(home=sys.argv[1]))).submit(Job(id="j", name="j", entry="m:f"))
         except Unavailable as error:
             print("not installed" in str(error), "pip install" in error.hint)
     """
-    assert isolated(program) == "True True"
+    assert isolated(program, str(tmp_path)) == "True True"
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:9", "ray://nowhere.invalid:10001", "127.0.0.1:9"])
@@ -379,10 +388,11 @@ def test_a_cluster_that_does_not_answer_is_unavailable_within_seconds(address, t
         import sys, time
         from pathlib import Path
         from mainspring.cluster import Launcher
-        from mainspring.spec import Job, Unavailable
+        from mainspring.spec import Job, Settings, Unavailable
+        from mainspring.store import Store
         started_s = time.monotonic()
         try:
-            with Launcher(address=sys.argv[1], run_root=Path(sys.argv[2])) as launcher:
+            with Launcher(Store.open(Settings(home=sys.argv[2])), address=sys.argv[1]) as launcher:
                 launcher.submit(Job(id="j", name="j", entry="m:f"))
         except Unavailable as error:
             print("Unavailable", time.monotonic() - started_s < 20, sys.argv[1] in str(error), bool(error.hint))

@@ -162,6 +162,7 @@ def pages(made: Made) -> dict[str, tuple[str, list[str]]]:
         "model": (f"/artifacts/{model}", ["bits per byte", "The gate is", "model.safetensors", "tokens:handbook@1"]),
         "playground": ("/playground", ["handbook-lm", "Temperature", "Top-p", "Generate"]),
         "assistant": ("/assistant", ["Ask handbook anything"]),
+        "cluster": ("/cluster?job=ablation", ["33 of 47", "waiting for", "no room for 4 ranks", "node-4", "What if"]),
         "hardware": ("/hardware", ["Device memory", "fp32 peak", "healthy", "Checks", "disk"]),
     }
 
@@ -248,6 +249,24 @@ def test_a_flow_changes_colour_while_it_runs(wide: BrowserContext, url: str, mad
         expect(found.page.locator(".graph .node.good")).to_contain_text("read")
         store.set_run_state(record.id, "SUCCEEDED")
         found.check()
+
+
+def test_a_job_that_does_not_exist_hears_what_would_happen_to_it(wide: BrowserContext, url: str) -> None:
+    found = visit(wide, url)
+    found.open("/cluster")
+    main = found.page.locator("#main")
+    found.page.get_by_role("button", name="Could it start?").click()
+    expect(main.locator(".answer")).to_contain_text("would start")
+    found.page.get_by_label("Ranks").fill("60")
+    found.page.get_by_role("button", name="Could it start?").click()
+    expect(main.locator(".answer")).to_contain_text("refused")
+    found.page.get_by_label("Ranks").fill("20")
+    found.page.get_by_role("button", name="Plan a gather").click()
+    expect(main.locator(".answer, .alert").last).to_contain_text(re.compile("Device-hours lost|does not make room"))
+    main.get_by_role("link", name="huge").click()
+    expect(found.page).to_have_url(f"{url}/cluster?job=huge")
+    expect(main.locator(".answer")).to_contain_text("It would start with")
+    found.check()
 
 
 def test_a_step_and_a_lineage_box_lead_on(wide: BrowserContext, url: str, made: Made) -> None:

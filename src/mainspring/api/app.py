@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 
 from mainspring import __version__
-from mainspring.api import apps, artifacts, data, machine, runs
+from mainspring.api import apps, artifacts, cluster, data, machine, runs
 from mainspring.api.access import Access, BodyLimit, SameOrigin
 from mainspring.serve.http import router
 from mainspring.spec import MainspringError, NotFound
@@ -30,7 +30,7 @@ def create_app(workspace: Workspace, *, host: str = "127.0.0.1") -> FastAPI:
     access = Access(check_token)
     app.add_middleware(BodyLimit)
     app.add_middleware(SameOrigin, loopback=check_token is None)
-    for resource in (runs, artifacts, data, machine, apps):
+    for resource in (runs, artifacts, data, machine, cluster, apps):
         app.include_router(resource.router(workspace, access), prefix="/api/v1")
     app.include_router(router(workspace.offers(), check_token=check_token))
     for path in ("/api/{path:path}", "/v1/{path:path}"):

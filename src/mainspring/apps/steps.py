@@ -54,7 +54,7 @@ def train(
     plan = launch.plan_for(recipe, cluster=machines, facts=facts, ranks=ranks, overrides=overrides)
     # A step that was interrupted goes on from its checkpoints when the same step, with the same inputs, runs again.
     resume = attempts.same_step(store, run)
-    with Launcher(address=store.settings.address, run_root=store.home / "runs") as launcher:
+    with Launcher(store, address=store.settings.address) as launcher:
         return launch.train(
             store,
             launcher,

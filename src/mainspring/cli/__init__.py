@@ -1,3 +1,13 @@
 """The hands: one file per verb, each a thin call into the workspace and a way to draw what comes back."""
 
-from mainspring.cli.app import main as main
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line; Ctrl-C is no error while its verbs are still being imported, either."""
+    try:
+        from mainspring.cli import app
+    except KeyboardInterrupt:
+        sys.exit(130)
+    app.main()

@@ -1,14 +1,21 @@
 """`mainspring ls`, `show`, `lineage`: what was made, what is in it, and where it came from."""
 
-from typing import Annotated, Literal
+import difflib
+import json
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mainspring.cli.completion import Ref, refs
 from mainspring.cli.output import ago, print_json, print_table, size
 from mainspring.cli.session import AsJson, workspace_of
+from mainspring.spec import SpecError
+
+if TYPE_CHECKING:
+    from mainspring.spec import RunRecord
 
 LONGEST = 160
+KINDS = ("dataset", "tokenizer", "tokens", "model", "report", "index", "app")
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -20,13 +27,15 @@ def add_to(cli: typer.Typer) -> None:
 
 def ls(
     context: typer.Context,
-    kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="Only this kind: dataset, tokens, model, report, index, app.")
-    ] = "",
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Only this kind: {', '.join(KINDS)}.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """List artifacts, newest first."""
     found = workspace_of(context).artifacts(kind=kind)
+    if kind and not found and kind not in KINDS:  # a plugin's kind is known by what there is of it
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(KINDS)
+        raise SpecError(f"nothing is of kind {kind!r}", hint=hint)
     if as_json:
         print_json(found)
         return
@@ -37,8 +46,6 @@ def ls(
 
 def show(context: typer.Context, ref: Ref, as_json: AsJson = False) -> None:
     """What is in one artifact."""
-    import json
-
     found = workspace_of(context).artifact(ref)
     if as_json:
         print_json(found)
@@ -63,9 +70,13 @@ def lineage(
         return
     runs = {run.id: run for run in found.runs}
     for run_id in sorted(runs, key=lambda key: runs[key].created_s):
-        taken = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "input"]
-        made = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "output"]
         run = runs[run_id]
-        print(
-            f"{', '.join(taken) or '(nothing)'} --[{run.kind} {run.name} {run.id}]--> {', '.join(made) or '(nothing)'}"
-        )
+        taken = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "input"] or _source(run)
+        made = [edge.ref for edge in found.edges if edge.run == run_id and edge.role == "output"]
+        print(f"{', '.join(taken)} --[{run.kind} {run.name} {run.id}]--> {', '.join(made) or '(nothing)'}")
+
+
+def _source(run: "RunRecord") -> list[str]:
+    """What a run without inputs read: the documents' own place."""
+    config = json.loads(run.config_json)
+    return [str(config.get("source") or config.get("with", {}).get("source") or "(nothing)")]

@@ -9,6 +9,7 @@ from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json, print_table, size
 from mainspring.cli.session import AsJson, workspace_of
 
+SHOWN = 10
 Dedup = Literal["strict", "balanced", "aggressive", "none"]  # as in `workspace`, which is not imported for --help
 
 verbs = typer.Typer(help="Publish, look at and compare datasets.", no_args_is_help=True)
@@ -83,8 +84,10 @@ def _print_report(context: typer.Context, ref: str) -> None:
     idle = len(report.rules) - len(active)
     title = (
         f"{report.kept} of {report.read} documents kept, {size(report.kept_bytes)} of {size(report.read_bytes)}, "
-        f"{len(report.skipped)} unreadable; {idle} of {len(report.rules)} rules found nothing"
+        f"{report.unreadable} unreadable; {idle} of {len(report.rules)} rules found nothing"
     )
     print_table(("rule", "dropped", "changed", "for example"), rows, title=title, empty=title)
-    for skipped in report.skipped[:10]:
+    for skipped in report.skipped[:SHOWN]:
         print(f"skipped {skipped.source}: {skipped.reason}")
+    if len(report.skipped) > SHOWN:
+        print(f"and {len(report.skipped) - SHOWN} more (all with --json)")

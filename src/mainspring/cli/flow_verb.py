@@ -1,15 +1,17 @@
 """`mainspring run`: a flow file, step by step, repeating nothing that is still fresh."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mainspring.cli.follow import SAY_EVERY_S
 from mainspring.cli.output import print_json, print_table
 from mainspring.cli.session import AsJson, DryRun, Overrides, local_workspace_of
-from mainspring.spec import MainspringError
+from mainspring.spec import Cancelled, MainspringError
 
 if TYPE_CHECKING:
     from mainspring.flow.run import FlowEvent, FlowResult
@@ -45,10 +47,15 @@ def run(
             show(workspace.flow(flow, overrides=given, on_event=on_event), as_json=as_json)
             return
         for result in workspace.watch_flow(flow, overrides=given, on_event=on_event):
-            if isinstance(result, MainspringError):
-                print(f"error: {result}", file=sys.stderr)
-            else:
+            try:
+                if isinstance(result, MainspringError):
+                    raise result
                 show(result, as_json=as_json)
+            except Cancelled:
+                raise
+            except MainspringError as error:  # the next change may mend it
+                print(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+            print("waiting for a change (Ctrl-C stops)", file=sys.stderr, flush=True)
 
 
 def show(result: "FlowResult", *, as_json: bool) -> None:
@@ -69,7 +76,7 @@ def drawn(*, quiet: bool = False) -> Iterator["OnEvent"]:
     if quiet:
         yield lambda _event: None
     elif not sys.stderr.isatty():
-        yield _tell
+        yield _Teller()
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -104,6 +111,18 @@ def drawn(*, quiet: bool = False) -> Iterator["OnEvent"]:
             yield draw
 
 
-def _tell(event: "FlowEvent") -> None:
-    if event.state != "RUNNING":
-        print(f"{MARKS[event.state]} {event.step} {event.state} {event.message}".rstrip(), file=sys.stderr, flush=True)
+class _Teller:
+    """Without a terminal: a line when a step ends, and every ten seconds what a running one is doing."""
+
+    def __init__(self) -> None:
+        self._said_s: dict[str, float] = {}
+
+    def __call__(self, event: "FlowEvent") -> None:
+        how = str(event.state)
+        if event.state == "RUNNING":
+            now = time.monotonic()
+            if now - self._said_s.setdefault(event.step, now) < SAY_EVERY_S:
+                return
+            self._said_s[event.step] = now
+            how = f"{event.fraction:.0%}"
+        print(f"{MARKS[event.state]} {event.step} {how} {event.message}".rstrip(), file=sys.stderr, flush=True)

@@ -82,7 +82,7 @@ def plan(
         print(found)
 
 
-@verbs.command("explain")
+@verbs.command("explain", epilog="Example: mainspring plan explain plan.json --html plan.html")
 def explain(
     context: typer.Context,
     plan: PlanFile,
@@ -106,7 +106,7 @@ def explain(
     _print_explanation(told)
 
 
-@verbs.command("diff")
+@verbs.command("diff", epilog="Example: mainspring plan diff before.json after.json")
 def diff(context: typer.Context, first: PlanFile, second: PlanFile, as_json: AsJson = False) -> None:
     """Show what distinguishes two plans."""
     from mainspring.plan.explain import difference
@@ -157,7 +157,7 @@ def dryrun(
     print_json(found) if as_json else _print_dry_run(found)
 
 
-@verbs.command("validate")
+@verbs.command("validate", epilog="Example: mainspring plan validate runs.csv --json")
 def validate(
     context: typer.Context,
     runs: Annotated[str, typer.Argument(help="A table of measured runs, as CSV.")],
@@ -260,7 +260,7 @@ def _print_calibration(ref: str, found: "Calibration") -> None:
 
 
 def _print_explanation(told: "Explanation") -> None:
-    print(f"limit     {told.bottleneck}")
+    print(f"limit     {told.bottleneck}; {size(told.spare_bytes)} to spare on the fullest rank")
     print(f"advice    {told.advice}")
     print_table(
         ("stage", "rank", "device", "blocks", "recompute", "forward", "backward", "sending", "memory"),
@@ -280,9 +280,17 @@ def _print_explanation(told: "Explanation") -> None:
         ],
     )
     print_table(
-        ("axis", "operation", "ranks", "calls", "bytes", "seconds"),
+        ("axis", "operation", "ranks", "calls", "bytes", "seconds", "not hidden"),
         [
-            (t.axis, t.operation, t.group_ranks, t.messages, size(t.payload_bytes), f"{t.seconds:.3g}")
+            (
+                t.axis,
+                t.operation,
+                t.group_ranks,
+                t.messages,
+                size(t.payload_bytes),
+                f"{t.seconds:.3g}",
+                f"{t.exposed_s:.3g}",
+            )
             for t in told.traffic
         ],
         empty="no communication",
@@ -302,8 +310,10 @@ def _print_validation(found: "Validation") -> None:
     )
     print(f"          held out {found.held_out:.1%}, rank correlation {found.rank_correlation:.4f}")
     print(f"memory    at most {found.worst_memory_underestimate:.1%} too low")
-    right = sum(r.right for r in found.rankings)
-    print(f"ranking   the fastest of the published alternatives is first in {right} of {len(found.rankings)} groups")
+    print(
+        f"ranking   the fastest of the published alternatives is first in {found.ranked_right:.0%} of "
+        f"{len(found.rankings)} groups"
+    )
     for wrong in (r for r in found.rankings if not r.right):
         print(f"          not {wrong.ids[0]}, but {wrong.predicted} was predicted")
     for left_out in found.excluded:

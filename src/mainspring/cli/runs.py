@@ -30,7 +30,8 @@ def ps(
         print_json(records)
         return
     rows = [(r.id, r.kind, r.name, r.state, ago(r.created_s), r.reason[:160]) for r in records]
-    empty = "no runs yet" if everything else "nothing is running (mainspring ps --all shows ended runs)"
+    of = f" of kind {kind!r}" if kind else ""
+    empty = f"no runs{of} yet" if everything else f"nothing{of} is running (mainspring ps --all shows ended runs)"
     print_table(("run", "kind", "name", "state", "age", "reason"), rows, empty=empty, drop=("kind", "name", "age"))
     newest = next((record for record in records if record.kind == "train"), None)
     if newest is not None and workspace.can_resume(newest.id):

@@ -11,7 +11,6 @@ from mainspring.cli.output import print_json
 from mainspring.cli.plan import Optimize, Ranks
 from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
 from mainspring.spec import NotFound, Plan, SpecError
-from mainspring.store import parse
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -69,6 +68,8 @@ def train(
 
 
 def _read_plan(path: Path) -> Plan:
+    from mainspring.store import parse
+
     try:
         return parse.read_json(path.read_text("utf-8"), Plan, where=str(path))
     except OSError as error:

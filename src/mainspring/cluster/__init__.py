@@ -6,7 +6,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mainspring.cluster.launcher import Handle, Launcher
+    from mainspring.cluster.handle import Handle
+    from mainspring.cluster.launcher import Launcher
     from mainspring.cluster.surveyor import survey
     from mainspring.cluster.verdict import require_success
 
@@ -16,7 +17,7 @@ __all__ = ["Handle", "Launcher", "require_success", "survey"]
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    homes = {"survey": "surveyor", "require_success": "verdict"}
+    homes = {"Handle": "handle", "survey": "surveyor", "require_success": "verdict"}
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{homes.get(name, 'launcher')}"), name)

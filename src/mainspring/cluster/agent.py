@@ -3,8 +3,8 @@
 Lives in a Ray actor (one per job and node) but knows nothing of Ray, so that it can be tested alone. Each rank is a
 process of its own session, hence a user's crash, leak or `os._exit` never reaches the agent, and `killpg` reaches
 whatever the rank started. One thread starts and reaps all ranks: PR_SET_PDEATHSIG fires when the *thread* that
-forked ends, so it must live as long as the agent. A driver that stops asking for longer than `LEASE_S` has lost its
-claim, and the ranks are ended.
+forked ends, so it must live as long as the agent. A driver that stops asking for longer than its lease has lost its
+claim, and the ranks are ended. Every call may be repeated, by the same driver or by one that takes over.
 """
 
 import json
@@ -35,6 +35,8 @@ from mainspring.spec import Job, RankExit, Task, spec
 from mainspring.spec.settings import process_environment
 
 LEASE_S = 30.0
+LASTING_LEASE_S = 300.0  # how long the next scheduler has to take a lasting job over
+LAPSED = "the driver has not been heard of"
 GRACE_S = 5.0
 TICK_S = 0.02
 TAIL_BYTES = 4096
@@ -46,7 +48,7 @@ log = logging.getLogger(__name__)
 class Order:
     """What one agent is to start. `imports` and `folder` are the driver's sys.path and working directory.
 
-    `address` is this node's own, under which the others reach it.
+    `address` is this node's own, under which the others reach it. Ranks end when no driver asks for `lease_s`.
     """
 
     job: Job
@@ -55,6 +57,15 @@ class Order:
     imports: tuple[str, ...]
     folder: str
     address: str = ""
+    lease_s: float = LEASE_S
+
+
+@spec
+class Berth:
+    """Where a run's files are on this node, and whether its ranks have been started."""
+
+    folder: str
+    started: bool
 
 
 @spec
@@ -95,12 +106,16 @@ class NodeAgent:
         self._folder: Path | None = None
         self._scratch: Path | None = None
         self._held: socket.socket | None = None
+        self._started = False
 
-    def prepare(self, shared: str, scratch: str, run_root: str) -> str:
+    def prepare(self, shared: str, scratch: str, run_root: str) -> Berth:
         """The folder for the run's files on this node: that of `shared` if this node sees it, else a fresh one.
 
         The driver has put that file there, below `run_root`; seeing it proves a common file system.
         """
+        self._asked_s = time.monotonic()
+        if self._folder is not None:
+            return Berth(folder=str(self._folder), started=self._started)
         if not scratch and sees([shared], run_root):
             self._folder = Path(shared).parent
         else:
@@ -109,7 +124,7 @@ class NodeAgent:
             Path(parent).mkdir(parents=True, exist_ok=True)
             self._scratch = Path(tempfile.mkdtemp(prefix="mainspring-run-", dir=parent))
             self._folder = self._scratch
-        return str(self._folder)
+        return Berth(folder=str(self._folder), started=False)
 
     def hold_port(self) -> int:
         """A TCP port of this node that stays free for the gang's first rank until `close`.
@@ -117,14 +132,19 @@ class NodeAgent:
         A socket that is bound and does not listen keeps the system from giving the port away, to a listener or as the
         near end of a connection; a listener that asks for the port by number, as torch's store does, still gets it.
         """
-        self._held = socket.socket()
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._held.bind(("", 0))
+        if self._held is None:
+            self._held = socket.socket()
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._held.bind(("", 0))
         return self._held.getsockname()[1]
 
     def start(self, order: Order) -> None:
-        """Start every rank of `order`; returns at once."""
+        """Start every rank of `order`, unless that was done; returns at once."""
         self._asked_s = time.monotonic()
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
         threading.Thread(target=self._supervise, args=(order,), name="supervise", daemon=True).start()
 
     def poll(self, cursors: Mapping[str, Cursor] | None) -> Poll:
@@ -197,8 +217,8 @@ class NodeAgent:
                 now_s = time.monotonic()
                 if now_s - started_s > limit_s:
                     self.stop(f"time limit of {limit_s:g} s reached", GRACE_S)
-                if now_s - self._asked_s > LEASE_S:
-                    self.stop(f"the driver has not been heard of for {LEASE_S:g} s", GRACE_S)
+                if now_s - self._asked_s > order.lease_s:
+                    self.stop(f"{LAPSED} for {order.lease_s:g} s", GRACE_S)
                 if self._stopped and deadline_s == float("inf"):
                     deadline_s = now_s + self._grace_s
                     self._signal(signal.SIGTERM)

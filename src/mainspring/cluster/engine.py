@@ -32,8 +32,10 @@ from mainspring.spec.settings import quiet_third_parties, variable
 LOCAL_CPUS_PER_CORE = 2
 LOCAL_CPUS_MIN = 4
 ACCELERATORS = ("GPU", "NPU", "HPU", "TPU")
+NAMESPACE = "mainspring"
 _START_S = 90.0
 _REACH_S = 5.0
+_JOIN_ATTEMPTS = 3
 _OBJECT_STORE_BYTES = 80 << 20
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,28 @@ class Engine:
         else:
             left = _available()
         return {node: _capacity(node, resources) for node, resources in left.items()}
+
+    def cluster_id(self) -> str:
+        """Ray's own id of the cluster: another one after a restart, the same for every driver until then."""
+        import ray
+
+        if self.address.startswith("ray://"):
+            return ray.get(ray.remote(num_cpus=0)(_cluster_id).remote(), timeout=_START_S)
+        return _cluster_id()
+
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """Id and name of every placement group that has not been removed, whoever made it."""
+        from ray.util.placement_group import placement_group_table
+
+        found = placement_group_table().values()
+        return tuple((group["placement_group_id"], group["name"]) for group in found if group["state"] != "REMOVED")
+
+    def remove_group(self, id: str) -> None:  # noqa: A002 Ray's word for it
+        """Remove a placement group, and with it the agents in it and their ranks."""
+        from ray import PlacementGroupID
+        from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(id)))
 
     def seeing(self, paths: Sequence[str], *, run_root: str) -> frozenset[str]:
         """The names of the nodes that see every one of `paths`; see `reach.sees`."""
@@ -156,6 +180,7 @@ class Engine:
             num_cpus=max(LOCAL_CPUS_MIN, LOCAL_CPUS_PER_CORE * limits.cores()),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
+            namespace=NAMESPACE,
             configure_logging=False,
             log_to_driver=False,
             _temp_dir=folder,
@@ -170,12 +195,23 @@ class Engine:
         ray = _import_ray()
         package = str(mainspring.__path__[0])  # the nodes run the driver's own source
         self._connected = True  # from here on there is something to shut down
-        ray.init(
-            address=self.address,
-            configure_logging=False,
-            log_to_driver=False,
-            runtime_env={"py_modules": [package], "excludes": ["**/__pycache__"]},
-        )
+        for attempt in range(1, _JOIN_ATTEMPTS + 1):
+            try:
+                ray.init(
+                    address=self.address,
+                    namespace=NAMESPACE,
+                    configure_logging=False,
+                    log_to_driver=False,
+                    runtime_env={"py_modules": [package], "excludes": ["**/__pycache__"]},
+                )
+            except ConnectionAbortedError as error:
+                # Ray starts a process for each client, now and then in vain: the port it chose was taken meanwhile.
+                if attempt == _JOIN_ATTEMPTS or "Starting Ray client server failed" not in str(error):
+                    raise
+                log.warning("Ray could not start its side of the connection; trying again", extra={"attempt": attempt})
+                ray.shutdown()
+            else:
+                return
 
 
 @contextmanager
@@ -247,6 +283,12 @@ def _available() -> dict[str, dict[str, float]]:
     from ray._private.state import available_resources_per_node
 
     return available_resources_per_node()
+
+
+def _cluster_id() -> str:
+    from ray._private.worker import global_worker
+
+    return global_worker.gcs_client.cluster_id.hex()  # pyright: ignore[reportAttributeAccessIssue] of its parent
 
 
 def member_of(node: Mapping[str, Any], *, among: Sequence[Mapping[str, Any]]) -> Member:

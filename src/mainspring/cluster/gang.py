@@ -1,7 +1,8 @@
 """One gang on Ray: a placement group pinned to the chosen nodes, and a node agent in each of its bundles.
 
 Mainspring decides where, Ray only carries it out: every bundle names its node by id. Nothing here waits for long:
-the launcher's job thread calls these methods in turn, and cancellation is looked at in between.
+the attempt's thread calls these methods in turn, and cancellation is looked at in between. Group and agents of a
+lasting job are detached and named, so each step finds what an earlier driver has done and only does the rest.
 """
 
 import logging
@@ -9,11 +10,13 @@ import os
 import re
 import sys
 import sysconfig
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mainspring.cluster.agent import NodeAgent, Order, Poll
-from mainspring.cluster.engine import Member
+from mainspring.cluster.agent import LASTING_LEASE_S, LEASE_S, NodeAgent, Order, Poll
+from mainspring.cluster.engine import NAMESPACE, Member
 from mainspring.cluster.mirror import TAIL_BYTES, Chunk, Cursor, Mirror, followed, read_piece
 from mainspring.cluster.verdict import RankEnd
 from mainspring.spec import Job, Placement, RankExit, Task, Unavailable, WorkerLost
@@ -77,23 +80,47 @@ class Post:
 class Gang:
     """The processes of one job."""
 
-    def __init__(self, job: Job, placement: Placement, members: dict[str, Member], *, run_dir: Path) -> None:
+    def __init__(
+        self,
+        job: Job,
+        placement: Placement,
+        members: Mapping[str, Member],
+        *,
+        run_dir: Path,
+        name: str = "",
+        lasting: bool = False,
+    ) -> None:
         self.job = job
         self.run_dir = run_dir
+        self.placement = placement
         self.posts = [
             Post(members[name], tuple(rank for rank, node in enumerate(placement.nodes) if node == name))
             for name in dict.fromkeys(placement.nodes)
         ]
         self.ends: dict[int, RankEnd] = {}
+        self._name, self._lasting = name, lasting
         self._group: Any = None
 
-    def reserve(self) -> None:
-        """Ask Ray for the gang's places; `reserved` says when it has them."""
-        from ray.util.placement_group import placement_group
+    @property
+    def lost(self) -> bool:
+        """Whether a node agent is gone."""
+        return any(post.lost for post in self.posts)
 
+    def reserve(self, *, existing: bool = False) -> None:
+        """Ask Ray for the gang's places, or find those that an earlier driver asked for; see `reserved`."""
+        from ray.util.placement_group import get_placement_group, placement_group
+
+        if existing:
+            try:
+                self._group = get_placement_group(self._name)
+                return
+            except ValueError:
+                log.debug("no group to take over", extra={"group": self._name})
         self._group = placement_group(
             [self._bundle(post) for post in self.posts],
             strategy="PACK",
+            name=self._name,
+            lifetime="detached" if self._lasting else None,
             bundle_label_selector=[{"ray.io/node-id": post.member.id} for post in self.posts],
         )
 
@@ -106,29 +133,26 @@ class Gang:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        marker = self.run_dir / f".shared-{os.getpid()}"
+        marker = self.run_dir / f".shared-{os.getpid()}-{threading.get_ident()}"
         marker.touch()
         for index, post in enumerate(self.posts):
-            bundle = self._bundle(post)
-            post.agent = (
-                ray.remote(NodeAgent)
-                .options(
-                    num_cpus=bundle.get("CPU", 0),
-                    resources={k: v for k, v in bundle.items() if k not in ("CPU", "GPU", "memory")},
-                    num_gpus=bundle.get("GPU", 0),
-                    memory=int(bundle.get("memory", 0)) or None,
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        self._group, placement_group_bundle_index=index
-                    ),
-                )
-                .remote()
-            )
+            lasting = {
+                "name": f"{self._name}/{index}",
+                "namespace": NAMESPACE,
+                "lifetime": "detached",
+                "get_if_exists": True,
+            }
+            # The group holds the resources; the agent takes none, as Ray would refuse it one and a half devices.
+            where = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            options = {"num_cpus": 0, "scheduling_strategy": where, **(lasting if self._lasting else {})}
+            post.agent = ray.remote(NodeAgent).options(**options).remote()
         try:
             answers = [post.agent.prepare.remote(str(marker), scratch, run_root) for post in self.posts]
-            for post, folder in zip(self.posts, self._get(answers, "start", within_s=START_S), strict=True):
-                post.run_dir = folder
-                post.mirror = None if folder == str(self.run_dir) else Mirror(self.run_dir)
-                post.hand_back(self.run_dir)
+            for post, berth in zip(self.posts, self._get(answers, "start", within_s=START_S), strict=True):
+                post.run_dir = berth.folder
+                post.mirror = None if berth.folder == str(self.run_dir) else Mirror(self.run_dir)
+                if not berth.started:
+                    post.hand_back(self.run_dir)
         finally:
             marker.unlink(missing_ok=True)
 
@@ -155,9 +179,10 @@ class Gang:
                 job=self.job,
                 node=post.node,
                 tasks=tasks,
-                imports=driver_imports(),
-                folder=str(Path.cwd()),
+                imports=self.job.imports or driver_imports(),
+                folder=self.job.folder or str(Path.cwd()),
                 address=post.member.address,
+                lease_s=LASTING_LEASE_S if self._lasting else LEASE_S,
             )
             answers.append(post.agent.start.remote(order))
         self._get(answers, "start the ranks")

@@ -1,128 +1,91 @@
-"""Submit gangs and follow them to their end: the shell around the pure decisions of `queue` and `placement`.
+"""Submit gangs and follow them to their end: the shell around the pure decisions of `queue` and `reconcile`.
 
-One thread admits: it looks at what is free, calls `admit`, and starts a thread for every placed job. That thread
-takes its gang through ADMITTED, PLACED and RUNNING to the end and is the only one to touch it. The launcher starts
-or joins Ray at the first submission, and its `close` leaves nothing running.
+One thread looks at the books in the store and at what Ray has, calls `reconcile` and `admit`, writes down what they
+say, and starts a thread for every job that was placed (`attempt`). Drivers of one cluster share the books: each decides
+about everybody and starts its own. A lasting job waits for whoever serves its address, and outlives that driver too.
 """
 
 import json
 import logging
+import os
+import secrets
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from mainspring.cluster.agent import GRACE_S, tail_of
+from mainspring.cluster.agent import GRACE_S
+from mainspring.cluster.attempt import Attempt
+from mainspring.cluster.books import write_machines
 from mainspring.cluster.engine import Engine, Member, connect
-from mainspring.cluster.gang import Gang
-from mainspring.cluster.placement import Capacity, occupy
-from mainspring.cluster.queue import QueueState, admit, refusal
-from mainspring.cluster.verdict import RankEnd, culprit, judge
+from mainspring.cluster.handle import Handle, OnState, result_of
+from mainspring.cluster.pulse import BEAT_S, Pulse
+from mainspring.cluster.queue import QueueState, admit, machines_in, refusal
+from mainspring.cluster.reconcile import Group, group_of, reconcile
 from mainspring.spec import (
+    ACTIVE,
     TERMINAL,
-    Cancelled,
     DoesNotFit,
+    Driver,
     Job,
-    JobResult,
+    JobRecord,
     JobState,
-    MainspringError,
+    Machine,
+    NodeNote,
     Placement,
+    Queue,
     SpecError,
     Unavailable,
 )
+from mainspring.store import Store
 
-OnState = Callable[[JobState, str], None]
 TICK_S = 0.1
 ADMIT_S = 0.5
-LOG_BYTES = 4 << 20
+SWEEP_S = 5.0
 
 log = logging.getLogger(__name__)
-
-
-class Handle:
-    """A submitted job: wait for it, cancel it, read its logs. Safe to use from any thread."""
-
-    def __init__(self, job: Job, run_dir: Path, on_state: OnState | None) -> None:
-        self.job = job
-        self.run_dir = run_dir
-        self._on_state = on_state
-        self._state: JobState = "PENDING"
-        self._reason = ""
-        self._result: JobResult | None = None
-        self._done = threading.Event()
-        self._cancelled = ""
-
-    @property
-    def state(self) -> JobState:
-        """Where the job is now."""
-        return self._state
-
-    @property
-    def reason(self) -> str:
-        """Why it is there: what a pending job waits for, why a failed one failed."""
-        return self._reason
-
-    def wait(self, timeout_s: float | None = None) -> JobResult:
-        """How the job ended, rank by rank; `Unavailable` if it has not after `timeout_s`."""
-        if not self._done.wait(timeout_s):
-            raise Unavailable(f"job {self.job.id} is still {self._state} after {timeout_s:g} s")
-        assert self._result is not None
-        return self._result
-
-    @property
-    def cancelled(self) -> str:
-        """Why the job was asked to stop; empty when nobody has."""
-        return self._cancelled
-
-    def cancel(self, reason: str = "cancelled") -> None:
-        """Ask the job to stop. Returns at once; `wait` says when it has. The first reason is kept."""
-        self._cancelled = self._cancelled or reason
-
-    def logs(self, rank: int = 0) -> str:
-        """What `rank` has written to stdout and stderr so far: the last `LOG_BYTES` of it, the rest is in its file."""
-        if not 0 <= rank < self.job.ranks:
-            raise SpecError(f"job {self.job.id} has ranks 0 to {self.job.ranks - 1}, not {rank}")
-        return tail_of(self.run_dir / f"rank-{rank}.log", LOG_BYTES)
-
-    def move(self, state: JobState, reason: str = "") -> None:
-        """Record a step of the job's life and tell whoever asked to hear of it."""
-        self._state, self._reason = state, reason
-        log.info("job state", extra={"job": self.job.id, "state": state, "reason": reason})
-        if self._on_state is None:
-            return
-        try:
-            self._on_state(state, reason)
-        except Exception:
-            log.exception("on_state raised", extra={"job": self.job.id, "state": state})
-
-    def finish(self, state: JobState, reason: str, *, ends: tuple[RankEnd, ...] = (), seconds: float = 0.0) -> None:
-        """Record the end and let every waiter go."""
-        assert state in TERMINAL, state
-        exits = tuple(end.exit for end in sorted(ends, key=lambda end: end.exit.rank))
-        self._result = JobResult(job_id=self.job.id, state=state, reason=reason, exits=exits, seconds=seconds)
-        self.move(state, reason)
-        self._done.set()
 
 
 class Launcher:
     """Starts jobs on the Ray cluster at `address`: `"local"`, `"auto"` or `"ray://host:port"`.
 
-    `run_root/<job.id>/` receives the logs and files of every rank. Ranks write there directly where their node sees
-    that folder; elsewhere, or when `scratch` names a node-local folder, they write locally and the launcher copies
-    text as it grows and everything else at the end. Ranks on different nodes must not use the same file name.
+    `run_root/<job.id>/` receives the logs and files of every rank; by default `runs` in the store's home. Ranks write
+    there directly where their node sees that folder; elsewhere, or when `scratch` names a node-local folder, they write
+    locally and the launcher copies text as it grows and everything else at the end. Ranks on different nodes must not
+    use the same file name. `queues` are the quotas that jobs are admitted under; without any, every queue may fill the
+    cluster. With `serves`, lasting jobs of this address and workspace are seen to as well.
     """
 
-    def __init__(self, *, address: str = "local", run_root: Path, scratch: str = "") -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        address: str = "local",
+        run_root: Path | None = None,
+        scratch: str = "",
+        queues: Sequence[Queue] = (),
+        serves: bool = False,
+    ) -> None:
         self.address = address
-        self.run_root = run_root.absolute()
+        self.run_root = (run_root or store.home / "runs").absolute()
+        self.driver = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.store = store
         self._scratch = scratch
+        self._queues = tuple(queues)
+        self._serves = serves
         self._engine: Engine | None = None
+        self._cluster = ""
+        self._told: tuple[Machine, ...] = ()
+        self._pulse = Pulse()
+        self._swept_s = float("-inf")
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._pending: list[Handle] = []
-        self._live: dict[str, tuple[Handle, Placement]] = {}
+        self._parted = threading.Event()
+        self._leaving = threading.Event()
+        self._live: dict[int, tuple[JobRecord, Handle]] = {}
         self._handles: dict[str, Handle] = {}
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -142,12 +105,7 @@ class Launcher:
         of a live job, or files that the nodes do not see, `Unavailable` when Ray cannot be started or reached.
         `on_state` is called from other threads.
         """
-        if not job.id or job.id.startswith(".") or "/" in job.id or not job.id.isprintable():
-            raise SpecError(f"{job.id!r} cannot be the id of a job", hint="it names a folder of the runs")
-        try:
-            json.loads(job.payload_json)
-        except ValueError as error:
-            raise SpecError(f"the payload of job {job.id} is not JSON: {error}") from error
+        check_job(job)
         with self._lock:
             if self._closed:
                 raise SpecError("the launcher is closed")
@@ -155,10 +113,10 @@ class Launcher:
             if earlier is not None and earlier.state not in TERMINAL:
                 raise SpecError(f"a job with the id {job.id!r} is {earlier.state}")
             job = self._within_reach(job)
-            handle = self._handles[job.id] = Handle(job, self._run_dir(job), on_state)
+            folder = self._run_dir(job)
+            self.store.enqueue(job, address=self.address, cluster=self._cluster, driver=self.driver)
+            handle = self._handles[job.id] = Handle(job, folder, on_state)
         handle.move("PENDING")  # outside the lock, as it calls the caller's code
-        with self._lock:
-            self._pending.append(handle)
         self._wake.set()
         return handle
 
@@ -167,12 +125,23 @@ class Launcher:
         with self._lock:
             self._within_reach(job)
 
+    def serve(self, stopped: threading.Event) -> None:
+        """See to lasting jobs until `stopped`; raises `Unavailable` when Ray cannot be started or reached."""
+        assert self._serves, "a launcher that serves is made with serves=True"
+        with self._lock:
+            self._connect()
+        self._wake.set()
+        stopped.wait()
+
     def close(self) -> None:
-        """Cancel what still runs, wait until it is gone, and disconnect."""
+        """Cancel what still runs, let go of lasting jobs, wait until that is done, and disconnect."""
         with self._lock:
             self._closed = True
-            for handle in self._handles.values():
-                handle.cancel("the launcher was closed")
+            lasting = {record.job.id for record, _ in self._live.values() if record.lasting}
+            for name, handle in self._handles.items():
+                if name not in lasting:
+                    handle.cancel("the launcher was closed")
+        self._leaving.set()
         self._wake.set()
         deadline_s = time.monotonic() + GRACE_S + 10.0
         while alive := [thread for thread in self._threads if thread.is_alive()]:
@@ -180,21 +149,30 @@ class Launcher:
                 log.warning("jobs did not stop in time", extra={"threads": [thread.name for thread in alive]})
                 break
             alive[0].join(TICK_S)
+        self._parted.set()
         if self._engine is not None:
+            self.store.part(self.driver)
             self._engine.close()
             self._engine = None
 
-    def _within_reach(self, job: Job) -> Job:
-        """`job`, kept to the nodes that see what it needs. Nodes that join later are not asked for this job."""
+    def _connect(self) -> Engine:
         if self._engine is None:
             self._engine = connect(self.address)
-            self._spawn(self._admit_forever, name="admission")
-        total = tuple(member.capacity for member in self._engine.members())
+            self._cluster = self._engine.cluster_id()
+            self.store.join(self.driver, self._cluster)
+            threading.Thread(target=self._beat_forever, name="beat", daemon=True).start()
+            self._spawn(self._look_forever, name="admission")
+        return self._engine
+
+    def _within_reach(self, job: Job) -> Job:
+        """`job`, kept to the nodes that see what it needs. Nodes that join later are not asked for this job."""
+        engine = self._connect()
+        total = tuple(member.capacity for member in engine.members())
         if reason := refusal(job, total):
             raise DoesNotFit(reason, hint="ask for fewer ranks or less per rank, or join a larger cluster")
         if not job.needs or self.address == "local":
             return job
-        seeing = self._engine.seeing(job.needs, run_root=str(self.run_root))
+        seeing = engine.seeing(job.needs, run_root=str(self.run_root))
         if len(seeing) == len(total):
             return job
         nodes = tuple(sorted(node.node for node in total if node.node in seeing))
@@ -221,131 +199,247 @@ class Launcher:
         self._threads = [old for old in self._threads if old.is_alive()] + [thread]
         thread.start()
 
-    def _admit_forever(self) -> None:
-        while not self._closed or self._pending:
+    def _beat_forever(self) -> None:
+        while not self._parted.wait(BEAT_S):
+            try:
+                self.store.beat(self.driver, self._cluster)
+            except Unavailable as error:
+                log.warning("the database did not hear the heartbeat", extra={"error": str(error)})
+
+    def _look_forever(self) -> None:
+        while not self._closed or self._waiting():
             # Others may share the cluster, so a waiting job looks again even when nothing happened here.
-            self._wake.wait(ADMIT_S if self._pending else None)
+            idle = not (self._serves or self._live or self._waiting())
+            self._wake.wait(None if idle else ADMIT_S)
             self._wake.clear()
             try:
-                self._admit()
+                self._look()
+            except Unavailable as error:
+                log.warning("admission waits for the database", extra={"error": str(error)})
             except Exception as error:
                 log.exception("admission failed")
-                with self._lock:
-                    given_up, self._pending = self._pending, []
-                for handle in given_up:
-                    handle.finish("FAILED", f"admission failed: {type(error).__name__}: {error}")
+                for handle in self._waiting():
+                    said = f"admission failed: {type(error).__name__}: {error}"
+                    self._finish(self.store.job(handle.job.id), handle, "FAILED", said)
 
-    def _admit(self) -> None:
-        """One pass: drop the cancelled, decide about the rest, start what was placed."""
-        assert self._engine is not None
+    def _waiting(self) -> list[Handle]:
         with self._lock:
-            cancelled = [handle for handle in self._pending if handle.cancelled]
-            self._pending = [handle for handle in self._pending if handle not in cancelled]
-        for handle in cancelled:
-            handle.finish("CANCELLED", handle.cancelled)
-        if not self._pending:
+            live = {handle for _, handle in self._live.values()}
+            return [each for each in self._handles.values() if each.state not in TERMINAL and each not in live]
+
+    def _look(self) -> None:
+        """One pass: put the books in order, pass on what others wish, and start what finds a place."""
+        engine = self._connect()
+        now_s = time.monotonic()
+        sweeps = now_s - self._swept_s > SWEEP_S
+        named = engine.groups() if sweeps else ()
+        # In this order: a group is made after its job is written, and a job is written by a driver that has joined.
+        records = self.store.jobs_of(self._cluster, address=self.address)
+        drivers = self.store.drivers()
+        alive = self._pulse.alive(drivers, now_s=now_s) | {self.driver}
+        members = {member.capacity.node: member for member in engine.members()}
+        self._tell(members)
+        if sweeps:
+            found = [group_of(self.store.id, name, number) for number, name in named]
+            self._settle(records, [group for group in found if group], drivers=drivers, alive=alive, members=members)
+            self._swept_s = now_s
+        notes = self.store.node_notes(self._cluster)
+        self._pass_on(records, notes)
+        waiting = [each for each in records if each.state == "PENDING" and (not each.driver or each.driver in alive)]
+        self._admit(self._not_cancelled(waiting), records, members=members, notes=notes)
+
+    def _tell(self, members: Mapping[str, Member]) -> None:
+        """Write down what the nodes have, for those who cannot ask this Ray."""
+        machines = machines_in([member.capacity for member in members.values()])
+        if machines != self._told:
+            write_machines(self.store, self._cluster, machines)
+            self._told = machines
+
+    def _settle(
+        self,
+        records: Sequence[JobRecord],
+        groups: Sequence[Group],
+        *,
+        drivers: Sequence[Driver],
+        alive: frozenset[str],
+        members: Mapping[str, Member],
+    ) -> None:
+        """Remove groups nobody wants; see to jobs whose driver is gone."""
+        assert self._engine is not None
+        serves = self.address if self._serves and not self._closed else ""
+        for step in reconcile(records, groups, alive=alive, cluster=self._cluster, serves=serves):
+            log.info("set right", extra={"kind": step.kind, "group": step.group, "reason": step.reason})
+            if step.record is None:
+                self._engine.remove_group(step.group)
+                self.store.emit("group.removed", step.group, {"driver": self.driver})
+            elif step.kind == "fail":
+                result = result_of(step.record.job, "FAILED", step.reason)
+                self.store.advance(step.record, "FAILED", step.reason, result=result)
+            elif step.kind == "again":
+                self.store.requeue(step.record, step.reason, counted=False)
+            elif taken := self.store.take_over(step.record, self.driver):
+                self._start(taken, members, taken_over=True)
+        for driver in drivers:
+            if driver.id not in alive:
+                self.store.part(driver.id)
+
+    def _pass_on(self, records: Sequence[JobRecord], notes: Sequence[NodeNote]) -> None:
+        """Tell own jobs that somebody wants them stopped, or their nodes for themselves."""
+        asked = {record.number: record.cancelled for record in records if record.cancelled}
+        with self._lock:
+            live = list(self._live.values())
+        for record, handle in live:
+            if record.number in asked:
+                handle.cancel(asked[record.number])
+            why = displaced(record, notes)
+            if why and not handle.displaced and record.losses + 1 < record.job.starts:
+                handle.displaced = why
+
+    def _not_cancelled(self, waiting: Sequence[JobRecord]) -> list[JobRecord]:
+        """Those of `waiting` that shall still run; the others of this driver are ended."""
+        kept: list[JobRecord] = []
+        for record in waiting:
+            handle = self._handle_of(record)
+            reason = record.cancelled or (handle.cancelled if handle else "")
+            if not reason:
+                kept.append(record)
+            elif handle is not None:
+                self._finish(record, handle, "CANCELLED", reason)
+        return kept
+
+    def _handle_of(self, record: JobRecord) -> Handle | None:
+        """The handle of a job that is this driver's to start; None for anybody else's."""
+        with self._lock:
+            if record.driver == self.driver:
+                return self._handles.get(record.job.id)
+            if record.driver or not self._serves or self._closed:
+                return None
+            handle = self._handles.get(record.job.id)
+            if handle is None or handle.state in TERMINAL:
+                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job))
+            return handle
+
+    def _admit(
+        self,
+        waiting: Sequence[JobRecord],
+        records: Sequence[JobRecord],
+        *,
+        members: Mapping[str, Member],
+        notes: Sequence[NodeNote],
+    ) -> None:
+        """Decide about everybody who waits, write down the places of one's own, and start them."""
+        mine = {self._name(record): record for record in waiting if self._handle_of(record)}
+        if not mine:
             return
-        members = {member.capacity.node: member for member in self._engine.members()}
-        state = self._look(members)
-        with self._lock:
-            by_id = {handle.job.id: handle for handle in self._pending}
-            decision = admit(state, [handle.job for handle in self._pending])
-            for placement in decision.placed:
-                self._live[placement.job_id] = (by_id[placement.job_id], placement)
-            leaving = {p.job_id for p in decision.placed} | {held.job_id for held in decision.refused}
-            self._pending = [handle for handle in self._pending if handle.job.id not in leaving]
-        for held in decision.waiting:
-            if by_id[held.job_id].reason != held.reason:
-                by_id[held.job_id].move("PENDING", held.reason)
-        for held in decision.refused:
-            by_id[held.job_id].finish("FAILED", held.reason)
-        for placement in decision.placed:
-            handle = by_id[placement.job_id]
-            self._spawn(self._run, handle, placement, members, name=f"job-{placement.job_id}")
+        state = self._state(records, members, notes)
+        decision = admit(state, [replace(record.job, id=self._name(record)) for record in waiting])
+        placed = [replace(each, job_id=mine[each.job_id].job.id) for each in decision.placed if each.job_id in mine]
+        if placed and not self.store.assign(self._cluster, placed, driver=self.driver, beside=records):
+            self._wake.set()  # somebody was faster: look again
+            return
+        by_id = {placement.job_id: placement for placement in placed}
+        for name, record in mine.items():
+            handle = self._handle_of(record)
+            if record.job.id in by_id:
+                self._start(self._placed(record, by_id[record.job.id]), members)
+                continue
+            for held in decision.refused:
+                if held.job_id == name and handle:
+                    self._finish(record, handle, "FAILED", held.reason)
+            for held in decision.waiting:
+                if held.job_id == name and handle and handle.reason != held.reason:
+                    self.store.advance(record, "PENDING", held.reason)
+                    handle.move("PENDING", held.reason)
 
-    def _look(self, members: dict[str, Member]) -> QueueState:
-        """What is free: never more than Ray says, nor than our own books say, as Ray's figures lag behind."""
+    def _placed(self, record: JobRecord, placement: Placement) -> JobRecord:
+        """The record as `Ledger.assign` has written it."""
+        return replace(
+            record,
+            state="ADMITTED",
+            driver=self.driver,
+            cluster=self._cluster,
+            attempt=record.attempt + 1,
+            placement=placement,
+        )
+
+    def _name(self, record: JobRecord) -> str:
+        """The job's id, told apart from one of the same id in another workspace."""
+        mine = record.workspace == self.store.workspace
+        return record.job.id if mine else f"{record.job.id} of workspace {record.workspace}"
+
+    def _state(
+        self, records: Sequence[JobRecord], members: Mapping[str, Member], notes: Sequence[NodeNote]
+    ) -> QueueState:
+        """What is free: never more than Ray says, whose figures lag behind, nor than the books say."""
         assert self._engine is not None
-        total = tuple(member.capacity for member in members.values())
-        ours = total
-        with self._lock:
-            for handle, placement in self._live.values():
-                ours = occupy(ours, placement, handle.job.resources)
+        holding = {record.number: record for record in records if record.state in ACTIVE}
+        with self._lock:  # one's own that have ended and are still being cleared away
+            holding |= {number: record for number, (record, _) in self._live.items() if number not in holding}
         rays = self._engine.available()
-        free = tuple(_least(book, rays.get(members[book.node].id, Capacity(node=book.node, cpus=0))) for book in ours)
-        return QueueState(total=total, free=free)
+        return QueueState(
+            total=tuple(member.capacity for member in members.values()),
+            free=tuple(replace(rays[each.id], node=name) for name, each in members.items() if each.id in rays),
+            running=tuple((record.job, record.placement) for record in holding.values() if record.placement),
+            queues=self._queues,
+            notes=tuple(notes),
+        )
 
-    def _run(self, handle: Handle, placement: Placement, members: dict[str, Member]) -> None:
-        """Take one placed job to its end, whatever happens."""
-        gang = Gang(handle.job, placement, members, run_dir=handle.run_dir)
-        ended: tuple[JobState, str] = ("FAILED", "")
-        started_s = time.monotonic()
-        try:
-            handle.move("ADMITTED", f"on {', '.join(dict.fromkeys(placement.nodes))}")
-            self._reserve(handle, gang)
-            gang.prepare(scratch=self._scratch, run_root="" if self.address == "local" else str(self.run_root))
-            handle.move("PLACED", f"on {', '.join(dict.fromkeys(placement.nodes))}")
-            gang.start()
-            handle.move("RUNNING")
-            started_s = time.monotonic()
-            ended = _follow(handle, gang)
-            gang.collect()
-        except Cancelled as error:
-            ended = ("CANCELLED", str(error))
-        except MainspringError as error:
-            ended = ("FAILED", f"{type(error).__name__}: {error}")
-        except Exception as error:
-            log.exception("job supervision failed", extra={"job": handle.job.id})
-            ended = ("FAILED", f"supervision failed: {type(error).__name__}: {error}")
-        finally:
-            seconds = time.monotonic() - started_s
-            self._release(handle, gang)
-            handle.finish(*ended, ends=tuple(gang.ends.values()), seconds=seconds)
-
-    def _reserve(self, handle: Handle, gang: Gang) -> None:
-        """Wait for Ray to set the places aside; others may share the cluster, so this can take a while."""
+    def _start(self, record: JobRecord, members: Mapping[str, Member], *, taken_over: bool = False) -> None:
         assert self._engine is not None
-        gang.reserve()
-        while not gang.reserved():
-            if handle.cancelled:
-                raise Cancelled(handle.cancelled)
-            alive = {member.id for member in self._engine.members()}
-            for post in gang.posts:
-                if post.member.id not in alive:
-                    raise Unavailable(f"node {post.node} left the cluster before the job started")
-
-    def _release(self, handle: Handle, gang: Gang) -> None:
-        try:
-            gang.release()
-        except Exception:
-            log.exception("could not release the gang", extra={"job": handle.job.id})
         with self._lock:
-            self._live.pop(handle.job.id, None)
+            handle = self._handles.get(record.job.id)
+            if handle is None or taken_over:
+                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job))
+            self._live[record.number] = (record, handle)
+        attempt = Attempt(
+            handle=handle,
+            record=record,
+            store=self.store,
+            engine=self._engine,
+            leaving=self._leaving,
+            taken_over=taken_over,
+        )
+        self._spawn(self._run, attempt, members, name=f"job-{record.job.id}")
+
+    def _run(self, attempt: Attempt, members: Mapping[str, Member]) -> None:
+        shared = "" if self.address == "local" else str(self.run_root)
+        try:
+            attempt.run(members, scratch=self._scratch, run_root=shared)
+        finally:
+            with self._lock:
+                self._live.pop(attempt.record.number, None)
             self._wake.set()
 
-
-def _follow(handle: Handle, gang: Gang) -> tuple[JobState, str]:
-    """Watch a running gang until every rank has ended. The first failure, or a cancellation, ends the others."""
-    asked = ""
-    tick = threading.Event()
-    while len(ends := gang.poll()) < handle.job.ranks:
-        first = culprit(ends)
-        if not asked and handle.cancelled:
-            asked = handle.cancelled
-            gang.stop(asked, grace_s=GRACE_S)
-        elif not asked and first is not None:
-            asked = f"rank {first.exit.rank} on {first.exit.node} failed first"
-            gang.stop(asked, grace_s=GRACE_S)
-        tick.wait(TICK_S)
-    # A reason that is not ours is the agent's: a time limit, or a driver that fell silent.
-    imposed = next((end.stopped for end in ends if end.stopped not in ("", asked)), "")
-    return judge(ends, stopped=imposed, cancelled=handle.cancelled if asked == handle.cancelled else "")
+    def _finish(self, record: JobRecord, handle: Handle, state: JobState, reason: str) -> None:
+        """End a job that has not been started."""
+        result = result_of(handle.job, state, reason)
+        if self.store.advance(record, state, reason, result=result):
+            handle.finish(result)
 
 
-def _least(one: Capacity, other: Capacity) -> Capacity:
-    return Capacity(
-        node=one.node,
-        cpus=min(one.cpus, other.cpus),
-        devices=min(one.devices, other.devices),
-        memory_bytes=min(one.memory_bytes, other.memory_bytes),
-    )
+def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> str:
+    """Why a job has to leave its places: a node of it is closed, or a device sick; empty when it may stay."""
+    placement = record.placement
+    if placement is None:
+        return ""
+    for note in notes:
+        for rank, node in enumerate(placement.nodes):
+            if node != note.node:
+                continue
+            if note.closed:
+                return f"node {node} is drained" + (f": {note.reason}" if note.reason else "")
+            bits = placement.devices[rank] if placement.devices else 0
+            ill = [number for number in note.sick if bits >> number & 1]
+            if ill:
+                return f"device {ill[0]} of node {node} is unhealthy" + (f": {note.reason}" if note.reason else "")
+    return ""
+
+
+def check_job(job: Job) -> None:
+    """Raise `SpecError` for an id that cannot name a folder and for a payload that is not JSON."""
+    if not job.id or job.id.startswith(".") or "/" in job.id or not job.id.isprintable():
+        raise SpecError(f"{job.id!r} cannot be the id of a job", hint="it names a folder of the runs")
+    try:
+        json.loads(job.payload_json)
+    except ValueError as error:
+        raise SpecError(f"the payload of job {job.id} is not JSON: {error}") from error

@@ -1,11 +1,7 @@
-"""Where each rank of a gang runs: all of them at once, or none.
+"""What nodes have and have left, as Ray counts it, and how many ranks would fit.
 
-Packing is best fit: a gang that fits on one node goes to the node it leaves fullest, and a larger one fills the
-roomiest nodes first, because every node boundary is a slower link. Ranks are contiguous per node, so a ring over
-the ranks crosses each boundary once. Jobs without devices avoid nodes that have some.
-
-Pure and deterministic: no clock, no I/O, ties go to the first name. Quantities are compared in thousandths, so
-that three times 0.1 cpu is 0.3 cpu.
+Where ranks go is decided by `schedule`; this is the arithmetic of the shell around it. Quantities are compared in
+thousandths, so that three times 0.1 cpu is 0.3 cpu.
 """
 
 from collections.abc import Sequence
@@ -16,12 +12,13 @@ from mainspring.spec import Job, Placement, Resources, spec
 
 @spec
 class Capacity:
-    """What one node has, or has left."""
+    """What one node has, or has left. `model` is that of its devices, where somebody has looked."""
 
     node: str
     cpus: float
     devices: float = 0.0
     memory_bytes: int = 0
+    model: str = ""
 
 
 def allowed(job: Job, nodes: Sequence[Capacity]) -> tuple[Capacity, ...]:
@@ -42,24 +39,6 @@ def slots(free: Capacity, need: Resources) -> int:
 
 # A rank that asks for nothing fits any number of times; the gang's own size is the only limit.
 _UNBOUNDED = 1 << 30
-
-
-def place(job: Job, free: Sequence[Capacity]) -> Placement | None:
-    """A node for every rank of `job`, or None when the gang does not fit as a whole."""
-    need = job.resources
-    free = allowed(job, free)
-    room = {node.node: slots(node, need) for node in free}
-    if sum(room.values()) < job.ranks:
-        return None
-    wasted = {node.node: node.devices > 0 and need.devices == 0 for node in free}
-    single = [name for name, count in room.items() if count >= job.ranks]
-    if single:
-        chosen = min(single, key=lambda name: (wasted[name], room[name], name))
-        return Placement(job_id=job.id, nodes=(chosen,) * job.ranks)
-    nodes: list[str] = []
-    for name in sorted(room, key=lambda name: (wasted[name], -room[name], name)):
-        nodes += [name] * min(room[name], job.ranks - len(nodes))
-    return Placement(job_id=job.id, nodes=tuple(nodes))
 
 
 def occupy(free: Sequence[Capacity], placement: Placement, need: Resources) -> tuple[Capacity, ...]:

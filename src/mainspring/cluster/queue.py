@@ -1,23 +1,52 @@
-"""Which waiting jobs start now: first in, first out, in each queue.
+"""Which waiting jobs start now, by the scheduler's core: quotas, whole gangs, and a reason for everybody.
 
-`admit` is a pure function from what is free and who waits to a decision with a reason for everybody. A gang starts
-whole or not at all. The head of a queue is never overtaken inside its queue, so a large gang is not starved by
-small ones; queues do not wait for one another. A gang that would not fit on the empty cluster is refused with both
+`admit` is a pure function from what is free, who runs and who waits. Here a job that waits for room is not overtaken in
+its queue, because nobody says how long the others will run, and nobody is stopped for another: a job that holds more
+than its queue's share keeps it until it ends. A gang that would not fit on the empty cluster is refused with both
 numbers instead of waiting for ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from mainspring.cluster.placement import Capacity, allowed, occupy, place, slots
-from mainspring.spec import Job, Placement, Resources, spec
+import numpy as np
+
+from mainspring.cluster.placement import Capacity, allowed, slots
+from mainspring.cluster.schedule.decide import decide
+from mainspring.cluster.schedule.gang import Place, occupy
+from mainspring.cluster.schedule.state import State, arrive, build_state, dequeue, hold, new_entry
+from mainspring.spec import (
+    WHOLE,
+    Gang,
+    Job,
+    Machine,
+    NodeChanged,
+    NodeNote,
+    Placement,
+    Queue,
+    Request,
+    Resources,
+    Rules,
+    Submitted,
+    spec,
+)
+
+NEVER_MS = 1 << 60
+MODEL = "device"  # of a node whose devices nobody could look at
 
 
 @spec
 class QueueState:
-    """The cluster as admission sees it: every node when empty, and what is left of it now."""
+    """The cluster as admission sees it: every node when empty, who runs where, what others leave of it, and the quotas.
+
+    `free` is what is left by somebody else's count; a node that is missing there has nothing. Without `queues` every
+    name of a queue is good, and has no limit. `notes` name nodes and devices that must not be used.
+    """
 
     total: tuple[Capacity, ...]
     free: tuple[Capacity, ...]
+    running: tuple[tuple[Job, Placement], ...] = ()
+    queues: tuple[Queue, ...] = ()
+    notes: tuple[NodeNote, ...] = ()
 
 
 @spec
@@ -39,26 +68,135 @@ class Decision:
 
 def admit(state: QueueState, pending: Sequence[Job]) -> Decision:
     """Decide about every job of `pending`, which is in order of arrival."""
+    refused = [Held(job_id=job.id, reason=reason) for job in pending if (reason := refusal(job, state.total))]
+    never = {held.job_id for held in refused}
+    possible = {job.id: job for job in pending if job.id not in never}
+    if not possible:
+        return Decision(refused=tuple(refused))
+    books = _books(state, [*(job for job, _ in state.running), *possible.values()])
+    outcome = decide(books, [Submitted(gang=gang_of(job)) for job in possible.values()], now_ms=0)
     placed: list[Placement] = []
-    waiting: list[Held] = []
-    refused: list[Held] = []
-    free = state.free
-    heads: dict[str, str] = {}
-    for job in pending:
-        if reason := refusal(job, state.total):
-            refused.append(Held(job_id=job.id, reason=reason))
-        elif job.queue in heads:
-            reason = f"behind job {heads[job.queue]} in queue {job.queue!r}"
-            waiting.append(Held(job_id=job.id, reason=reason))
-        elif placement := place(job, free):
-            placed.append(placement)
-            free = occupy(free, placement, job.resources)
+    said: dict[str, str] = {}
+    for decision in outcome.decisions:
+        if decision.kind == "start":
+            devices = decision.devices if any(decision.devices) else ()
+            placed.append(Placement(job_id=decision.gang, nodes=decision.nodes, devices=devices))
+        elif decision.kind == "refuse":
+            refused.append(Held(job_id=decision.gang, reason=decision.reason))
         else:
-            heads[job.queue] = job.id
-            room = sum(slots(node, job.resources) for node in allowed(job, free))
-            reason = f"needs {_ranks(job.ranks)} of {_each(job.resources)} at once, {room} would fit now"
-            waiting.append(Held(job_id=job.id, reason=reason))
-    return Decision(placed=tuple(placed), waiting=tuple(waiting), refused=tuple(refused))
+            said[decision.gang] = decision.reason
+    done = {each.job_id for each in (*placed, *refused)}
+    waiting = [job for job in possible.values() if job.id not in done]
+    heads: dict[str, str] = {}
+    for job in waiting:
+        if job.id in said:
+            heads.setdefault(job.queue, job.id)
+    room = _left(books)
+    held = tuple(Held(job_id=job.id, reason=_reason(room, job, said, heads)) for job in waiting)
+    return Decision(placed=tuple(placed), waiting=held, refused=tuple(refused))
+
+
+def gang_of(job: Job) -> Gang:
+    """The job as the core sees it."""
+    need = job.resources
+    whole = round(need.devices)
+    request = Request(
+        cpu_milli=round(1000 * need.cpus),
+        memory_mib=-(-need.memory_bytes // 2**20),
+        devices=max(whole, 1) if need.devices else 0,
+        milli=round(1000 * need.devices) if 0 < need.devices < 1 else 1000,
+    )
+    return Gang(id=job.id, queue=job.queue, ranks=job.ranks, request=request, nodes=job.nodes)
+
+
+def machines_in(total: Sequence[Capacity]) -> tuple[Machine, ...]:
+    """Nodes as the core counts them, by name."""
+    return tuple(
+        Machine(
+            name=node.node,
+            cpu_milli=round(1000 * node.cpus),
+            memory_mib=node.memory_bytes // 2**20,
+            devices=int(node.devices),
+            model=(node.model or MODEL) if node.devices >= 1 else "",
+        )
+        for node in sorted(total, key=lambda node: node.node)
+    )
+
+
+def _books(state: QueueState, jobs: Sequence[Job]) -> State:
+    """The core's state: who runs counted on his devices and in his queue, and no more free than `state` says."""
+    queues = state.queues or tuple(Queue(name=name) for name in dict.fromkeys(job.queue for job in jobs))
+    machines = machines_in(state.total)
+    books = build_state(machines, queues, rules=Rules(shield_ms=NEVER_MS, ageing_ms=0, patience_ms=0))
+    size = {machine.name: machine.devices for machine in machines}
+    known = [
+        NodeChanged(node=note.node, open=not note.closed, sick=tuple(n for n in note.sick if n < size[note.node]))
+        for note in state.notes
+        if note.node in size
+    ]
+    if known:
+        books = decide(books, known, now_ms=0).state
+    for job, placement in state.running:
+        _count(books, gang_of(job), placement)
+    free = {node.node: node for node in state.free}
+    left = books.fleet.free
+    for n, name in enumerate(books.fleet.names):
+        others = free.get(name, Capacity(node=name, cpus=0.0))
+        left.cpu[n] = min(left.cpu[n], round(1000 * others.cpus))
+        left.memory[n] = min(left.memory[n], others.memory_bytes // 2**20)
+        # Whatever somebody else has taken, nobody says of which device: of the last ones, as Ray begins with the first.
+        taken = int(left.devices[n].sum()) - round(WHOLE * others.devices)
+        for number in reversed(range(left.devices.shape[1])):
+            part = min(max(taken, 0), int(max(left.devices[n, number], 0)))
+            left.devices[n, number] = max(left.devices[n, number] - part, 0)
+            taken -= part
+    return books
+
+
+def _count(books: State, gang: Gang, placement: Placement) -> None:
+    """Let a running gang hold its place; a queue that is no longer there has no limit to keep."""
+    names = books.fleet.names
+    here = [rank for rank, node in enumerate(placement.nodes) if node in names]
+    model = MODEL if gang.request.devices else ""
+    if here and gang.request.devices:
+        number = int(books.fleet.total.model[names.index(placement.nodes[here[0]])])
+        model = books.fleet.models[number] if number >= 0 else ""
+    place = Place(
+        nodes=np.array([names.index(placement.nodes[rank]) for rank in here], np.int64),
+        devices=np.array([placement.devices[rank] if placement.devices else 0 for rank in here], np.int64),
+        model=model,
+    )
+    if gang.queue not in books.tree.leaves:
+        occupy(books.fleet, gang, place)
+        return
+    entry = new_entry(books, gang, books.tree.leaf(gang.queue))
+    arrive(books, entry)
+    dequeue(books, entry)
+    hold(books, entry, place)
+
+
+def _left(books: State) -> tuple[Capacity, ...]:
+    """What is free for another gang, node by node."""
+    free = books.fleet.free
+    return tuple(
+        Capacity(
+            node=name,
+            cpus=max(0, int(free.cpu[n])) / 1000,
+            devices=int(free.devices[n].sum()) / WHOLE,
+            memory_bytes=int(free.memory[n]) * 2**20,
+        )
+        for n, name in enumerate(books.fleet.names)
+    )
+
+
+def _reason(free: Sequence[Capacity], job: Job, said: Mapping[str, str], heads: Mapping[str, str]) -> str:
+    """What a job waits for, in the words of the person who submitted it."""
+    if job.id not in said:
+        return f"behind job {heads[job.queue]} in queue {job.queue!r}" if job.queue in heads else "its turn comes next"
+    if "no room" not in said[job.id]:
+        return said[job.id]
+    room = sum(slots(node, job.resources) for node in allowed(job, free))
+    return f"needs {_ranks(job.ranks)} of {_each(job.resources)} at once, {room} would fit now"
 
 
 def refusal(job: Job, total: Sequence[Capacity]) -> str:

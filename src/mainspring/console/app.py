@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from nicegui import ui
 
 from mainspring import __version__
-from mainspring.console import assistant, data, entrance, flows, hardware, models, overview, playground, runs
+from mainspring.console import assistant, cluster, data, entrance, flows, hardware, models, overview, playground, runs
 from mainspring.console.frame import page
 from mainspring.spec import NotFound
 from mainspring.workspace import Workspace
@@ -42,7 +42,7 @@ def mount(app: FastAPI, workspace: Workspace) -> None:
 
     style = f'<link rel="stylesheet" href="/console/console.css?{__version__}">'
     ui.add_head_html(f'{style}<script src="/console/console.js?{__version__}"></script>', shared=True)
-    for pages in (overview, runs, flows, data, models, playground, assistant, hardware):
+    for pages in (overview, runs, flows, data, models, playground, assistant, cluster, hardware):
         pages.add_to(workspace)
     # To find its server NiceGUI looks at every object of the process, and torch's old names warn when looked at.
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning, module=r"nicegui\.ui_run_with")

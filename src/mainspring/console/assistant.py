@@ -170,7 +170,7 @@ def view(text: str, found: Mapping[str, Any]) -> Markup:
 
 
 def _card(citation: Mapping[str, Any], trace: str) -> Markup:
-    path = " > ".join(citation["path"])
+    path = " > ".join(part for part in citation["path"] if part != citation["source"])
     head = tag(
         "summary",
         tag("span", f"[{citation['marker']}]", class_="n"),

@@ -78,7 +78,7 @@ def curation(report: CurationReport) -> Markup:
             ("Read", count(report.read)),
             ("Kept", count(report.kept)),
             ("Dropped", count(dropped)),
-            ("Unreadable", count(len(report.skipped))),
+            ("Unreadable", count(report.unreadable)),
             ("Text read", size(report.read_bytes)),
             ("Text kept", size(report.kept_bytes)),
         ]

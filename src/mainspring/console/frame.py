@@ -30,6 +30,7 @@ ICONS = {
     "models": "M10 2.5 16.5 6v8L10 17.5 3.5 14V6zM3.5 6 10 9.5 16.5 6M10 9.5v8",
     "playground": "M4 5h12M4 10h8M4 15h5M14 12.5v5M11.5 15h5",
     "assistant": "M3.5 4.5h13v9h-7l-3.5 3v-3H3.5zM7 8h6M7 10.5h4",
+    "cluster": "M8 3h4v3H8zM3 14h4v3H3zM8 14h4v3H8zM13 14h4v3h-4zM10 6v8M5 14v-4h10v4",
     "hardware": "M6 6h8v8H6zM8 3v3M12 3v3M8 14v3M12 14v3M3 8h3M3 12h3M14 8h3M14 12h3",
     "more": "M4 6h12M4 10h12M4 14h12",
 }
@@ -41,6 +42,7 @@ PAGES = (
     ("models", "/models", "Models"),
     ("playground", "/playground", "Playground"),
     ("assistant", "/assistant", "Assistant"),
+    ("cluster", "/cluster", "Cluster"),
     ("hardware", "/hardware", "Hardware"),
 )
 FIRST = frozenset({"overview", "runs", "models", "assistant"})

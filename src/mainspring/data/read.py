@@ -36,6 +36,8 @@ def read(source: str, *, progress: Progress = silent) -> tuple[pa.Table, tuple[S
 
     Raises `NotFound` for a source that does not exist and `SpecError` for one without a readable document.
     """
+    if not source.strip():
+        raise SpecError("the source is empty", hint="a folder, a glob, or python:docs; . is this folder")
     skipped: list[Skipped] = []
 
     def documents() -> Iterator[Document]:

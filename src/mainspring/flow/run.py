@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from mainspring.flow.check import Checked, check_graph, convert
-from mainspring.flow.execution import STOP_POLL_S, is_stop_requested
+from mainspring.flow.execution import STOP_POLL_S, is_stop_requested, write_progress
 from mainspring.flow.graph import Graph
 from mainspring.flow.key import Digests, action_key, decode, encode
 from mainspring.flow.node import Output, Param, inside, references, replace_references
@@ -164,7 +164,7 @@ class _Running:
     run: str
     key: str
     since: float = field(default_factory=time.monotonic)
-    recorded_s: float = 0.0
+    recorded_s: float = -PROGRESS_S
     attempt: int = 1
 
 
@@ -313,9 +313,17 @@ class _Conductor:
         )
         if report.kind == "retry" or event.seconds - running.recorded_s >= PROGRESS_S:
             running.recorded_s = event.seconds
+            self._note(event)
             self._tell(event)
         else:
             self.on_event(event)
+
+    def _note(self, event: FlowEvent) -> None:
+        """Leave the step's progress where whoever looks at its run finds it."""
+        try:
+            write_progress(self.store.run_dir(event.run), event.fraction, event.message)
+        except (OSError, MainspringError) as full:  # a step goes on when nobody can see how far it is
+            log.warning("progress is not noted", extra={"run": event.run, "reason": str(full)})
 
     def _record(self, report: Report, running: _Running) -> None:
         """Commit how a step ended."""
@@ -382,6 +390,8 @@ class _Conductor:
     def _wind_down(self) -> None:
         """Give running steps a moment to notice, keep what they still finish, and leave the rest behind."""
         deadline = time.monotonic() + GRACE_S
+        if self.running:
+            log.warning("stopping, running steps are waited for; Ctrl-C again leaves them")
         try:
             while self.running and time.monotonic() < deadline:
                 self._hear(0.1)

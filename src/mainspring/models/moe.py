@@ -102,18 +102,8 @@ class MoeDecoder(Decoder):
     """A `Decoder` with a `Mixture` for each feed-forward. Built on meta it costs nothing."""
 
     def __init__(self, config: MoeConfig, *, seed: int = 0) -> None:
-        with torch.device("meta"):
-            super().__init__(config.decoder, seed=seed)
+        super().__init__(config.decoder, seed=seed, feed_forward=lambda: Mixture(config))
         self.moe = config
-        for block in self.blocks:
-            del block.mlp
-        built = torch.get_default_device().type != "meta"
-        if built:
-            self.to_empty(device=torch.get_default_device())
-        for block in self.blocks:
-            block.mlp = Mixture(config)
-        if built:
-            self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

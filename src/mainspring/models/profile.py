@@ -27,19 +27,10 @@ VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision: Precision = "fp32") -> ModelSpec:
     """The embedding, the layers and the head of `config`; activations are counted at `precision`.
 
-    What backward keeps of a layer, in values per token: 4 H (of each norm its input and the result), 2 N D + 2 K D
-    (queries, keys, values and attention's output), 4 F (gate, its activation, up, their product), with query/key
-    norms another N D + K D; and one float32 per norm and head. The head keeps its norm's two; what the loss keeps of
-    the logits is the planner's to add, from `output_bytes_per_token`.
+    The head keeps its norm's input and result for backward; what the loss keeps of the logits is the planner's to add,
+    from `output_bytes_per_token`.
     """
-    hidden, ffn, vocab = config.hidden, config.ffn, config.vocab
-    inner, shared = config.heads * config.width, config.kv_heads * config.width
-    matrices = hidden * (2 * inner + 2 * shared) + 3 * hidden * ffn
-    vectors = 2 * hidden + config.qkv_bias * (inner + 2 * shared) + config.qk_norm * 2 * config.width
-    kept = 4 * hidden + 4 * ffn + (2 + config.qk_norm) * (inner + shared)
-    scales = 2 + config.heads + config.qk_norm * (config.heads + config.kv_heads)
-    products = 3 * hidden + 2 * inner + 2 * shared + 2 * ffn  # its input, and what each matrix and attention give
-    value_bytes = VALUE_BYTES[precision]
+    hidden, vocab, value_bytes = config.hidden, config.vocab, VALUE_BYTES[precision]
     stream_bytes = float(hidden * value_bytes)
     embedding = BlockSpec(
         name="embedding",
@@ -52,22 +43,6 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         divisions=(("vocab", vocab),),
         split_params=vocab * hidden,
         reductions=(1, 0),
-    )
-    layer = BlockSpec(
-        name="layer",
-        count=config.layers,
-        params=matrices + vectors,
-        flops_per_token=2.0 * matrices,
-        attention_flops_per_token2=2.0 * inner,
-        activation_bytes_per_token=float(kept * value_bytes + 4 * scales),
-        output_bytes_per_token=stream_bytes,
-        divisions=(("heads", config.heads), ("kv_heads", config.kv_heads), ("ffn", ffn)),
-        split_params=matrices + config.qkv_bias * (inner + 2 * shared),
-        split_activation_bytes_per_token=float((kept - 4 * hidden) * value_bytes + 4 * (scales - 2)),
-        reductions=(2, 2),
-        partial_params=config.qk_norm * 2 * config.width,
-        selective_bytes_per_token=float(products * value_bytes + 4 * config.heads),
-        kv_bytes_per_token=float(2 * shared * value_bytes),
     )
     head = BlockSpec(
         name="head",
@@ -83,11 +58,43 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
     )
     return ModelSpec(
         name=name,
-        blocks=(embedding, layer, head),
+        blocks=(embedding, _layer(config, value_bytes), head),
         seq_len=seq_len,
         tied_params=vocab * hidden if config.tied else 0,
         element_bytes=value_bytes,
         chain=True,
+    )
+
+
+def _layer(config: DecoderConfig, value_bytes: int) -> BlockSpec:
+    """One of the repeated layers.
+
+    What backward keeps of it, in values per token: 4 H (of each norm its input and the result), 2 N D + 2 K D
+    (queries, keys, values and attention's output), 4 F (gate, its activation, up, their product), with query/key
+    norms another N D + K D; and one float32 per norm and head.
+    """
+    hidden, ffn = config.hidden, config.ffn
+    inner, shared = config.heads * config.width, config.kv_heads * config.width
+    matrices = hidden * (2 * inner + 2 * shared) + 3 * hidden * ffn
+    vectors = 2 * hidden + config.qkv_bias * (inner + 2 * shared) + config.qk_norm * 2 * config.width
+    kept = 4 * hidden + 4 * ffn + (2 + config.qk_norm) * (inner + shared)
+    scales = 2 + config.heads + config.qk_norm * (config.heads + config.kv_heads)
+    products = 3 * hidden + 2 * inner + 2 * shared + 2 * ffn  # its input, and what each matrix and attention give
+    return BlockSpec(
+        name="layer",
+        count=config.layers,
+        params=matrices + vectors,
+        flops_per_token=2.0 * matrices,
+        attention_flops_per_token2=2.0 * inner,
+        activation_bytes_per_token=float(kept * value_bytes + 4 * scales),
+        output_bytes_per_token=float(hidden * value_bytes),
+        divisions=(("heads", config.heads), ("kv_heads", config.kv_heads), ("ffn", ffn)),
+        split_params=matrices + config.qkv_bias * (inner + 2 * shared),
+        split_activation_bytes_per_token=float((kept - 4 * hidden) * value_bytes + 4 * (scales - 2)),
+        reductions=(2, 2),
+        partial_params=config.qk_norm * 2 * config.width,
+        selective_bytes_per_token=float(products * value_bytes + 4 * config.heads),
+        kv_bytes_per_token=float(2 * shared * value_bytes),
     )
 
 

@@ -69,9 +69,13 @@ class _Cuts:
 
 def read_structure(model: nn.Module, run: Run) -> Structure:
     """The chain of blocks of `model`, which `run` runs; parameters should be on meta, where that costs nothing."""
-    chain = _longest_chain(_calls(model, run))
+    calls = _calls(model, run)
+    chain = _longest_chain([call for call in calls if call.times == 1])
     if not chain:
-        return Structure(reason="no list of blocks that hand one tensor on from each to the next")
+        shared = next((call for call in calls if call.times > 1), None)
+        if shared is not None:
+            return Structure(reason=f"{shared.name} is one module that runs {shared.times} times")
+        return Structure(reason="it has no list of blocks that hand one tensor on from each to the next")
     names = {id(p): name for name, p in model.named_parameters()}
     kinds = {call.hidden for call in chain}
     if len(kinds) > 1:
@@ -135,7 +139,7 @@ def set_cache(model: nn.Module, *, used: bool) -> nn.Module:
 
 
 def _calls(model: nn.Module, run: Run) -> list[_Call]:
-    """The candidates in the order of their calls, those that were called just once."""
+    """The candidates in the order of their calls."""
     order: list[_Call] = []
     hooks = []
     for name, module in outermost_entries(model):
@@ -158,7 +162,7 @@ def _calls(model: nn.Module, run: Run) -> list[_Call]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [call for call in order if call.times == 1]
+    return order
 
 
 def _longest_chain(calls: list[_Call]) -> list[_Call]:

@@ -20,6 +20,17 @@ COUNT_BYTES = 8
 ENDS = ("embedding", "head")
 STEP_BYTES = 24  # the loss, its count and the square of the gradient's norm, in float64
 
+# Stands at the end of a model that is no chain: all of its blocks are units of their own, what is left comes first.
+NOTHING = BlockSpec(
+    name="",
+    count=1,
+    params=0,
+    flops_per_token=0.0,
+    attention_flops_per_token2=0.0,
+    activation_bytes_per_token=0.0,
+    output_bytes_per_token=0.0,
+)
+
 Key = tuple[Operation, int]
 """An operation and how many ranks take part."""
 
@@ -56,7 +67,7 @@ class _Sender:
         for axis in reversed(AXES):
             rank, at[axis] = divmod(rank, getattr(mesh, axis))
         self._count = plan.microbatches[(at["dp"] * mesh.fsdp + at["fsdp"]) * mesh.ep + at["ep"]]
-        self._units = blocks.units(model) if model.chain else tuple(model.blocks)
+        self._units = blocks.units(model) if model.chain else (*blocks.units(model), NOTHING)
         self._stages = tuple(_stages(plan, at["pp"], self._units))
         self._tokens = plan.microbatch * plan.seq_len // mesh.cp
         # Autocast leaves the residual stream and what norms give in float32, and narrows what matrices give.

@@ -40,6 +40,7 @@ class AxisTraffic:
     messages: int
     payload_bytes: int
     seconds: float
+    exposed_s: float
 
 
 @spec
@@ -108,6 +109,7 @@ def _axis_traffic(plan: Plan) -> Iterator[AxisTraffic]:
             messages=each.messages,
             payload_bytes=each.payload_bytes,
             seconds=each.seconds,
+            exposed_s=each.exposed_s,
         )
 
 

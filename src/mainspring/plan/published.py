@@ -209,6 +209,20 @@ def _model(row: Mapping[str, str], stack: Stack) -> ModelSpec:
         selective_bytes_per_token=selective,
         kv_bytes_per_token=4.0 * shared,
     )
+    embedding, head = _ends(hidden, vocab)
+    tied = 0 if gated else vocab * hidden
+    return ModelSpec(
+        name=row["model"],
+        blocks=(embedding, layer, head),
+        seq_len=seq,
+        tied_params=tied,
+        element_bytes=2,
+        chain=True,
+    )
+
+
+def _ends(hidden: int, vocab: int) -> tuple[BlockSpec, BlockSpec]:
+    """The table of words and the scores."""
     embedding = BlockSpec(
         name="embedding",
         count=1,
@@ -229,12 +243,4 @@ def _model(row: Mapping[str, str], stack: Stack) -> ModelSpec:
         output_bytes_per_token=2.0 * vocab,
         reductions=(0, 1),
     )
-    tied = 0 if gated else vocab * hidden
-    return ModelSpec(
-        name=row["model"],
-        blocks=(embedding, layer, head),
-        seq_len=seq,
-        tied_params=tied,
-        element_bytes=2,
-        chain=True,
-    )
+    return embedding, head

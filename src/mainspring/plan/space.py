@@ -266,7 +266,7 @@ class Space:
             if not self.limits.allows(mesh) or not aligned(mesh, frame.layout.fabric.per_node):
                 continue
             allowed = [zero for zero in self.limits.zero if hints.zero in (None, zero)]
-            zeros = tuple(zero for zero in allowed if (zero > 0) == (mesh.shards > 1))
+            zeros: tuple[Zero, ...] = tuple(zero for zero in allowed if (zero > 0) == (mesh.shards > 1))
             if zeros:
                 yield mesh, zeros
 

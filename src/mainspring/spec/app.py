@@ -45,7 +45,8 @@ class Answer:
     note: str = ""
 
     def __str__(self) -> str:
-        sources = [f"  [{cited.marker}] {' > '.join((cited.source, *cited.path))}" for cited in self.citations]
+        places = [(cited.marker, dict.fromkeys((cited.source, *cited.path))) for cited in self.citations]
+        sources = [f"  [{marker}] {' > '.join(path)}" for marker, path in places]
         return "\n".join([self.text, *sources, *([f"note: {self.note}"] if self.note else [])])
 
 

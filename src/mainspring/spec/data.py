@@ -20,10 +20,11 @@ class Document:
 
 @spec
 class Skipped:
-    """A file that could not be read, and why."""
+    """A file that could not be read, or `files` of one kind, and why."""
 
     source: str
     reason: str
+    files: int = 1
 
 
 @spec
@@ -49,6 +50,11 @@ class CurationReport:
     kept_bytes: int
     rules: tuple[RuleCount, ...]
     skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def unreadable(self) -> int:
+        """How many files never became documents."""
+        return sum(found.files for found in self.skipped)
 
 
 @spec

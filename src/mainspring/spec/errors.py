@@ -28,6 +28,8 @@ class MainspringError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # what a traceback in a script or a notebook shows
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with the hint, so that errors cross process boundaries whole."""

@@ -10,6 +10,8 @@ from mainspring.spec._spec import spec
 
 JobState = Literal["PENDING", "ADMITTED", "PLACED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "PREEMPTED"]
 TERMINAL: frozenset[JobState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+ACTIVE: frozenset[JobState] = frozenset({"ADMITTED", "PLACED", "RUNNING"})
+"""The states in which a job holds its places."""
 
 
 @spec
@@ -19,6 +21,13 @@ class Resources:
     cpus: float = 1.0
     devices: float = 0.0
     memory_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.devices > 1 and self.devices != int(self.devices):
+            raise ValueError(f"a rank takes a share of one device, or whole devices, not {self.devices:g} of them")
+        for name, value in (("cpus", self.cpus), ("devices", self.devices), ("memory_bytes", self.memory_bytes)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number from 0, got {value}")
 
 
 @spec
@@ -31,6 +40,10 @@ class Job:
     `secret_json` holds those fields of the payload that nobody else may read: a rank finds them in its payload, and
     they are in no `repr`, log, environment or command line. `needs` are files and folders of the driver that a node
     must see to be given ranks; `nodes` are the only nodes that may be, any when empty.
+
+    `starts` is how often it may be started in all, when nodes are lost or taken away under it: more than 1 for a job
+    that goes on from what it saved, or that may run twice. `folder` and `imports` are where ranks work and find
+    modules; the driver's own when empty.
     """
 
     id: str
@@ -45,10 +58,15 @@ class Job:
     env: tuple[tuple[str, str], ...] = ()
     needs: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
+    starts: int = 1
+    folder: str = ""
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise ValueError(f"ranks must be at least 1, got {self.ranks}")
+        if self.starts < 1:
+            raise ValueError(f"starts must be at least 1, got {self.starts}")
 
 
 @spec
@@ -72,10 +90,11 @@ class Task:
 
 @spec
 class Placement:
-    """Where each rank runs: rank `i` on node `nodes[i]`."""
+    """Where each rank runs: rank `i` on node `nodes[i]`, with the devices there whose bits `devices[i]` has set."""
 
     job_id: str
     nodes: tuple[str, ...]
+    devices: tuple[int, ...] = ()
 
 
 @spec
@@ -99,3 +118,52 @@ class JobResult:
     reason: str
     exits: tuple[RankExit, ...]
     seconds: float
+
+
+@spec
+class JobRecord:
+    """A job in the books that drivers of one cluster share. `number` is its order of arrival.
+
+    `address` is the cluster as its submitter names it, `cluster` the one it waits or runs on, by the cluster's own id.
+    `driver` is the process that sees to it; a `lasting` job outlives its driver, and has none while it waits for one.
+    `attempt` counts its starts, `losses` those that ended because a node was lost. `cancelled` is why it shall stop.
+    """
+
+    number: int
+    workspace: str
+    job: Job
+    address: str
+    cluster: str
+    driver: str
+    lasting: bool
+    state: JobState
+    reason: str = ""
+    attempt: int = 0
+    losses: int = 0
+    placement: Placement | None = None
+    result: JobResult | None = None
+    cancelled: str = ""
+
+
+@spec
+class NodeNote:
+    """What the drivers of a cluster know of a node beyond its capacity.
+
+    A `closed` node is given nothing new and its jobs move away; `sick` are the numbers of devices not to be used.
+    """
+
+    cluster: str
+    node: str
+    closed: bool = False
+    sick: tuple[int, ...] = ()
+    reason: str = ""
+
+
+@spec
+class Driver:
+    """A process that starts jobs on a cluster. It counts `beat` up; one that stands still has lost its claim."""
+
+    id: str
+    cluster: str
+    owner_json: str
+    beat: int

@@ -4,6 +4,7 @@ One mechanism for devices, engines, readers, embedders and apps. A plugin is an 
 `<name> = "module:attribute"` in the group `mainspring.<kind>`; its `api` attribute must equal this version.
 """
 
+import difflib
 import hashlib
 import sys
 from collections.abc import Mapping
@@ -44,7 +45,8 @@ def load_entry(entry: str) -> Any:
     except ModuleNotFoundError as error:
         raise SpecError(f"cannot import {module!r} for {entry!r}: {error}") from error
     if not hasattr(found, attribute):
-        raise SpecError(f"module {module!r} has no {attribute!r}")
+        near = difflib.get_close_matches(attribute, vars(found), n=1)
+        raise SpecError(f"module {module!r} has no {attribute!r}", hint=f"did you mean {near[0]}?" if near else "")
     return getattr(found, attribute)
 
 

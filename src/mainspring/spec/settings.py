@@ -33,6 +33,7 @@ class Settings:
 
     `database_url` is an SQLAlchemy URL and `artifacts_url` any fsspec URL or folder; when empty they are
     `<home>/mainspring.db` and `<home>/artifacts`. `address` is the Ray cluster: `local`, `auto` or `ray://host:port`.
+    `quotas` is a TOML file with the tree of queues that jobs are admitted under; empty for one queue without limits.
     `fetched_gb` is how much disk the local copies of artifacts may take before the longest unused ones are removed.
     What may hold a password or a token is not in the `repr`, which ends up in logs.
     """
@@ -46,6 +47,7 @@ class Settings:
     port: int = 8420
     token: str = field(default="", repr=False)
     log_level: str = "WARNING"
+    quotas: str = ""
     fetched_gb: int = 100
 
     @property

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, func, insert, select
 from mainspring.spec import Artifact, FileEntry, NotFound, Settings, SpecError, Unavailable
 from mainspring.store.blobs import LocalBlobs, open_blobs, owned_name
 from mainspring.store.catalogue import check_name, check_tag
-from mainspring.store.database import artifacts, files, store_facts
+from mainspring.store.database import artifacts, files
 from mainspring.store.fetched import GB, Fetched
 from mainspring.store.lock import file_lock
 from mainspring.store.parse import to_json
@@ -32,12 +32,10 @@ class Shelf(RunLog):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        with self.read() as connection:
-            ours = connection.execute(select(store_facts.c.value).where(store_facts.c.key == "id")).scalar_one()
-        self._blobs = open_blobs(settings.artifacts, ours)
+        self._blobs = open_blobs(settings.artifacts, self.id)
         url = settings.artifacts_url
         self._fetched = Fetched(self.home / "fetched", settings.fetched_gb * GB)
-        self._shared = f"{url.removeprefix('file://').rstrip('/')}/{ours}" if "://" in url else str(self.home)
+        self._shared = f"{url.removeprefix('file://').rstrip('/')}/{self.id}" if "://" in url else str(self.home)
 
     def place(self, path: str) -> str:
         """The folder or fsspec URL `path` for what is no artifact but must be as reachable as artifacts are.

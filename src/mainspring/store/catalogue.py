@@ -105,7 +105,8 @@ class Catalogue(EventLog):
         near = by_name or difflib.get_close_matches(wanted, names, n=3)
         if near:
             return f"did you mean {', '.join(near)}?"
-        return "known: " + ", ".join(names[:10]) if names else "nothing has been published yet"
+        alike = [name for name in names if name.partition(":")[0] == wanted.partition(":")[0]] or names
+        return "known: " + ", ".join(alike[:10]) if names else "nothing has been published yet"
 
 
 def check_name(kind: str, name: str) -> None:

@@ -44,7 +44,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from mainspring.spec import Settings, SpecError, Unavailable
 from mainspring.store.lock import file_lock
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a test holds it equal to what Alembic finds in `migrations/versions`."""
 
 BUSY_S = 30
@@ -163,6 +163,46 @@ tokens = Table(
     PrimaryKeyConstraint("workspace", "name", name="tokens_key"),
     UniqueConstraint("hash", name="tokens_hash"),
 )
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", counter, primary_key=True, autoincrement=True),
+    Column("workspace", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("job_json", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("cluster", Text, nullable=False),
+    Column("driver", Text, nullable=False),
+    Column("lasting", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("placement_json", Text, nullable=False),
+    Column("result_json", Text, nullable=False),
+    Column("cancelled", Text, nullable=False),
+    UniqueConstraint("workspace", "id", name="jobs_id"),
+    Index("jobs_by_state", "state", "cluster"),
+    sqlite_autoincrement=True,
+)
+drivers = Table(
+    "drivers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("cluster", Text, nullable=False),
+    Column("owner_json", Text, nullable=False),
+    Column("beat", BigInteger, nullable=False),
+)
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("cluster", Text, nullable=False),
+    Column("node", Text, nullable=False),
+    Column("closed", Integer, nullable=False),
+    Column("sick_json", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    PrimaryKeyConstraint("cluster", "node", name="nodes_key"),
+)
 
 
 Durability = Literal["process", "power"]
@@ -200,6 +240,12 @@ class Database:
         `Unavailable` for one that does not answer or a folder that cannot be written.
         """
         return cls(settings)
+
+    @functools.cached_property
+    def id(self) -> str:
+        """What this database is called for good, wherever it is reached from."""
+        with self.read() as connection:
+            return connection.execute(select(store_facts.c.value).where(store_facts.c.key == "id")).scalar_one()
 
     def close(self) -> None:
         """Close every connection. Closing twice is harmless."""

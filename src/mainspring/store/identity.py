@@ -49,7 +49,7 @@ class Identities(EventLog):
         with self.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
-            raise Denied("this token is not known here", hint="ask an admin for `mainspring up`'s token")
+            raise Denied("this token is not known here", hint="an admin makes one: mainspring token create NAME")
         if row.expires_s is not None and row.expires_s <= time.time():
             raise Denied(f"the token of {row.name!r} has expired", hint="ask an admin for a new one")
         if ROLES.index(row.role) < ROLES.index(needs):
@@ -69,7 +69,8 @@ class Identities(EventLog):
         mine = (tokens.c.workspace == self.workspace) & (tokens.c.name == name)
         with self.transaction(durability="power") as connection:
             if connection.execute(delete(tokens).where(mine)).rowcount == 0:
-                raise NotFound(f"no token named {name!r}")
+                known = ", ".join(holder.name for holder in self.identities()) or "none"
+                raise NotFound(f"no token named {name!r}", hint=f"known: {known}")
             self.emit("token.revoked", name, {})
 
 

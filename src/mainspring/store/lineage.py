@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, select
 
-from mainspring.spec import Artifact, Edge, Lineage, SpecError
+from mainspring.spec import Artifact, Edge, Lineage, NotFound, SpecError
 from mainspring.store.artifacts import Shelf
 from mainspring.store.database import edges, runs
 
@@ -22,7 +22,10 @@ class Ancestry(Shelf):
         if direction not in get_args(Direction):
             raise SpecError(f"lineage has no direction {direction!r}", hint="one of both, up, down")
         artifact = self.resolve(ref_or_run) if ":" in ref_or_run else None
-        run = None if artifact else self.run(ref_or_run).id
+        try:
+            run = None if artifact else self.run(ref_or_run).id
+        except NotFound as error:
+            raise NotFound(f"{ref_or_run!r} is neither an artifact nor a run", hint=self._near(ref_or_run)) from error
         found: set[Edge] = set()
         with self.read():
             for way in ("up", "down") if direction == "both" else (direction,):

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 from mainspring.spec import (
     Calibration,
     Cluster,
-    ClusterFile,
     Device,
     Link,
     NotFound,
     Objective,
     Plan,
-    Settings,
 )
-from mainspring.store import Store, parse
-from mainspring.workspace.records import Named, Records, ref_of
+from mainspring.store import parse
+from mainspring.workspace.capacity import Capacity
+from mainspring.workspace.records import Named, ref_of
 
 if TYPE_CHECKING:
     from mainspring.plan.validate import Validation
@@ -27,12 +26,8 @@ if TYPE_CHECKING:
 VOCAB = 4096
 
 
-class Plans(Records):
+class Plans(Capacity):
     """The part of a workspace that plans and judges plans."""
-
-    def __init__(self, store: Store, settings: Settings) -> None:
-        super().__init__(store)
-        self.settings = settings
 
     def hardware(self, cluster: str | Path = "") -> Cluster:
         """The machines at hand, with the figures of `calibrate` where there are any, or those of a cluster file."""
@@ -129,14 +124,9 @@ class Plans(Records):
         """The cluster, and the calibrations whose figures are in it."""
         from mainspring.hardware import topology
 
+        found = super().hardware(cluster)
         if cluster:
-            return topology.build_cluster(parse.load_toml(Path(cluster), ClusterFile)), ()
-        if self.settings.address == "local":
-            found = topology.local_cluster()
-        else:
-            from mainspring.cluster import survey
-
-            found = survey(self.settings.address)
+            return found, ()
         known = {artifact.ref: self.calibration(artifact) for artifact in self.store.newest("calibration")}
         used = [ref for ref, each in known.items() if topology.calibrates(each, found)]
         for ref in used:

@@ -4,7 +4,7 @@ These verbs start nothing and change nothing but tokens and, where asked to, lef
 """
 
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 from mainspring.flow.handle import Run
 from mainspring.spec import (
@@ -15,6 +15,7 @@ from mainspring.spec import (
     Document,
     Event,
     GateDecision,
+    JobState,
     Lineage,
     Report,
     Role,
@@ -25,6 +26,7 @@ from mainspring.spec import (
 from mainspring.store import Store, parse
 from mainspring.store.lineage import Direction
 
+LIVE: tuple[JobState, ...] = tuple(state for state in get_args(JobState) if state not in TERMINAL)
 Named = str | Artifact | Any  # anything with a `.ref`: an artifact, a snapshot, a published dataset
 
 
@@ -80,8 +82,10 @@ class Records:
     def runs(self, *, kind: str = "", active: bool = False, limit: int = 100) -> tuple[RunRecord, ...]:
         """Runs, newest first; runs whose process died are closed first, so that none looks alive."""
         self.store.reap_dead_runs()
-        found = self.store.runs(kind=kind or None, limit=limit)
-        return tuple(record for record in found if not active or record.state not in TERMINAL)
+        if not active:
+            return self.store.runs(kind or None, limit=limit)
+        found = [record for state in LIVE for record in self.store.runs(kind or None, state, limit)]
+        return tuple(sorted(found, key=lambda record: (-record.created_s, record.id))[:limit])
 
     def artifacts(self, *, kind: str = "", name: str = "") -> tuple[Artifact, ...]:
         """Artifacts, newest first."""

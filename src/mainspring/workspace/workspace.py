@@ -28,6 +28,7 @@ from mainspring.spec import (
 from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
+from mainspring.workspace.jobs import Jobs
 from mainspring.workspace.plans import VOCAB, Plans
 from mainspring.workspace.records import Named, ref_of
 
@@ -48,7 +49,7 @@ Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
 
 
-class Workspace(Plans):
+class Workspace(Jobs, Plans):
     """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
 
     def __init__(self, settings: Settings) -> None:
@@ -79,10 +80,11 @@ class Workspace(Plans):
         if self._launcher is None:
             from mainspring.cluster import Launcher
 
-            self._launcher = Launcher(address=self.settings.address, run_root=self.store.home / "runs")
+            queues = self.quotas() if self.settings.quotas else ()
+            self._launcher = Launcher(self.store, address=self.settings.address, queues=queues)
         return self._launcher
 
-    # -- data and hardware
+    # -- data
 
     def dataset(self, name: str) -> "Dataset":
         """A dataset by name: `.read(...).clean().dedup().publish()`."""
@@ -196,7 +198,7 @@ class Workspace(Plans):
             )
 
         return self._start(
-            body, kind="eval", name=ref_of(model), config={"compare_to": ref_of(compare_to)}, inputs=[model]
+            body, kind="eval", name=_short(model), config={"compare_to": ref_of(compare_to)}, inputs=[model]
         )
 
     def compress(self, model: Named, *, scheme: str = "w8a8", data: Named = "", name: str = "") -> Run:
@@ -214,7 +216,7 @@ class Workspace(Plans):
                 progress=work.progress,
             )
 
-        return self._start(body, kind="compress", name=name or ref_of(model), config={"scheme": scheme}, inputs=[model])
+        return self._start(body, kind="compress", name=name or _short(model), config={"scheme": scheme}, inputs=[model])
 
     # -- serving and applications
 

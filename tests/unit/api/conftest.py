@@ -12,6 +12,7 @@ from mainspring.evaluate.gate import GENERATOR, decide
 from mainspring.evaluate.report import publish_report
 from mainspring.serve.http import listen
 from mainspring.spec import Report, Score, Settings
+from mainspring.testing.books import fill_books, write_quotas
 from mainspring.workspace import Workspace
 
 PAGES = {
@@ -39,7 +40,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     folder = tmp_path_factory.mktemp("api")
     docs = folder / "docs"
     write_pages(docs)
-    with Workspace(Settings(home=str(folder / "home"))) as workspace:
+    with Workspace(Settings(home=str(folder / "home"), quotas=str(write_quotas(folder)))) as workspace:
+        fill_books(workspace.store)
         workspace.publish_data("handbook", source=str(docs)).result(60)
         (docs / "wrap.md").unlink()
         workspace.publish_data("handbook", source=str(docs)).result(60)

@@ -23,6 +23,15 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
             yield url, tokens, workspace
 
 
+def test_a_caller_without_a_token_learns_where_one_is_given(guarded: tuple[str, dict[str, str], Workspace]) -> None:
+    url, tokens, _ = guarded
+    with ms.connect(url) as nobody, pytest.raises(Denied) as told:
+        nobody.runs()
+    assert "MAINSPRING_TOKEN" in told.value.hint
+    with ms.connect(url, token=tokens["viewer"]) as viewer:
+        assert viewer.runs() == ()
+
+
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 

@@ -8,7 +8,19 @@ import pytest
 
 import mainspring as ms
 from mainspring.remote import RemoteRun, RemoteWorkspace
-from mainspring.spec import Artifact, Denied, Failed, MainspringError, NotFound, SpecError, Unavailable
+from mainspring.spec import (
+    Artifact,
+    Denied,
+    Failed,
+    Gang,
+    MainspringError,
+    NotFound,
+    Request,
+    Site,
+    SpecError,
+    Unavailable,
+    WorkSize,
+)
 from mainspring.testing.processes import eventually
 from mainspring.workspace import Workspace
 
@@ -17,6 +29,7 @@ CLOCKS = (
     "that only the difference between the results of two calls is valid; adjustments of the system do not touch it."
 )
 REPORT = "report:dataset-handbook"
+DESCRIBED = Gang(id="mine", queue="product", ranks=2, request=Request(devices=8))
 READS: dict[str, Callable[[Any], Any]] = {
     "artifacts": lambda ws: ws.artifacts(),
     "artifacts of a kind": lambda ws: ws.artifacts(kind="dataset", name="handbook"),
@@ -39,6 +52,18 @@ READS: dict[str, Callable[[Any], Any]] = {
     "cost": lambda ws: ws.run(ws.runs(kind="train")[0].id).cost,
     "progress": lambda ws: ws.run(ws.runs(kind="data")[0].id).progress,
     "ref": lambda ws: ws.run(ws.runs(kind="data")[0].id).ref,
+    "queue": lambda ws: ws.queue(),
+    "nodes": lambda ws: ws.nodes(),
+    "who holds how much": lambda ws: ws.usage(),
+    "why": lambda ws: [(why.gang, why.state, why.reason, why.unblocks) for why in ws.why("serve-chat")],
+    "why, of everybody": lambda ws: [(why.gang, why.state, why.ahead) for why in ws.why()],
+    "why, of nobody yet": lambda ws: [(why.state, why.unblocks) for why in ws.why(DESCRIBED)],
+    "gathering": lambda ws: [victim.gang for victim in ws.plan_gather("org", "huge").victims],
+    "gathering for nobody yet": lambda ws: ws.plan_gather("org", DESCRIBED).nodes,
+    "estimate": lambda ws: ws.estimate(WorkSize(work="train", params=7e9, tokens=1e12), device="H100-SXM5-80GB"),
+    "estimate at a site": lambda ws: ws.estimate(
+        WorkSize(work="serve", params=7e9, tokens=1e9), devices=2, utilisation=0.3, site=Site(pue=1.5)
+    ),
     "checks": lambda ws: [check.name for check in ws.doctor()],
 }
 WRONG: dict[str, Callable[[Any], Any]] = {
@@ -55,6 +80,10 @@ WRONG: dict[str, Callable[[Any], Any]] = {
     "no such trace": lambda ws: ws.feedback("handbook", trace="nowhere", thumb="up"),
     "no such corpus": lambda ws: ws.publish_app("new", corpus="dataset:nothing"),
     "not a name": lambda ws: ws.publish_data("not a name", source="docs"),
+    "no such job": lambda ws: ws.why("nobody"),
+    "no such queue": lambda ws: ws.plan_gather("orgg", "huge"),
+    "gathering for one that runs": lambda ws: ws.plan_gather("org", "pretrain"),
+    "no such device": lambda ws: ws.estimate(WorkSize(work="train", params=7e9, tokens=1e12), device="H1000"),
     "no such model": lambda ws: ws.compress("model:nothing"),
 }
 
@@ -118,6 +147,10 @@ def test_what_belongs_to_the_machine_itself_is_refused_with_a_hint(remote: Remot
         assert told.value.hint
     with pytest.raises(SpecError, match="recipe"):
         remote.plan("no-such-recipe.py")
+    with pytest.raises(AttributeError, match="publish_data"):
+        remote.dataset("handbook")
+    with pytest.raises(AttributeError, match="no attribute 'datset'"):
+        remote.datset("handbook")
 
 
 def test_a_server_that_is_not_there_is_said_to_be_away() -> None:

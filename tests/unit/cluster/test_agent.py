@@ -230,7 +230,7 @@ def test_killing_the_agent_kills_its_ranks_and_what_they_started(tmp_path):
 
 def test_files_of_a_node_that_does_not_see_the_run_folder_stay_local_until_closed(tmp_path):
     agent = NodeAgent()
-    folder = Path(agent.prepare("/not/on/this/node/.shared", str(tmp_path / "scratch"), ""))
+    folder = Path(agent.prepare("/not/on/this/node/.shared", str(tmp_path / "scratch"), "").folder)
     assert folder.parent == tmp_path / "scratch"
     agent.close()
     assert not folder.exists()

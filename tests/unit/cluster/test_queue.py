@@ -1,11 +1,14 @@
 """Admission: first in, first out, whole gangs, and a reason for everybody."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mainspring.cluster.placement import Capacity, occupy
 from mainspring.cluster.queue import QueueState, admit, refusal
-from mainspring.spec import Job, Resources
+from mainspring.spec import Job, NodeNote, Placement, Queue, Quota, Resources
 
 
 def job(name: str, ranks: int, queue: str = "default", cpus: float = 1.0) -> Job:
@@ -74,3 +77,47 @@ def test_waiting_jobs_say_what_they_wait_for():
     assert decision.waiting[0].reason == "needs 2 ranks of 1 cpu at once, 1 would fit now"
     assert decision.waiting[1].reason == "behind job big in queue 'default'"
     assert [p.job_id for p in decision.placed] == ["other"]
+
+
+def test_a_queue_keeps_to_its_quota_counting_what_runs_and_others_go_on():
+    limits = (Queue(name="a", quotas=(Quota(resource="cpu", max=3),)), Queue(name="b"))
+    nodes = idle(8).total
+    running = ((job("r", 2, queue="a"), Placement(job_id="r", nodes=("n0", "n0"))),)
+    state = QueueState(total=nodes, free=idle(6).free, running=running, queues=limits)
+    decision = admit(state, [job("x", 2, queue="a"), job("y", 2, queue="b"), job("z", 1, queue="none")])
+    assert [placed.job_id for placed in decision.placed] == ["y"]
+    assert decision.waiting[0].reason == "queue 'a' may hold 3 cpu and holds 2; this gang needs 2"
+    assert decision.refused[0].reason == "no queue 'none'"
+
+
+def test_one_and_a_half_devices_for_a_rank_are_refused():
+    with pytest.raises(ValueError, match=r"a share of one device, or whole devices, not 1\.5 of them"):
+        Resources(devices=1.5)
+
+
+def test_two_halves_share_a_device_and_the_third_takes_another():
+    node = Capacity(node="n0", cpus=8, devices=2)
+    halves = [Job(id=name, name=name, entry="m:f", resources=Resources(devices=0.5)) for name in "abc"]
+    decision = admit(QueueState(total=(node,), free=(node,)), halves)
+    assert [placed.devices for placed in decision.placed] == [(1,), (1,), (2,)]
+    running = tuple(zip(halves, decision.placed, strict=True))
+    left = replace(node, devices=0.5)
+    again = admit(QueueState(total=(node,), free=(left,), running=running), [replace(halves[0], id="d")])
+    assert again.placed[0].devices == (2,)
+
+
+def test_closed_nodes_and_sick_devices_are_given_to_nobody():
+    nodes = tuple(Capacity(node=name, cpus=4, devices=2) for name in ("n0", "n1"))
+    notes = (NodeNote(cluster="c", node="n0", closed=True), NodeNote(cluster="c", node="n1", sick=(0,)))
+    ask = Job(id="x", name="x", entry="m:f", ranks=2, resources=Resources(devices=1))
+    decision = admit(QueueState(total=nodes, free=nodes, notes=notes), [ask, replace(ask, id="y", ranks=1)])
+    assert decision.waiting[0].reason.endswith("1 would fit now")
+    alone = admit(QueueState(total=nodes, free=nodes, notes=notes), [replace(ask, id="y", ranks=1)])
+    assert alone.placed == (Placement(job_id="y", nodes=("n1",), devices=(2,)),)
+
+
+def test_the_emptier_queue_comes_first():
+    running = ((job("r", 2, queue="a"), Placement(job_id="r", nodes=("n0", "n0"))),)
+    state = QueueState(total=idle(4).total, free=idle(2).free, running=running)
+    decision = admit(state, [job("x", 2, queue="a"), job("y", 2, queue="b")])
+    assert [placed.job_id for placed in decision.placed] == ["y"]

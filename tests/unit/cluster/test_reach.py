@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from mainspring.cluster.agent import NodeAgent, interface_of
-from mainspring.cluster.placement import Capacity, place
+from mainspring.cluster.placement import Capacity
 from mainspring.cluster.queue import QueueState, admit
 from mainspring.cluster.reach import sees
 from mainspring.spec import Job
@@ -39,7 +39,7 @@ def test_a_node_with_another_home_shares_no_run_but_still_sees_other_folders(run
 def test_a_node_keeps_the_files_of_a_run_in_its_own_home_until_the_run_has_ended(run_root, tmp_path, monkeypatch):
     monkeypatch.setenv("MAINSPRING_HOME", str(tmp_path / "node"))
     agent = NodeAgent()
-    folder = Path(agent.prepare(str(run_root / "marker"), "", str(run_root)))
+    folder = Path(agent.prepare(str(run_root / "marker"), "", str(run_root)).folder)
     assert folder.parent == tmp_path / "node" / "gangs"
     agent.close()
     assert not folder.exists()
@@ -48,8 +48,7 @@ def test_a_node_keeps_the_files_of_a_run_in_its_own_home_until_the_run_has_ended
 def test_a_job_is_placed_on_the_nodes_it_may_use_and_waits_for_those_alone():
     nodes = tuple(Capacity(node=name, cpus=2.0) for name in ("a", "b", "c"))
     job = Job(id="j", name="j", entry="m:f", ranks=3, nodes=("b", "c"))
-    placement = place(job, nodes)
-    assert placement is not None
+    (placement,) = admit(QueueState(total=nodes, free=nodes), [job]).placed
     assert set(placement.nodes) == {"b", "c"}
     taken = (nodes[0], *(Capacity(node=name, cpus=0.0) for name in ("b", "c")))
     (held,) = admit(QueueState(total=nodes, free=taken), [job]).waiting

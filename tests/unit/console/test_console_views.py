@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mainspring.console import assistant, charts, data, flows, models, runs, wheel, words
+from mainspring.console import assistant, charts, data, fleet, flows, models, runs, wheel, words
 from mainspring.console.markup import Markup, join, tag
 from mainspring.console.parts import bar, table
-from mainspring.spec import CurationReport, Event, RuleCount, Score, Settings, Skipped
+from mainspring.spec import CurationReport, Event, NodeUse, RuleCount, Score, Settings, Skipped
+from mainspring.testing.books import enqueue, fill_books
 from mainspring.workspace import Workspace
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -167,3 +168,42 @@ def test_a_share_that_is_there_is_never_said_to_be_nothing(part: int, of: int, t
 
 def test_one_is_not_many() -> None:
     assert [words.several(n, "run") for n in (0, 1, 2, 1200)] == ["0 runs", "1 run", "2 runs", "1,200 runs"]
+
+
+def test_a_cluster_is_drawn_with_every_job_named_and_a_sick_device_marked(settings: Settings) -> None:
+    with Workspace(settings) as workspace:
+        fill_books(workspace.store)
+        enqueue(workspace.store, HOSTILE, "product", 1, 60)
+        nodes, shares, waiting = workspace.nodes(), workspace.usage(), workspace.queue()
+        why = workspace.why("ablation")[0]
+    drawn = fleet.topology(nodes) + fleet.tree(shares) + fleet.line(waiting)
+    assert "<img" not in drawn
+    assert drawn.count("device sick") == 1
+    assert drawn.count('aria-label="device 0: pretrain"') == 3
+    assert "research" in drawn
+    assert 'href="/cluster?job=ablation"' in drawn
+    assert "It would start with" in fleet.answer(why)
+    assert "33 of 47" in fleet.totals(nodes, ())
+
+
+def test_a_share_of_a_device_fills_a_part_of_it_and_a_closed_node_says_so() -> None:
+    node = NodeUse(
+        name="n",
+        domain=("rack-1",),
+        model="T4",
+        open=False,
+        cpu_milli=4000,
+        cpu_held_milli=1000,
+        memory_mib=1024,
+        memory_held_mib=0,
+        held=(250, 0),
+        sick=(),
+        holders=(("a",), ()),
+        gangs=("a",),
+    )
+    drawn = fleet.topology([node])
+    assert "height:25%" in drawn
+    assert "25 % of it" in drawn
+    assert "closed" in drawn
+    assert "rack-1" in drawn
+    assert "Nobody waits" in fleet.line(())

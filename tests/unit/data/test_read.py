@@ -106,8 +106,9 @@ def test_what_cannot_be_read_is_skipped_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
     (tmp_path / "photo.png").write_bytes(b"\x89PNG")
     os.mkfifo(tmp_path / "pipe.txt")
-    table, _ = read(str(tmp_path))
+    table, skipped = read(str(tmp_path))
     assert [Path(source).name for source in table["source"].to_pylist()] == ["good.md"]
+    assert sum(item.files for item in skipped) == 10
     why = {Path(source).name: reason for source, reason in reasons(tmp_path).items()}
     assert why["empty.md"] == "empty"
     assert why["blank.txt"] == "holds no text"
@@ -216,6 +217,12 @@ def test_a_missing_source_is_not_found(source: str, tmp_path: Path) -> None:
 def test_a_folder_without_documents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="holds no readable document"):
         read(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_source_is_not_the_folder_one_is_in(source: str) -> None:
+    with pytest.raises(SpecError, match="source is empty"):
+        read(source)
 
 
 def test_an_unknown_scheme_names_the_known_ones() -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mainspring.flow.execution import request_stop
+from mainspring.flow.execution import read_progress, request_stop
 from mainspring.flow.graph import Graph, from_toml
 from mainspring.flow.node import Output, StepOptions
 from mainspring.flow.run import FlowEvent, FlowResult, run_graph
@@ -384,6 +384,18 @@ def patient(marks: str, progress: Progress) -> None:
         progress(index / 1000, "waiting")
         _mark(marks, "patient")
         threading.Event().wait(0.01)
+
+
+def half(progress: Progress) -> str:
+    progress(0.5, "half way")
+    return "done"
+
+
+def test_how_far_a_step_is_stands_with_its_run(store: Store) -> None:
+    graph = Graph("progress")
+    graph.add(half)
+    result = run_graph(graph, store)
+    assert read_progress(store.run_dir(result.step("half").run)) == (0.5, "half way")
 
 
 def test_a_flow_is_stopped_by_whoever_shares_its_store(store: Store, marks: Path) -> None:

@@ -1,6 +1,7 @@
 """Cuts into stages against every cut there is."""
 
 import itertools
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from mainspring.plan.partition import best_cut, even_cut, ways
 
 
-def sums(values: list[float]) -> list[float]:
+def sums(values: Sequence[float]) -> list[float]:
     return [0.0, *itertools.accumulate(values)]
 
 
@@ -16,11 +17,11 @@ def sums(values: list[float]) -> list[float]:
     units=st.lists(st.floats(0.1, 10), min_size=2, max_size=10),
     stages=st.integers(1, 5),
     speeds=st.lists(st.floats(0.2, 5), min_size=5, max_size=5),
-    sizes=st.lists(st.floats(0.1, 3), min_size=10, max_size=10),
-    rooms=st.lists(st.floats(0.5, 20), min_size=5, max_size=5),
+    sizes=st.lists(st.integers(1, 30), min_size=10, max_size=10),
+    rooms=st.lists(st.integers(5, 200), min_size=5, max_size=5),
 )
 def test_the_slowest_stage_is_as_fast_as_in_any_cut_that_fits(
-    units: list[float], stages: int, speeds: list[float], sizes: list[float], rooms: list[float]
+    units: list[float], stages: int, speeds: list[float], sizes: list[int], rooms: list[int]
 ) -> None:
     if stages > len(units):
         return
@@ -28,7 +29,7 @@ def test_the_slowest_stage_is_as_fast_as_in_any_cut_that_fits(
     held = [sums(sizes[: len(units)])] * stages
 
     def slowest(cuts: tuple[int, ...]) -> float:
-        if any(held[s][b] - held[s][a] > rooms[s] + 1e-9 for s, (a, b) in enumerate(itertools.pairwise(cuts))):
+        if any(held[s][b] - held[s][a] > rooms[s] for s, (a, b) in enumerate(itertools.pairwise(cuts))):
             return float("inf")
         return max(seconds[s][b] - seconds[s][a] for s, (a, b) in enumerate(itertools.pairwise(cuts)))
 

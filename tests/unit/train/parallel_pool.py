@@ -1,50 +1,33 @@
-"""A pool of rank processes that is started once and runs many small gangs, one after the other.
-
-Starting a process that has imported torch costs a second, running five steps of a tiny model a tenth of that.
-"""
+"""Models, plans and orders for gangs that train, and the oracle they are held against."""
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import multiprocessing as mp
-import shutil
-import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mainspring.models.moe import Mixture, MoeDecoder
 from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig, MemoryEstimate, Mesh, MoeConfig, Plan, Stage, Task, TimeEstimate, TrainConfig
+from mainspring.testing.gangs import CONTEXT, PATIENCE_S, PRELOAD, FileGroup
 from mainspring.train.loop import Trainer, TrainingData, lr_factor
-from mainspring.train.parallel.group import Group
 from mainspring.train.recipe import LoadedRecipe, Recipe, adamw
 
 VOCAB, SEQ_LEN, GLOBAL_BATCH, LAYERS = 64, 16, 8, 4
 CONFIG = TrainConfig(
     steps=5, global_batch=GLOBAL_BATCH, seq_len=SEQ_LEN, lr=1e-3, warmup_steps=2, clip_norm=0.5, checkpoint_every=0
 )
-CONTEXT = mp.get_context("forkserver")
-FAMILIES = ("llama", "qwen2", "gpt2")
+FAMILIES = ("llama", "qwen2", "gpt2", "t5")
 CONTEXT.set_forkserver_preload(
-    [
-        "parallel_pool",
-        "torch._dynamo",
-        "torch.distributed.pipelining",
-        *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES),
-    ]
+    [*PRELOAD, "parallel_pool", *(f"transformers.models.{family}.modeling_{family}" for family in FAMILIES)]
 )
-PATIENCE_S = 40.0
 
 
 class Batches:
@@ -106,6 +89,20 @@ def gpt2(vocab: int) -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(**config, **silent))
 
 
+class T5(nn.Module):
+    """An encoder and a decoder that both read the sequence, which no pipeline can cut."""
+
+    def __init__(self, vocab: int) -> None:
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        super().__init__()
+        sizes = {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 64, "d_kv": 8}
+        self.t5 = T5ForConditionalGeneration(T5Config(vocab_size=vocab, dropout_rate=0.0, **sizes))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.t5(input_ids=ids, decoder_input_ids=ids).logits
+
+
 class Mixing(nn.Module):
     """Attention and feed-forward as somebody may write them: no name here is in a table."""
 
@@ -164,6 +161,15 @@ def moe(vocab: int) -> nn.Module:
     return MoeDecoder(MoeConfig(decoder=decoder, experts=4, experts_per_token=2, expert_ffn=32, balance_rate=0.01))
 
 
+def lopsided_moe(vocab: int) -> nn.Module:
+    """All tokens choose the same two experts: the ranks of the others are sent nothing."""
+    model = MoeDecoder(MoeConfig(decoder=replace(SIZES, qk_norm=True), experts=4, experts_per_token=2, expert_ffn=32))
+    for module in model.modules():
+        if isinstance(module, Mixture):
+            module.bias[:2] = 9.0
+    return model
+
+
 def moving_moe(vocab: int) -> nn.Module:
     decoder = replace(SIZES, qk_norm=True)
     return MoeDecoder(MoeConfig(decoder=decoder, experts=8, experts_per_token=2, expert_ffn=32, move_every=2))
@@ -176,6 +182,7 @@ def staying_moe(vocab: int) -> nn.Module:
 
 MODELS = {
     "moe": moe,
+    "lopsided": lopsided_moe,
     "moving": moving_moe,
     "staying": staying_moe,
     "decoder": decoder,
@@ -183,6 +190,7 @@ MODELS = {
     "llama": llama,
     "qwen2": qwen2,
     "gpt2": gpt2,
+    "t5": T5,
     "homemade": Homemade,
 }
 
@@ -264,14 +272,6 @@ class Outcome:
     slots: dict[str, list[int]] = field(default_factory=dict)
 
 
-class FileGroup(Group):
-    """Meets over a file, so that no gang can listen to another's port."""
-
-    def _open_store(self) -> dist.Store:
-        path = Path(self.task.run_dir) / "meeting"
-        return dist.FileStore(str(path), self.task.world) if self.task.world > 1 else dist.HashStore()
-
-
 def recipe_of(model: str, config: TrainConfig) -> LoadedRecipe:
     recipe = Recipe(model=MODELS[model], loss=masked_loss, optimizer=adamw, config=config)
     return LoadedRecipe(recipe=recipe, path=Path("recipe.py"), digest="0" * 64)
@@ -306,82 +306,6 @@ def train(task: Task, order: Order) -> Outcome:
         outcome.slots = trainer._parallel.slots
         outcome.state = {name: tensor.numpy() for name, tensor in trainer.full_state().items()}
     return outcome
-
-
-def task_of(rank: int, world: int, folder: Path) -> Task:
-    return Task(
-        job_id="gang", rank=rank, world=world, local_rank=rank, local_world=world, run_dir=str(folder), master=""
-    )
-
-
-class Pool:
-    """Processes that each wait for a function to run as one rank of a gang."""
-
-    def __init__(self, patience_s: float = PATIENCE_S) -> None:
-        self._patience_s = patience_s
-        self._pipes: list[Any] = []
-        self._processes: list[Any] = []
-
-    def run(self, world: int, work: Callable[..., Any], order: Any) -> list[Any]:
-        """What `work(task, order)` returned on each of `world` ranks. A rank's exception is raised here."""
-        while len(self._pipes) < world:
-            self._start()
-        folder = Path(tempfile.mkdtemp(prefix="gang-"))
-        try:
-            for rank in range(world):
-                self._pipes[rank].send((work, task_of(rank, world, folder), order))
-            return self._receive(self._pipes[:world])
-        except BaseException:
-            self.close()  # the others may wait for a rank that is gone
-            raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def close(self) -> None:
-        """End all processes."""
-        for process in self._processes:
-            process.kill()
-            process.join()
-        self._pipes, self._processes = [], []
-
-    def _start(self) -> None:
-        ours, theirs = CONTEXT.Pipe()
-        process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()
-        self._pipes.append(ours)
-        self._processes.append(process)
-
-    def _receive(self, pipes: list[Any]) -> list[Any]:
-        """The ranks' answers; the first that has failed ends it, as the others will wait for it."""
-        answers: dict[int, Any] = {}
-        while len(answers) < len(pipes):
-            ready = wait([pipe for rank, pipe in enumerate(pipes) if rank not in answers], self._patience_s)
-            if not ready:
-                raise TimeoutError(f"only ranks {sorted(answers)} have answered after {self._patience_s:.0f} s")
-            for pipe in ready:
-                found, error = pipe.recv()
-                answers[pipes.index(pipe)] = found
-                if error:
-                    raise RuntimeError(f"rank {pipes.index(pipe)}: {error}")
-        return [answers[rank] for rank in range(len(pipes))]
-
-
-def _serve(pipe: Any) -> None:
-    torch.set_num_threads(1)
-    while True:
-        try:
-            work, task, order = pipe.recv()
-        except EOFError:
-            return
-        faulthandler.dump_traceback_later(PATIENCE_S - 10)  # a gang that hangs says where
-        try:
-            pipe.send((work(task, order), ""))
-        except BaseException:  # noqa: BLE001 the test that asked is told
-            pipe.send((None, traceback.format_exc()))
-            if dist.is_initialized():
-                dist.destroy_process_group()
-        faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _payload(operation: str, args: Any) -> int:
     if operation == "reduce_scatter":
         return max(sizes)
     if operation == "all_to_all":
-        return sizes[1] if len(sizes) > 1 else sum(sizes)
+        return found[1]  # of nothing, for a rank whose experts nobody chose
     return sizes[0] if sizes else 0
 
 

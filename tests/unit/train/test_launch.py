@@ -14,6 +14,7 @@ import pytest
 from training_gang import SEQ_LEN, plan_of
 
 from mainspring.cluster import Handle, Launcher
+from mainspring.cluster.handle import result_of
 from mainspring.models.tokenizer import Tokenizer, train_bpe
 from mainspring.models.weights import load_pretrained
 from mainspring.spec import Cancelled, Failed, Job, Mesh, Settings, SpecError, Stage, TokenSet, TokenSplit
@@ -74,7 +75,7 @@ def home(tmp_path_factory) -> Iterator[tuple[Store, Launcher, str]]:
             )
             (scratch / "tokens.json").write_text(parse.to_json(made))
             tokens_ref = store.publish("tokens", "docs", scratch).ref
-        with Launcher(address="local", run_root=store.home / "runs") as launcher:
+        with Launcher(store, address="local") as launcher:
             yield store, launcher, tokens_ref
 
 
@@ -185,7 +186,10 @@ def test_a_run_that_waits_says_for_what_and_is_stopped_while_it_does(tmp_path):
             raise Cancelled("stopped")
 
     queue = threading.Thread(
-        target=lambda: eventually(lambda: bool(handle.cancelled), within_s=20) and handle.finish("CANCELLED", "gone")
+        target=lambda: (
+            eventually(lambda: bool(handle.cancelled), within_s=20)
+            and handle.finish(result_of(handle.job, "CANCELLED", "gone"))
+        )
     )
     queue.start()
     with pytest.raises(Cancelled, match="stopped"):

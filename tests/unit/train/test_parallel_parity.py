@@ -1,14 +1,17 @@
 """Every plan computes what one process computes: five AdamW steps of plain PyTorch are the oracle."""
 
+import contextlib
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from parallel_pool import CONFIG, Expected, Order, Pool, even_stages, plain_pytorch, plan_of, train
+from parallel_pool import CONFIG, Expected, Order, even_stages, plain_pytorch, plan_of, train
 
 from mainspring.spec import Mesh, Plan
+from mainspring.testing.gangs import Pool
 
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-6, 1e-5
 
@@ -21,6 +24,8 @@ CASES: dict[str, tuple[Plan, str]] = {
     "zero-2": (plan_of(Mesh(fsdp=2), zero=2), "llama"),
     "zero-2 uneven": (plan_of(Mesh(fsdp=2), zero=2, counts=(6, 2)), "decoder"),
     "zero-3": (plan_of(Mesh(fsdp=2), zero=3), "gpt2"),
+    "zero-3, encoder and decoder": (plan_of(Mesh(fsdp=2), zero=3), "t5"),
+    "ddp, encoder and decoder": (plan_of(Mesh(dp=2)), "t5"),
     "hybrid": (plan_of(Mesh(dp=2, fsdp=2), zero=3), "qwen2"),
     "tp": (plan_of(Mesh(tp=2)), "decoder"),
     "tp qwen3": (plan_of(Mesh(tp=2)), "qwen3"),
@@ -64,6 +69,7 @@ CASES: dict[str, tuple[Plan, str]] = {
     "pp x cp x tp": (plan_of(Mesh(pp=2, cp=2, tp=2), sequence_parallel=True), "decoder"),
     "experts on one rank": (plan_of(Mesh(dp=2)), "moe"),
     "ep": (plan_of(Mesh(ep=2)), "moe"),
+    "ep, nothing for one rank": (plan_of(Mesh(ep=2)), "lopsided"),
     "ep moving": (plan_of(Mesh(ep=4)), "moving"),
     "ep recompute": (plan_of(Mesh(ep=2), recompute="full"), "moe"),
     "ep x dp": (plan_of(Mesh(ep=2, dp=2)), "moe"),
@@ -88,6 +94,32 @@ def pool() -> Iterator[Pool]:
     made.close()
 
 
+@dataclass(frozen=True)
+class Row:
+    """How far a plan's numbers were from the oracle's, and what its five steps took."""
+
+    case: str
+    model: str
+    mesh: str
+    loss: float
+    weights: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.case:34}{self.model:10}{self.mesh:22}{self.loss:9.1e}{self.weights:10.1e}{self.seconds:7.1f}"
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
+    """Rows of a table that is printed when all plans have run."""
+    rows: list[Row] = []
+    yield rows
+    head = f"{'plan':34}{'model':10}{'mesh':22}{'loss off':>9}{'weights':>10}{'s':>7}"
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        print("", head, *rows, f"{len(rows)} plans in {sum(row.seconds for row in rows):.0f} s", sep="\n")
+
+
 @pytest.fixture(scope="module")
 def oracles() -> dict[str, Expected]:
     return {}
@@ -95,14 +127,19 @@ def oracles() -> dict[str, Expected]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_plan_computes_what_plain_pytorch_computes(
-    pool: Pool, oracles: dict[str, Expected], case: str, tmp_path: Path
+    pool: Pool, oracles: dict[str, Expected], table: list[Row], case: str, tmp_path: Path
 ) -> None:
     plan, model = CASES[case]
     if model not in oracles:
         oracles[model] = plain_pytorch(model)
     expected = oracles[model]
     assert max(expected.norms) > CONFIG.clip_norm, "clipping must matter in this test"
+    started = time.perf_counter()
     found = pool.run(plan.mesh.world, train, Order(plan, tmp_path, model=model))
+    seconds = time.perf_counter() - started
+    loss = max(abs(a - b) for a, b in zip(found[0].losses, expected.losses, strict=True))
+    weights = max(float(np.abs(found[0].state[name] - value).max()) for name, value in expected.state.items())
+    table.append(Row(case, model, plan.mesh.label, loss, weights, seconds))
     np.testing.assert_allclose(found[0].losses, expected.losses, rtol=0, atol=LOSS_TOLERANCE)
     np.testing.assert_allclose(found[0].norms, expected.norms, rtol=1e-5)
     assert found[0].state.keys() == expected.state.keys()

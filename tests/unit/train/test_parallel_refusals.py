@@ -11,7 +11,6 @@ from parallel_pool import (
     VOCAB,
     Order,
     Outcome,
-    Pool,
     even_stages,
     masked_loss,
     plain_pytorch,
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from mainspring.models.moe import MoeDecoder
 from mainspring.spec import DecoderConfig, Mesh, MoeConfig, SpecError, Task
+from mainspring.testing.gangs import Pool
 from mainspring.train.parallel import share
 from mainspring.train.parallel.read import Reading, read_model
 from mainspring.train.parallel.share import share_of
@@ -105,6 +105,16 @@ def test_a_model_that_looks_at_values_cannot_be_cut() -> None:
 
     with pytest.raises(SpecError, match="cannot be run without computing"):
         laid_out(Peeking(), plan_of(Mesh(pp=2)))
+
+
+def test_a_module_that_is_used_again_and_again_cannot_be_cut() -> None:
+    class Again(Deaf):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8)] * 4)
+
+    with pytest.raises(SpecError, match=r"layers\.0 is one module that runs 4 times"):
+        laid_out(Again(), plan_of(Mesh(pp=2)))
 
 
 @pytest.mark.parametrize("fault", [{"experts": 0}, {"expert_ffn": 0}, {"experts_per_token": 5}])

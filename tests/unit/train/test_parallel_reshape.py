@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parallel_pool import CONFIG, MODELS, VOCAB, Expected, Order, Pool, even_stages, plain_pytorch, plan_of, train
+from parallel_pool import CONFIG, MODELS, VOCAB, Expected, Order, even_stages, plain_pytorch, plan_of, train
 
 from mainspring.spec import Mesh, Plan
+from mainspring.testing.gangs import Pool
 
 TWICE = even_stages(4)
 PLANS: dict[str, Plan] = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_pool import CONFIG, MODELS, SEQ_LEN, VOCAB, Order, Pool, masked_loss
+from parallel_pool import CONFIG, MODELS, SEQ_LEN, VOCAB, Order, masked_loss
 from parallel_traffic import count_second_step
 from test_parallel_parity import CASES
 
@@ -13,6 +13,7 @@ from mainspring.models.profile import profile_module
 from mainspring.models.structure import set_cache
 from mainspring.plan.collectives import collectives, held_bytes
 from mainspring.spec import ModelSpec
+from mainspring.testing.gangs import Pool
 from mainspring.train.parallel.axes import Axes
 from mainspring.train.parallel.loss import LossModule
 

@@ -71,7 +71,8 @@ def read_files(source: str, *, progress: Progress = silent) -> Iterator[Document
             except OSError as error:
                 yield Skipped(source=name, reason=f"cannot be read: {error.strerror or error}")
     for suffix, count in sorted(unread.items()):
-        yield Skipped(source=f"{root.name}/**/*{suffix} ({count} files)", reason="no reader for this format")
+        found = f"{count} file{'s' if count > 1 else ''}"
+        yield Skipped(source=f"{root.name}/**/*{suffix} ({found})", reason="no reader for this format", files=count)
 
 
 def _find(source: str) -> tuple[Path, list[Path | Skipped]]:

@@ -79,12 +79,12 @@ class _Along(torch.autograd.Function):
         return ctx.back(grads[0], ctx.dim, ctx.group), None, None, None
 
 
-def enter(x: Tensor, group: Group) -> Tensor:
+def enter(x: Tensor, group: Group) -> Tensor:  # house: an autograd function is called by its apply
     """`x`, whose gradient will be the sum of what the ranks find."""
     return _Enter.apply(x, group)
 
 
-def leave(x: Tensor, group: Group) -> Tensor:
+def leave(x: Tensor, group: Group) -> Tensor:  # house: an autograd function is called by its apply
     """The sum of the ranks' parts."""
     return _Leave.apply(x, group)
 

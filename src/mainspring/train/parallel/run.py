@@ -97,6 +97,7 @@ class Parallel:
         self._reading = reading = read_model(model, loss, plan)
         self._structure = reading.structure
         set_cache(model, used=False)
+        self._placed: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
         mine = [n for n in range(len(plan.stages)) if plan.pipeline_rank(n) == axes.at["pp"]]
         spans = _spans(plan)
         self._pieces = {
@@ -108,6 +109,7 @@ class Parallel:
         if deferred:
             held = self._held()
             deferred.fill(lambda name, tensor: _take(held[name], tensor), held)
+        self._placed.clear()
         group = axes.group("dp")
         if group is not None and not plan.zero and axes.degree("pp", "cp", "ep") == 1:
             for piece in self._pieces.values():
@@ -135,9 +137,9 @@ class Parallel:
         seen: set[int] = set()
         for piece in self._pieces.values():
             for name, tensor in piece.model.state_dict(keep_vars=True).items():
-                if isinstance(tensor, Tensor) and id(tensor) not in seen and name not in found:
+                if isinstance(tensor, Tensor) and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    found[name] = tensor
+                    found.setdefault(name, tensor)
         return {name: tensor for name, tensor in found.items() if self._is_ours(name, tensor)}
 
     def accumulate(self, rows: Tensor) -> Tensor:
@@ -309,7 +311,7 @@ class Parallel:
                     data.shard(experts, (), mesh, regather=plan.zero == 3)
             blocks = [block for block in data.repeated_blocks(piece.model) if any(True for _ in block.parameters())]
             data.shard(piece.root, blocks, axes.device_mesh(("fsdp", "cp"), ("dp", "ep")), regather=plan.zero == 3)
-        _place(piece.root, self._device)
+        _place(piece.root, self._device, self._placed)
 
     def _held(self) -> dict[str, list[tuple[Layout, nn.Parameter]]]:
         """This rank's part of each parameter by name, twice where two of its stages have it."""
@@ -414,9 +416,20 @@ def _take(held: Sequence[tuple[Layout, nn.Parameter]], tensor: Tensor) -> None:
             box.of(local(ours)).copy_(box.of_whole(tensor))
 
 
-def _place(root: nn.Module, device: torch.device) -> None:
-    """Move `root` to `device`; what is on meta gets memory there, to be filled."""
+def _place(root: nn.Module, device: torch.device, placed: dict[int, tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """Move `root` to `device`; what is on meta gets memory there, to be filled.
+
+    What is shared stays so, also between stages: `placed` has what stood at first for each parameter, and what does.
+    """
+    places: dict[int, list[tuple[nn.Module, str, nn.Parameter]]] = {}
+    for module in root.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(id(parameter), []).append((module, name, parameter))
     root._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))  # noqa: SLF001
+    for key, users in places.items():
+        for module, name, before in users:
+            now = placed.setdefault(key, (before, module.get_parameter(name)))[1]
+            module._parameters[name] = now  # noqa: SLF001
 
 
 def _spans(plan: Plan) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mainspring.cluster.engine import member_of
-from mainspring.cluster.launcher import LOG_BYTES, Handle
+from mainspring.cluster.handle import LOG_BYTES, Handle
 from mainspring.spec import Job, SpecError
 
 

@@ -1,0 +1,71 @@
+"""Do the scheduler's rules hold after every decision, in a hundred thousand random histories?
+
+A history draws a quota tree of up to three levels with minima, maxima, borrow and lend limits and weights, a cluster,
+and a dozen events: gangs of several kinds come and go, checkpoint, quotas are gathered, and on half of the clusters
+nodes and devices fail. After each decision `mainspring.testing.histories.check` compares books and gangs, limits,
+guarantees, idle room and shares, and asks for a decision on the same state, which must find nothing to do.
+
+Ceiling: none; one violation is one too many.
+
+Run: python benchmarks/scheduler_invariants.py [--quick] [--histories 100000]
+"""
+
+import time
+from collections import Counter
+from random import Random
+
+from mainspring.testing.histories import check, draw_events, draw_state
+from measure import Findings, parse_options, publish
+
+STEPS = 12
+
+
+def live(seed: int) -> tuple[Counter[str], str]:
+    """One history: how many decisions of each kind, and the rule that was broken."""
+    draw, simple = Random(seed), seed % 2 == 0
+    state = draw_state(draw, nodes=1 if simple else 4)
+    kinds: Counter[str] = Counter()
+    for _, outcome in draw_events(draw, state, steps=STEPS, simple=simple):
+        kinds.update(decision.kind for decision in outcome.decisions)
+        try:
+            check(state, outcome, simple=simple)
+        except AssertionError as broken:
+            return kinds, f"seed {seed}: {broken}"
+        state = outcome.state
+    return kinds, ""
+
+
+def main() -> None:
+    options = parse_options(__doc__, histories=100_000)
+    count = 100 if options.quick else options.histories
+    started = time.process_time()
+    kinds: Counter[str] = Counter()
+    broken: list[str] = []
+    for seed in range(count):
+        found, violation = live(seed)
+        kinds += found
+        broken += [violation] if violation else []
+    seconds = time.process_time() - started
+    publish(
+        Findings(
+            benchmark="scheduler_invariants",
+            headline=f"{len(broken)} violations in {count:,} histories with {sum(kinds.values()):,} decisions",
+            columns=("histories", "started", "stopped", "told to wait", "refused", "violations", "cpu s"),
+            rows=(
+                (
+                    f"{count:,}",
+                    *(f"{kinds[kind]:,}" for kind in ("start", "evict", "wait", "refuse")),
+                    str(len(broken)),
+                    f"{seconds:.0f}",
+                ),
+            ),
+            numbers={"histories": count, "violations": len(broken), "decisions": sum(kinds.values())},
+            spec={"steps": STEPS},
+            samples={"broken": broken[:20]},
+        ),
+        packages=("numpy",),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""`mainspring estimate`: devices, days, price, energy and CO2 of a piece of work, before there is a recipe for it."""
+
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.output import print_json, print_table, size
+from mainspring.cli.session import AsJson, workspace_of
+from mainspring.spec import Site, Sized, SpecError, Work, WorkSize
+
+BILLION = 1e9
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the verb."""
+    cli.command("estimate", epilog="Example: mainspring estimate serve --params 70 --bits 4 --batch 8 --context 4096")(
+        estimate
+    )
+
+
+def estimate(
+    context: typer.Context,
+    work: Annotated[Work, typer.Argument(help="train, finetune or serve.")],
+    params: Annotated[float, typer.Option(help="Parameters of the model, in billions.")],
+    tokens: Annotated[float, typer.Option(help="Tokens seen or written, in billions.")] = 0.0,
+    active: Annotated[float, typer.Option(help="Parameters one token uses, in billions; all by default.")] = 0.0,
+    bits: Annotated[float, typer.Option(help="Bits per weight that is not trained.")] = 16.0,
+    adapter: Annotated[float, typer.Option(help="Share of the parameters that fine-tuning trains.")] = 1.0,
+    images: Annotated[float, typer.Option(help="For a diffusion model: images instead of tokens.")] = 0.0,
+    latent_tokens: Annotated[int, typer.Option(help="Tokens the diffusion model makes of an image.")] = 1024,
+    steps: Annotated[int, typer.Option(help="Calls of the diffusion model for one image; twice with guidance.")] = 1,
+    batch: Annotated[int, typer.Option(help="Sequences served at once.", min=1)] = 1,
+    context_tokens: Annotated[int, typer.Option("--context", help="Tokens of cache per sequence.", min=0)] = 0,
+    kv_bytes: Annotated[float, typer.Option(help="Key-value cache per token, in bytes.")] = 0.0,
+    device: Annotated[str, typer.Option(help="Only this kind, and by which methods; all by default.")] = "",
+    devices: Annotated[int, typer.Option(help="How many; as few as hold it by default.", min=0)] = 0,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak to count on instead of the usual.")] = 0.0,
+    price: Annotated[float, typer.Option(help="US dollars per device and hour.")] = 0.0,
+    carbon: Annotated[float, typer.Option(help="Grams of CO2 per kWh.")] = 445.0,
+    pue: Annotated[float, typer.Option(help="Power of the building over that of the devices.")] = 1.2,
+    as_json: AsJson = False,
+) -> None:
+    """Show what training, fine-tuning or serving a model takes on each kind of device, and which hold it."""
+    try:
+        asked = WorkSize(
+            work=work,
+            params=params * BILLION,
+            tokens=images * latent_tokens if images else tokens * BILLION,
+            active=active * BILLION,
+            bits=bits,
+            adapter=adapter,
+            steps=steps,
+            batch=batch,
+            context=context_tokens,
+            kv_bytes_per_token=kv_bytes,
+        )
+        site = Site(pue=pue, carbon_grams_per_kwh=carbon, price_usd_per_hour=price)
+        found = workspace_of(context).estimate(
+            asked, device=device, devices=devices, utilisation=utilisation, site=site
+        )
+    except ValueError as error:
+        raise SpecError(str(error), hint="give --tokens, or --images for a diffusion model") from error
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("device", "devices", "fits", "memory", "days", "device-hours", "MWh", "t CO2", "USD", "tokens/s"),
+        [_row(sized) for sized in found],
+        title=f"{work}: {found[0].flops:.3g} FLOP, {size(found[0].memory_bytes)} in all",
+        drop=("tokens/s", "memory", "t CO2"),
+    )
+    for method in found[0].methods if device else ():
+        print(f"  {method}")
+
+
+def _row(sized: Sized) -> tuple[str, ...]:
+    short = sized.devices < sized.least
+    return (
+        sized.device,
+        f"{sized.devices:,}",
+        f"no, {sized.least:,} would" if short else "yes",
+        f"{size(sized.memory_bytes / sized.devices)} of {size(sized.device_memory_bytes)}",
+        f"{sized.days:,.3g}" if sized.days < 1000 else f"{sized.days:,.0f}",
+        f"{sized.device_hours:,.0f}",
+        f"{sized.kwh / 1000:,.3g}",
+        f"{sized.co2_kg / 1000:,.3g}",
+        f"{sized.price_usd:,.0f}" if sized.price_usd else "-",
+        f"{sized.tokens_per_s:,.0f}",
+    )

@@ -1,0 +1,60 @@
+"""`mainspring gather`: the plan of pooling all quotas under a queue for one job, with nothing done."""
+
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.gang import Cpus, Devices, Level, Model, Ranks, SceneFile, describe
+from mainspring.cli.output import print_json, print_table
+from mainspring.cli.session import AsJson, DryRun, workspace_of
+from mainspring.spec import Gang, SpecError
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the verb."""
+    cli.command("gather", epilog="Example: mainspring gather org --ranks 64 --devices 8 --dry-run")(gather)
+
+
+def gather(
+    context: typer.Context,
+    queue: Annotated[str, typer.Argument(help="The queue whose quotas are pooled, with all its parts.")],
+    job: Annotated[str, typer.Argument(help="The waiting job that they are pooled for.")] = "",
+    scene: SceneFile = "",
+    hours: Annotated[float, typer.Option(help="For how long at most.", min=0.0)] = 24.0,
+    ranks: Ranks = 0,
+    devices: Devices = 0.0,
+    model: Model = None,
+    cpus: Cpus = 0.0,
+    level: Level = "",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Plan to pool the quotas under a queue for one job: whom it stops, what they lose, where and when it starts."""
+    if not dry_run:
+        raise SpecError("gathering is planned here and not carried out", hint="add --dry-run")
+    if bool(job) == bool(ranks):
+        raise SpecError("pooling quotas needs one job", hint="name one that waits, or describe it with --ranks")
+    target: str | Gang = job
+    if ranks:
+        target = describe(queue=queue, ranks=ranks, devices=devices, models=model, cpus=cpus, level=level)
+    plan = workspace_of(context).plan_gather(queue, target, hours=hours, scene=scene)
+    if as_json:
+        print_json(plan)
+        return
+    rows = [
+        (
+            victim.gang,
+            victim.queue,
+            str(victim.ranks),
+            f"{victim.lost_ms / 60_000:.0f} min",
+            f"{victim.lost_device_hours:.2f}",
+            f"moves to {', '.join(victim.moved_to)}" if victim.moved_to else "stops",
+        )
+        for victim in plan.victims
+    ]
+    print_table(
+        ("job", "queue", "ranks", "lost", "device-hours lost", "what happens"), rows, empty="nobody has to stop"
+    )
+    nodes = tuple(dict.fromkeys(plan.nodes))
+    print(f"{plan.gang}: {len(plan.nodes)} ranks on {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(nodes[:8])}")
+    print(f"{plan.lost_device_hours:.2f} device-hours are lost; it starts {plan.starts_in_ms / 1000:.0f} s later")

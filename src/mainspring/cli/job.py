@@ -1,0 +1,99 @@
+"""`mainspring job` and `mainspring schedule`: work that is left to a scheduler and outlives whoever submitted it."""
+
+import threading
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.output import print_json, print_table
+from mainspring.cli.session import AsJson, local_workspace_of
+from mainspring.spec import Job, Resources, SpecError
+
+STARTS = 10
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id of a job.")]
+verbs = typer.Typer(help="Jobs that outlive who submitted them.", no_args_is_help=True)
+
+
+def add_to(cli: typer.Typer) -> None:
+    """Register the group, and the verb that runs what it submits."""
+    cli.add_typer(verbs, name="job")
+    cli.command("schedule", epilog="Example: mainspring --address auto schedule")(schedule)
+
+
+@verbs.command("submit", epilog="Example: mainspring job submit sweep:trial --payload '{\"lr\": 0.1}' --ranks 4")
+def submit(
+    context: typer.Context,
+    entry: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Called with (task, payload) on each rank.")],
+    payload: Annotated[str, typer.Option(help="A JSON object.")] = "{}",
+    name: Annotated[str, typer.Option(help="The job's id; made up when empty.")] = "",
+    ranks: Annotated[int, typer.Option(help="How many, all at once or none.", min=1)] = 1,
+    cpus: Annotated[float, typer.Option(help="For each rank.", min=0)] = 1.0,
+    devices: Annotated[float, typer.Option(help="For each rank: whole ones, or a share of one.", min=0)] = 0.0,
+    memory_gib: Annotated[float, typer.Option(help="For each rank; a limit that is enforced.", min=0)] = 0.0,
+    queue: Annotated[str, typer.Option(help="Whose quota it counts against.")] = "default",
+    starts: Annotated[int, typer.Option(help="How often it may be started, if nodes are lost.", min=1)] = STARTS,
+    time_limit_s: Annotated[float, typer.Option(help="Ended after this many seconds; 0 for never.", min=0)] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Leave a gang of ranks to the scheduler and print its id."""
+    try:
+        job = Job(
+            id=name,
+            name=name or entry,
+            entry=entry,
+            payload_json=payload,
+            ranks=ranks,
+            resources=Resources(cpus=cpus, devices=devices, memory_bytes=round(memory_gib * 2**30)),
+            queue=queue,
+            starts=starts,
+            time_limit_s=time_limit_s,
+        )
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+    record = local_workspace_of(context).submit(job)
+    print_json(record) if as_json else print(record.job.id)
+
+
+@verbs.command("ls", epilog="Example: mainspring job ls -n 50")
+def ls(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option("-n", help="How many at most.", min=1)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first: where they are, in which attempt, and why."""
+    records = local_workspace_of(context).jobs(limit=limit)
+    if as_json:
+        print_json(records)
+        return
+    rows = [
+        (
+            record.job.id,
+            record.job.queue,
+            str(record.job.ranks),
+            record.state,
+            str(record.attempt),
+            ", ".join(dict.fromkeys(record.placement.nodes)) if record.placement else "-",
+            record.reason[:160],
+        )
+        for record in records
+    ]
+    columns = ("job", "queue", "ranks", "state", "attempt", "nodes", "reason")
+    print_table(columns, rows, empty="no jobs yet", drop=("queue", "attempt", "ranks"))
+
+
+@verbs.command("stop", epilog="Example: mainspring job stop JOB")
+def stop(context: typer.Context, job: JobId, as_json: AsJson = False) -> None:
+    """Ask whoever sees to a job to stop it."""
+    record = local_workspace_of(context).stop_job(job)
+    print_json(record) if as_json else print(f"{job} is {record.state}, and was asked to stop")
+
+
+def schedule(context: typer.Context, as_json: AsJson = False) -> None:
+    """See to submitted jobs until interrupted; several schedulers of one cluster agree through the store."""
+    workspace = local_workspace_of(context)
+    address = workspace.settings.address
+    if as_json:
+        print_json({"address": address})
+    else:
+        print(f"scheduling for {address}; Ctrl-C lets go, and the next scheduler goes on", flush=True)
+    workspace.schedule(threading.Event())

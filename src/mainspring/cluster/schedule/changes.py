@@ -1,0 +1,132 @@
+"""What happened, written into the books: gangs come and go, nodes fail and return, quotas are pooled and given back."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from mainspring.cluster.schedule.fleet import Fleet, copy_nodes
+from mainspring.cluster.schedule.gang import find_place, usable_nodes
+from mainspring.cluster.schedule.gather import begin_lease, end_lease, expire_lease
+from mainspring.cluster.schedule.limits import models_for, never_possible
+from mainspring.cluster.schedule.reclaim import lost_ms
+from mainspring.cluster.schedule.state import CLOSED, Entry, State, arrive, enqueue, leave, new_entry, release
+from mainspring.spec import (
+    WHOLE,
+    Decision,
+    Ended,
+    Gang,
+    Gathered,
+    Happening,
+    NodeChanged,
+    NotFound,
+    Saved,
+    SpecError,
+    Submitted,
+)
+
+
+def apply_change(state: State, happening: Happening) -> list[Decision]:
+    """Write one thing that happened into the books, which are changed; what follows at once from it."""
+    match happening:
+        case Submitted():
+            return _submit(state, happening.gang)
+        case Ended():
+            return _end(state, happening.gang)
+        case Saved():
+            entry = state.entries.get(happening.gang)
+            if entry is not None and entry.place is not None:
+                state.entries[happening.gang] = replace(entry, saved_ms=state.now_ms)
+            return []
+        case NodeChanged():
+            return _change_node(state, happening)
+        case Gathered():
+            return begin_lease(state, happening)
+
+
+def expire_leases(state: State) -> None:
+    """Give back what was pooled until now."""
+    for lease in state.leases:
+        if lease.until_ms <= state.now_ms and not lease.over:
+            expire_lease(state, lease)
+
+
+def refusal(state: State, entry: Entry) -> str:
+    """Why a gang could not start even if nothing else ran and all nodes were well; empty when it could."""
+    gang, fleet = entry.gang, state.fleet
+    empty = Fleet(fleet.names, fleet.models, fleet.total, copy_nodes(fleet.total))
+    unknown = [model for model in gang.request.models if model not in fleet.models]
+    reasons: list[str] = []
+    for model in models_for(state, gang):
+        vector = state.tree.vector(gang.request, ranks=gang.ranks, model=model)
+        if reason := never_possible(state, entry, vector):
+            reasons.append(reason)
+        elif find_place(empty, state.topology, gang, model, usable_nodes(empty, gang, model)) is not None:
+            return ""
+    if reasons:
+        return reasons[0]
+    if unknown and len(unknown) == len(gang.request.models):
+        return f"no node has a {' or a '.join(unknown)}; there are {', '.join(fleet.models) or 'no devices'}"
+    inside = f" within one {gang.level}" if gang.level and gang.binding == "required" else ""
+    return f"the whole cluster ({len(fleet.names)} nodes) has no room for its {gang.ranks} ranks{inside}"
+
+
+def _submit(state: State, gang: Gang) -> list[Decision]:
+    try:
+        entry = new_entry(state, gang, state.tree.leaf(gang.queue))
+        reason = f"a gang called {gang.id} is already known" if gang.id in state.entries else refusal(state, entry)
+    except SpecError as error:
+        return [Decision(kind="refuse", gang=gang.id, reason=str(error), hint=error.hint)]
+    if reason:
+        return [Decision(kind="refuse", gang=gang.id, reason=reason)]
+    arrive(state, entry)
+    return []
+
+
+def _end(state: State, name: str) -> list[Decision]:
+    """Forget a gang. One that is not known has been forgotten before: events may come twice."""
+    entry = state.entries.get(name)
+    if entry is None:
+        return []
+    leave(state, entry)
+    for lease in state.leases:
+        if lease.gang.id == name:
+            end_lease(state, lease)
+    return []
+
+
+def _change_node(state: State, changed: NodeChanged) -> list[Decision]:
+    """Open or close a node, and take sick devices out of its capacity; gangs on what is lost wait again."""
+    if changed.node not in state.fleet.names:
+        raise NotFound(f"no node {changed.node!r} among {len(state.fleet.names)}")
+    n = state.fleet.names.index(changed.node)
+    size = int(state.fleet.total.size[n])
+    if any(not 0 <= number < size for number in changed.sick):
+        raise SpecError(f"node {changed.node} has {size} devices, and of these {changed.sick} are said to be sick")
+    bad = sum(1 << number for number in changed.sick)
+    decisions: list[Decision] = []
+    for entry in state.running():
+        assert entry.place is not None
+        here = entry.place.nodes == n
+        if here.any() and (not changed.open or (entry.place.devices[here] & bad).any()):
+            reason = f"{changed.node} {'is closed' if not changed.open else f'lost device {changed.sick}'}"
+            lost = lost_ms(state, entry)
+            enqueue(state, replace(release(state, entry), reason=reason))
+            decisions.append(Decision(kind="evict", gang=entry.gang.id, reason=reason, lost_ms=lost))
+    _set_capacity(state, n, changed)
+    return decisions
+
+
+def _set_capacity(state: State, n: int, changed: NodeChanged) -> None:
+    fleet = state.fleet
+    total = copy_nodes(fleet.total)
+    was = total.devices[n].copy()
+    total.devices[n, : int(total.size[n])] = WHOLE
+    total.devices[n, list(changed.sick)] = 0
+    fleet.free.devices[n] += total.devices[n] - was
+    fleet.total = total
+    closed = n in state.closed
+    if closed == changed.open:
+        fleet.free.cpu[n] += CLOSED if closed else -CLOSED
+        state.closed = state.closed ^ {n}
+    state.sick[n] = changed.sick
+    assert np.all(fleet.free.devices[n] >= 0)
