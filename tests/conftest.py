@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.update(
@@ -20,6 +21,10 @@ os.environ.update(
 )
 for name in [key for key in os.environ if key.startswith("MAINSPRING_")]:
     del os.environ[name]
+
+# How long one example takes says how busy the machine is, not whether it is right.
+hypothesis.settings.register_profile("mainspring", deadline=None)
+hypothesis.settings.load_profile("mainspring")
 
 # A shell that starts this suite in the background makes it ignore Ctrl-C, and so would every command it tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

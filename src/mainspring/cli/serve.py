@@ -7,7 +7,7 @@ import typer
 
 from mainspring.cli.completion import refs
 from mainspring.cli.output import print_json
-from mainspring.cli.session import AsJson, local_workspace_of
+from mainspring.cli.session import GUARDED, AsJson, local_workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -32,11 +32,14 @@ def serve(
 ) -> None:
     """Serve MODEL over the OpenAI API until Ctrl-C."""
 
+    workspace = local_workspace_of(context)
+    guarded = workspace.guard(host) is not None
+
     def ready(url: str) -> None:
         if as_json:
-            print_json({"url": f"{url}/v1", "metrics": f"{url}/metrics"})
+            print_json({"url": f"{url}/v1", "metrics": f"{url}/metrics", "token": guarded})
         else:
-            print(f"OpenAI   {url}/v1\nmetrics  {url}/metrics\nCtrl-C stops it")
+            print(f"OpenAI   {url}/v1\nmetrics  {url}/metrics{GUARDED if guarded else ''}\nCtrl-C stops it")
         sys.stdout.flush()  # whoever starts this from a script waits for the address
 
-    local_workspace_of(context).serve_forever(model, host=host, port=port, name=name, on_ready=ready)
+    workspace.serve_forever(model, host=host, port=port, name=name, on_ready=ready)

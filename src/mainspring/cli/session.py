@@ -15,6 +15,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="NAME=VALUE", help="Override one value, e.g. -s lr=3e-4."),
 ]
+GUARDED = "\ntoken    asked of every caller while tokens exist; `mainspring token create NAME` makes another"
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; start nothing.")]
 
 

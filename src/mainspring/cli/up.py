@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mainspring.cli.output import print_json
-from mainspring.cli.session import AsJson, local_workspace_of
+from mainspring.cli.session import GUARDED, AsJson, local_workspace_of
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def up(
     """Start API and console until Ctrl-C."""
     workspace = local_workspace_of(context)
     host, port = host or workspace.settings.host, workspace.settings.port if port is None else port
-    workspace.guard(host)  # before anything heavy is imported
+    guarded = workspace.guard(host) is not None  # before anything heavy is imported
     from mainspring.api.app import create_app
     from mainspring.console.app import mount
     from mainspring.serve.http import serve_forever
@@ -34,9 +34,10 @@ def up(
     def ready(url: str) -> None:
         told = {"console": url, "api": f"{url}/api/v1", "openapi": f"{url}/docs", "openai": f"{url}/v1"}
         if as_json:
-            print_json(told)
+            print_json({**told, "token": guarded})
         else:
-            print("\n".join(f"{name:<8} {where}" for name, where in told.items()) + "\nCtrl-C stops it")
+            where = "\n".join(f"{name:<8} {place}" for name, place in told.items())
+            print(f"{where}{GUARDED if guarded else ''}\nCtrl-C stops it")
         sys.stdout.flush()  # whoever starts this from a script waits for the address
 
     serve_forever(app, host=host, port=port, on_ready=ready)

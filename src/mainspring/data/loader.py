@@ -8,6 +8,7 @@ batch, and a run that was killed, resumed, or spread over another number of rank
 once. The tail of a split that is shorter than a sample is not used.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from mainspring.store.parse import read_json
 MANIFEST = "tokens.json"
 TRAIN, HELD_OUT = "train", "held_out"  # the splits that packing makes
 ROUNDS = 6
+MANY_PASSES = 8
+"""Reading text again is worth almost what new text is up to 4 times, nothing beyond 16 (Muennighoff et al. 2023)."""
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+log = logging.getLogger(__name__)
 
 
 class TokenLoader:
@@ -65,6 +69,19 @@ class TokenLoader:
             chosen = epoch == one
             found[chosen] = permute(within[chosen], self.samples, key=_key(self.seed, int(one)))
         return found
+
+    def reading(self, steps: int) -> str:
+        """How often `steps` steps read each token, in words; more than `MANY_PASSES` times is a warning too."""
+        passes = steps * self.global_batch / self.samples
+        told = f"{steps} steps read the {self.split.tokens:,} tokens {passes:.1f} times"
+        if passes <= MANY_PASSES:
+            return told
+        enough = max(1, int(MANY_PASSES * self.samples / self.global_batch))
+        log.warning(
+            "so many steps learn these tokens by heart; add documents or lower steps",
+            extra={"steps": steps, "tokens": self.split.tokens, "passes": round(passes, 1), "enough_steps": enough},
+        )
+        return f"{told}, which learns them by heart: add documents, or set steps to at most {enough}"
 
     def state(self) -> dict[str, int | str]:
         """What a checkpoint keeps: the position, and what gives it its meaning."""

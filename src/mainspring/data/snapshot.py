@@ -228,7 +228,7 @@ def _by_id(store: Store, ref: str) -> dict[str, str]:
 
 def _file(store: Store, artifact: Artifact, name: str) -> str:
     if artifact.kind != KIND:
-        raise SpecError(f"{artifact.ref} is a {artifact.kind}, not a dataset")
+        raise SpecError(f"{artifact.ref} is of kind {artifact.kind}, not a dataset")
     return (store.fetch(artifact) / name).read_text(encoding="utf-8")
 
 

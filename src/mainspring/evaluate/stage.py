@@ -46,11 +46,11 @@ def evaluate_model(
     `data` is a dataset or a packed token set; empty takes what the model was trained on, from its lineage.
     `compare_to` names another model, usually the original of a compressed one.
     """
-    model = store.resolve(model_ref)
+    model = _model(store, model_ref)
+    original = _model(store, compare_to) if compare_to else None
     snapshot = snapshot_of(store, data or _training_data(store, model.ref))
     documents, of = _held_out(store, snapshot)
     folder = store.fetch(model)
-    original = store.resolve(compare_to) if compare_to else None
     other = store.fetch(original) if original else None
     bits, against = _measured(folder, other, documents, _part(progress, 0.0, 0.8))
     progress(0.8, "xz and n-gram on the same documents")
@@ -85,6 +85,13 @@ def evaluate_model(
     return artifact
 
 
+def _model(store: Store, ref: str) -> Artifact:
+    artifact = store.resolve(ref)
+    if artifact.kind != "model":
+        raise SpecError(f"{artifact.ref} is of kind {artifact.kind}, only a model can be evaluated")
+    return artifact
+
+
 def report_of(store: Store, model_ref: str) -> Report | None:
     """The latest published report about exactly this model, or None."""
     model = store.resolve(model_ref)
@@ -103,7 +110,9 @@ def snapshot_of(store: Store, ref: str) -> str:
     if artifact.kind == "tokens":
         text = (store.fetch(artifact) / "tokens.json").read_text(encoding="utf-8")
         return read_json(text, TokenSet).snapshot
-    raise SpecError(f"{artifact.ref} holds no documents to evaluate on", hint="give a dataset or a token set")
+    raise SpecError(
+        f"{artifact.ref} is of kind {artifact.kind} and holds no documents", hint="give a dataset or a token set"
+    )
 
 
 def _training_data(store: Store, model_ref: str) -> str:

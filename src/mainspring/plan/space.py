@@ -265,8 +265,8 @@ class Space:
             mesh = replace(frame.mesh, dp=dp, fsdp=fsdp)
             if not self.limits.allows(mesh) or not aligned(mesh, frame.layout.fabric.per_node):
                 continue
-            allowed = [zero for zero in self.limits.zero if hints.zero in (None, zero)]
-            zeros: tuple[Zero, ...] = tuple(zero for zero in allowed if (zero > 0) == (mesh.shards > 1))
+            allowed: list[Zero] = [zero for zero in self.limits.zero if hints.zero in (None, zero)]
+            zeros = tuple[Zero, ...](zero for zero in allowed if (zero > 0) == (mesh.shards > 1))
             if zeros:
                 yield mesh, zeros
 

@@ -181,6 +181,8 @@ def train(
     # Too few tokens for one sample is known now, not when every rank has started.
     for split in (TRAIN, HELD_OUT) if config.eval_every else (TRAIN,):
         TokenLoader(source.tokens, split, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
+    rows = TokenLoader(source.tokens, TRAIN, seq_len=config.seq_len, global_batch=config.global_batch)
+    progress(0.0, rows.reading(config.steps))
     run_id = run or f"train-{name}"
     payload = TrainPayload(
         run_id=run,

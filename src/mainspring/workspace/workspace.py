@@ -367,8 +367,15 @@ class Workspace(Jobs, Plans):
         from mainspring.models import weights
 
         ref = ref_of(model)
-        known = ref.partition(":")[0] == "model"
-        return self.store.fetch(ref) if known else weights.locate(ref)
+        if ":" not in ref or Path(ref).exists():
+            return weights.locate(ref)
+        found = self.store.resolve(ref)
+        if found.kind != "model":
+            raise SpecError(
+                f"{found.ref} is of kind {found.kind}, only a model is served alone",
+                hint="`mainspring up` serves every published model and assistant by its name",
+            )
+        return self.store.fetch(found)
 
 
 def connect(address: str = "", *, token: str = "", settings: Settings | None = None) -> "Workspace | RemoteWorkspace":

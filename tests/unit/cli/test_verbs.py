@@ -57,7 +57,7 @@ def verbs(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 def test_every_verb_has_an_example_that_its_options_accept() -> None:
     for path, command in verbs(typer.main.get_command(cli)):
-        words = shlex.split(command.epilog.removeprefix("Example: "))
+        words = shlex.split(command.epilog.removeprefix("Example: ").replace(" --address auto", "", 1))
         typed = tuple(part for part in path if part != "recipe")  # what `plan` does unless told otherwise
         assert tuple(words[: len(typed) + 1]) == ("mainspring", *typed)
         command.make_context("mainspring", words[len(typed) + 1 :])
@@ -92,6 +92,25 @@ def test_a_run_that_has_ended_is_not_asked_to_stop(call: Call, store: Store) -> 
     before = store.events(kind="run.stop")
     assert call("stop", record.id)[:2] == (0, f"{record.id} has ended already: FAILED\n")
     assert store.events(kind="run.stop") == before
+
+
+@pytest.mark.parametrize("verb", ["serve", "eval", "compress"])
+def test_what_is_not_a_model_is_called_what_it_is(call: Call, store: Store, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "app.json").write_text("{}")
+    store.publish("app", "helper", tmp_path / "app.json")
+    code, _, err = call(verb, "app:helper")
+    assert code == 2
+    assert "app:helper@1 is of kind app, only a model" in err
+
+
+def test_a_server_that_asks_for_a_token_says_so(settings: Settings, store: Store) -> None:
+    store.create_token("me", "viewer")
+    line = [str(Path(sys.executable).with_name("mainspring")), "--home", settings.home, "up", "--port", "0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        told = [server.stdout.readline() for _ in range(6)]
+        server.send_signal(signal.SIGTERM)
+    assert told[-2].startswith("token    asked of every caller")
 
 
 def test_what_still_runs_is_listed_however_many_runs_ended_since(call: Call, store: Store) -> None:

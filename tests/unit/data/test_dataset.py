@@ -157,7 +157,7 @@ def test_rows_that_were_deleted_from_disk_are_reported_as_gone(store: Store, doc
 
 def test_an_artifact_of_another_kind_is_no_dataset(store: Store, docs: Path) -> None:
     store.publish("model", "m", docs)
-    with pytest.raises(SpecError, match="is a model, not a dataset"):
+    with pytest.raises(SpecError, match="is of kind model, not a dataset"):
         snapshots.load_snapshot(store, "model:m")
 
 

@@ -86,6 +86,16 @@ def test_epochs_are_ordered_differently_and_seeds_too(tmp_path: Path) -> None:
     assert sorted(order(0, 1)) == list(range(100))
 
 
+def test_steps_that_learn_their_tokens_by_heart_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loader = TokenLoader(packed(tmp_path, 1001), "train", seq_len=10, global_batch=5)
+    assert loader.reading(160) == "160 steps read the 1,001 tokens 8.0 times"
+    assert not caplog.records
+    assert loader.reading(200).endswith(
+        "10.0 times, which learns them by heart: add documents, or set steps to at most 160"
+    )
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     folder = packed(tmp_path, 1000)
     state = TokenLoader(folder, "train", seq_len=10, global_batch=4, seed=1).state()

@@ -89,7 +89,7 @@ class Rag:
     def __init__(self, store: Store, app_ref: str, generate: Generate | None = None) -> None:
         artifact = store.resolve(app_ref)
         if artifact.kind != "app":
-            raise SpecError(f"{artifact.ref} is a {artifact.kind}, not an app")
+            raise SpecError(f"{artifact.ref} is of kind {artifact.kind}, not an app")
         self.ref = artifact.ref
         self.app = read_json((store.fetch(artifact) / "app.json").read_text(encoding="utf-8"), RagApp, artifact.ref)
         self.index = Index.open(store, self.app.index)
