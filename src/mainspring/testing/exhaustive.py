@@ -21,6 +21,7 @@ SCHEDULES: list[tuple[Schedule, int]] = [
     ("zbv", 2),
     ("dualpipev", 2),
 ]
+ONE_STAGE: list[tuple[Schedule, int]] = [("1f1b", 1)]
 FREE = Hints()
 
 
@@ -79,6 +80,6 @@ def _choices(mesh: Mesh, config: TrainConfig, units: int, hints: Hints) -> Itera
                 sequence_parallel=mesh.tp > 1,
                 replicate=replicate,
             )
-            for schedule, chunks in SCHEDULES if mesh.pp > 1 else (("1f1b", 1),):
+            for schedule, chunks in SCHEDULES if mesh.pp > 1 else ONE_STAGE:
                 for inner in itertools.combinations(range(1, units), mesh.pp * chunks - 1):
                     yield Choice(mesh=mesh, cut=cut, zero=zero, schedule=schedule, cuts=(0, *inner, units))
