@@ -44,7 +44,8 @@ VERBS = {
     "queue": "--scene --json",
     "nodes": "--scene --json",
     "gather": "QUEUE JOB --scene --hours --ranks --devices --model --cpus --level --dry-run --json",
-    "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --queue --starts --time-limit-s --json",
+    "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --own-cores --queue --starts "
+    "--time-limit-s --json",
     "job ls": "-n --json",
     "job stop": "JOB --json",
     "schedule": "--json",

@@ -33,6 +33,10 @@ class LetGo(Exception):
     """The attempt is, or will be, another driver's."""
 
 
+class Displaced(Exception):
+    """The attempt has left its nodes because it had to; the message says why."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """A handle's job in the attempt that `record` describes. `leaving` is set when lasting jobs are to be let go of."""
@@ -56,6 +60,8 @@ class Attempt:
             return "left"
         except Cancelled as error:
             state, reason = "CANCELLED", str(error)
+        except Displaced as error:
+            state, reason, lost = "FAILED", str(error), True
         except MainspringError as error:
             state, reason = "FAILED", f"{type(error).__name__}: {error}"
             lost = isinstance(error, WorkerLost) or self._was_lost(reason)
@@ -100,7 +106,7 @@ class Attempt:
             if self.handle.cancelled:
                 raise Cancelled(self.handle.cancelled)
             if self.handle.displaced:
-                raise WorkerLost(self.handle.displaced)
+                raise Displaced(self.handle.displaced)
             if gone := self._gone():
                 raise WorkerLost(f"node {gone[0]} left the cluster before the job started")
 
@@ -118,7 +124,7 @@ class Attempt:
                 gang.stop(asked, grace_s=GRACE_S)
             tick.wait(TICK_S)
         if asked and asked == handle.displaced and culprit(ends) is None and any(end.stopped for end in ends):
-            raise WorkerLost(handle.displaced)
+            raise Displaced(handle.displaced)
         # A reason that is not ours is the agent's: a time limit, or a driver that fell silent.
         imposed = next((end.stopped for end in ends if end.stopped not in ("", asked)), "")
         return judge(ends, stopped=imposed, cancelled=handle.cancelled if asked == handle.cancelled else "")

@@ -22,9 +22,11 @@ from mainspring.cluster.attempt import Attempt
 from mainspring.cluster.books import write_machines
 from mainspring.cluster.engine import Engine, Member, connect
 from mainspring.cluster.handle import Handle, OnState, result_of
+from mainspring.cluster.inspection import lie_of, sick_notes, truthful
 from mainspring.cluster.pulse import BEAT_S, Pulse
 from mainspring.cluster.queue import QueueState, admit, machines_in, refusal
 from mainspring.cluster.reconcile import Group, group_of, reconcile
+from mainspring.hardware.census import Census
 from mainspring.spec import (
     ACTIVE,
     TERMINAL,
@@ -45,6 +47,7 @@ from mainspring.store import Store
 TICK_S = 0.1
 ADMIT_S = 0.5
 SWEEP_S = 5.0
+HEALTH_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +83,9 @@ class Launcher:
         self._cluster = ""
         self._told: tuple[Machine, ...] = ()
         self._pulse = Pulse()
-        self._swept_s = float("-inf")
+        self._swept_s = self._asked_s = float("-inf")
+        self._found: dict[str, Census | None] = {}
+        self._lies: dict[str, str] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._parted = threading.Event()
@@ -167,9 +172,10 @@ class Launcher:
     def _within_reach(self, job: Job) -> Job:
         """`job`, kept to the nodes that see what it needs. Nodes that join later are not asked for this job."""
         engine = self._connect()
-        total = tuple(member.capacity for member in engine.members())
+        total = tuple(member.capacity for member in self._members(engine).values())
         if reason := refusal(job, total):
-            raise DoesNotFit(reason, hint="ask for fewer ranks or less per rank, or join a larger cluster")
+            lies = "; ".join(sorted(self._lies.values()))
+            raise DoesNotFit(reason, hint=lies or "ask for fewer ranks or less per rank, or join a larger cluster")
         if not job.needs or self.address == "local":
             return job
         seeing = engine.seeing(job.needs, run_root=str(self.run_root))
@@ -185,6 +191,29 @@ class Launcher:
                 "MAINSPRING_ARTIFACTS_URL to an object store, or share the disk among the nodes",
             )
         return replace(job, nodes=nodes)
+
+    def _members(self, engine: Engine) -> dict[str, Member]:
+        """The live nodes by name, with the devices that they really have."""
+        members = engine.members()
+        unseen = [each for each in members if each.accelerator and each.id not in self._found]
+        for each, census in zip(unseen, engine.census(unseen).values() if unseen else (), strict=True):
+            self._found[each.id] = census
+            if lie := lie_of(each, census):
+                self._lies[each.id] = lie
+                log.warning("a node promises more than it has", extra={"lie": lie})
+                self.store.emit("node.lie", each.capacity.node, {"reason": lie})
+        return {each.capacity.node: truthful(each, self._found.get(each.id)) for each in members}
+
+    def _health(self, engine: Engine, members: Mapping[str, Member], *, now_s: float) -> tuple[NodeNote, ...]:
+        """What is known of nodes; now and then devices are asked how they are."""
+        asked = [each for each in members.values() if self._found.get(each.id)]
+        if asked and now_s - self._asked_s > HEALTH_S:
+            self._asked_s = now_s
+            self._found |= engine.census(asked)
+            found = {each.capacity.node: census for each in asked if (census := self._found[each.id])}
+            for note in sick_notes(self._cluster, found, self.store.node_notes(self._cluster)):
+                self.store.note_node(note)
+        return self.store.node_notes(self._cluster)
 
     def _run_dir(self, job: Job) -> Path:
         folder = self.run_root / job.id
@@ -237,13 +266,13 @@ class Launcher:
         records = self.store.jobs_of(self._cluster, address=self.address)
         drivers = self.store.drivers()
         alive = self._pulse.alive(drivers, now_s=now_s) | {self.driver}
-        members = {member.capacity.node: member for member in engine.members()}
+        members = self._members(engine)
         self._tell(members)
         if sweeps:
             found = [group_of(self.store.id, name, number) for number, name in named]
             self._settle(records, [group for group in found if group], drivers=drivers, alive=alive, members=members)
             self._swept_s = now_s
-        notes = self.store.node_notes(self._cluster)
+        notes = self._health(engine, members, now_s=now_s)
         self._pass_on(records, notes)
         waiting = [each for each in records if each.state == "PENDING" and (not each.driver or each.driver in alive)]
         self._admit(self._not_cancelled(waiting), records, members=members, notes=notes)
@@ -345,7 +374,7 @@ class Launcher:
                 continue
             for held in decision.refused:
                 if held.job_id == name and handle:
-                    self._finish(record, handle, "FAILED", held.reason)
+                    self._finish(record, handle, "FAILED", "; ".join([held.reason, *sorted(self._lies.values())]))
             for held in decision.waiting:
                 if held.job_id == name and handle and handle.reason != held.reason:
                     self.store.advance(record, "PENDING", held.reason)

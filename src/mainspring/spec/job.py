@@ -16,11 +16,16 @@ ACTIVE: frozenset[JobState] = frozenset({"ADMITTED", "PLACED", "RUNNING"})
 
 @spec
 class Resources:
-    """What one rank needs. `devices` counts accelerators; a CPU rank has 0."""
+    """What one rank needs. `devices` counts accelerators, less than 1 is a share of one; a CPU rank has 0.
+
+    A limit of memory is enforced where it is stated. With `own_cores`, whole cpus are cores that nobody else is given
+    who asks for such; without, they are what is reserved, and a rank may compute on more.
+    """
 
     cpus: float = 1.0
     devices: float = 0.0
     memory_bytes: int = 0
+    own_cores: bool = False
 
     def __post_init__(self) -> None:
         if self.devices > 1 and self.devices != int(self.devices):
