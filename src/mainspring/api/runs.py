@@ -147,6 +147,13 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
             )
         )
 
+    @routes.post("/plan/menu", dependencies=write)
+    def menu(body: PlanBody) -> Any:
+        recipe = _keep(workspace, body.recipe, body.recipe_name)
+        return parse.to_dict(
+            workspace.menu(recipe, data=body.data, optimize=body.optimize, vocab=body.vocab, overrides=body.overrides)
+        )
+
     _add_verbs(routes, workspace, write)
     return routes
 
