@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -147,6 +148,63 @@ def test_a_scheduler_shot_at_any_point_leaks_no_group_runs_no_job_twice_and_lose
             assert (home / f"{name}.trace").read_text() == "began 0\nended 0\n", point
         assert ends(store) == dict.fromkeys(names, 1)
     assert not marked("SCHEDULER_TEST_JOB", str(home))
+
+
+def test_a_scheduler_that_is_stopped_lets_go_and_the_next_one_goes_on(one_node: RayNodes, home: Path):
+    with Store.open(Settings(home=str(home))) as store:
+        submit(store, "running", home, one_node, seconds=8, cpus=4)
+        submit(store, "waiting", home, one_node, cpus=4)
+        first = scheduler(home, one_node)
+        assert eventually((home / "running.trace").exists, within_s=60)
+        assert eventually(lambda: "fit now" in store.job("waiting").reason, within_s=20)
+        first.send_signal(signal.SIGINT)
+        first.wait(20)
+        assert [store.job(name).state for name in ("running", "waiting")] == ["RUNNING", "PENDING"]
+        second = scheduler(home, one_node)
+        try:
+            assert eventually(lambda: store.job("waiting").state == "SUCCEEDED", within_s=60), store.jobs()
+        finally:
+            second.terminate()
+            second.wait(60)
+        assert store.job("running").state == "SUCCEEDED"
+        assert (home / "running.trace").read_text() == "began 0\nended 0\n"
+        assert [store.job(name).attempt for name in ("running", "waiting")] == [1, 1]
+
+
+ATTACHED = """
+    import json, sys
+    from mainspring.cluster import Launcher
+    from mainspring.spec import Job, Resources, Settings
+    from mainspring.store import Store
+
+    home, address, name, seconds, cpus = sys.argv[1:]
+    with Store.open(Settings(home=home)) as store, Launcher(store, address=address) as launcher:
+        payload = json.dumps({"trace": f"{home}/{name}.trace", "seconds": float(seconds)})
+        need = Resources(cpus=float(cpus))
+        job = Job(id=name, name=name, entry="cluster_entries:once", payload_json=payload, resources=need)
+        print(launcher.submit(job).wait(100).state)
+"""
+
+
+def test_drivers_of_one_store_wait_for_one_another_and_clear_up_after_one_that_is_shot(one_node: RayNodes, home: Path):
+    def driver(name: str, seconds: float) -> "subprocess.Popen[str]":
+        order = [sys.executable, "-c", textwrap.dedent(ATTACHED), str(home), one_node.address, name, str(seconds), "3"]
+        return subprocess.Popen(order, env=environment(), stdout=subprocess.PIPE, text=True)
+
+    with Store.open(Settings(home=str(home))) as store:
+        first = driver("first", 60)
+        assert eventually((home / "first.trace").exists, within_s=60)
+        second = driver("second", 0)
+        assert eventually(lambda: any(each.job.id == "second" for each in store.jobs()), within_s=60)
+        assert eventually(lambda: "0 would fit now" in store.job("second").reason, within_s=20), store.job("second")
+        first.kill()
+        first.communicate()
+        assert second.communicate(timeout=90)[0].split()[-1] == "SUCCEEDED"
+        assert (store.job("first").state, store.job("first").reason) == (
+            "FAILED",
+            "the process that started it is gone",
+        )
+        assert eventually(lambda: groups(one_node) == [], within_s=30)
 
 
 def test_any_node_may_be_shot_and_every_job_ends_once(home: Path):

@@ -142,9 +142,8 @@ class Launcher:
         """Cancel what still runs, let go of lasting jobs, wait until that is done, and disconnect."""
         with self._lock:
             self._closed = True
-            lasting = {record.job.id for record, _ in self._live.values() if record.lasting}
-            for name, handle in self._handles.items():
-                if name not in lasting:
+            for handle in self._handles.values():
+                if not handle.lasting:
                     handle.cancel("the launcher was closed")
         self._leaving.set()
         self._wake.set()
@@ -165,6 +164,7 @@ class Launcher:
             self._engine = connect(self.address)
             self._cluster = self._engine.cluster_id()
             self.store.join(self.driver, self._cluster)
+            self.store.end_abandoned_jobs()
             threading.Thread(target=self._beat_forever, name="beat", daemon=True).start()
             self._spawn(self._look_forever, name="admission")
         return self._engine
@@ -254,7 +254,8 @@ class Launcher:
     def _waiting(self) -> list[Handle]:
         with self._lock:
             live = {handle for _, handle in self._live.values()}
-            return [each for each in self._handles.values() if each.state not in TERMINAL and each not in live]
+            mine = [each for each in self._handles.values() if not (each.lasting and self._closed)]
+            return [each for each in mine if each.state not in TERMINAL and each not in live]
 
     def _look(self) -> None:
         """One pass: put the books in order, pass on what others wish, and start what finds a place."""
@@ -320,9 +321,9 @@ class Launcher:
         for record, handle in live:
             if record.number in asked:
                 handle.cancel(asked[record.number])
-            why = displaced(record, notes)
-            if why and not handle.displaced and record.losses + 1 < record.job.starts:
-                handle.displaced = why
+            why, urgent = displaced(record, notes)
+            if why and record.losses + 1 < record.job.starts:
+                handle.displaced, handle.urgent = handle.displaced or why, handle.urgent or urgent
 
     def _not_cancelled(self, waiting: Sequence[JobRecord]) -> list[JobRecord]:
         """Those of `waiting` that shall still run; the others of this driver are ended."""
@@ -345,7 +346,7 @@ class Launcher:
                 return None
             handle = self._handles.get(record.job.id)
             if handle is None or handle.state in TERMINAL:
-                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job))
+                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job), lasting=True)
             return handle
 
     def _admit(
@@ -367,18 +368,20 @@ class Launcher:
             self._wake.set()  # somebody was faster: look again
             return
         by_id = {placement.job_id: placement for placement in placed}
+        refused = {held.job_id: held.reason for held in decision.refused}
+        waiting_for = {held.job_id: held.reason for held in decision.waiting}
+        said: dict[int, str] = {}
         for name, record in mine.items():
             handle = self._handle_of(record)
             if record.job.id in by_id:
                 self._start(self._placed(record, by_id[record.job.id]), members)
-                continue
-            for held in decision.refused:
-                if held.job_id == name and handle:
-                    self._finish(record, handle, "FAILED", "; ".join([held.reason, *sorted(self._lies.values())]))
-            for held in decision.waiting:
-                if held.job_id == name and handle and handle.reason != held.reason:
-                    self.store.advance(record, "PENDING", held.reason)
-                    handle.move("PENDING", held.reason)
+            elif handle and name in refused:
+                self._finish(record, handle, "FAILED", "; ".join([refused[name], *sorted(self._lies.values())]))
+            elif handle and handle.reason != waiting_for[name]:
+                said[record.number] = waiting_for[name]
+                handle.move("PENDING", waiting_for[name])
+        if said:
+            self.store.explain(said)
 
     def _placed(self, record: JobRecord, placement: Placement) -> JobRecord:
         """The record as `Ledger.assign` has written it."""
@@ -418,7 +421,7 @@ class Launcher:
         with self._lock:
             handle = self._handles.get(record.job.id)
             if handle is None or taken_over:
-                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job))
+                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job), lasting=True)
             self._live[record.number] = (record, handle)
         attempt = Attempt(
             handle=handle,
@@ -446,22 +449,27 @@ class Launcher:
             handle.finish(result)
 
 
-def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> str:
-    """Why a job has to leave its places: a node of it is closed, or a device sick; empty when it may stay."""
+def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> tuple[str, bool]:
+    """Why a job has to leave its places, and whether at once; empty when it may stay.
+
+    A sick device cannot wait; a node that is closed can, until the job has saved what it has.
+    """
     placement = record.placement
     if placement is None:
-        return ""
+        return "", False
+    found = ("", False)
     for note in notes:
         for rank, node in enumerate(placement.nodes):
             if node != note.node:
                 continue
-            if note.closed:
-                return f"node {node} is drained" + (f": {note.reason}" if note.reason else "")
+            why = f": {note.reason}" if note.reason else ""
             bits = placement.devices[rank] if placement.devices else 0
             ill = [number for number in note.sick if bits >> number & 1]
             if ill:
-                return f"device {ill[0]} of node {node} is unhealthy" + (f": {note.reason}" if note.reason else "")
-    return ""
+                return f"device {ill[0]} of node {node} is unhealthy{why}", True
+            if note.closed:
+                found = (f"node {node} is drained{why}", False)
+    return found
 
 
 def check_job(job: Job) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 from mainspring.spec._spec import spec
 
 JobState = Literal["PENDING", "ADMITTED", "PLACED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "PREEMPTED"]
+SAVED = "saved.txt"
+"""A file in the run's folder that a job writes anew whenever it has saved what it has, and then may be moved."""
 TERMINAL: frozenset[JobState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 ACTIVE: frozenset[JobState] = frozenset({"ADMITTED", "PLACED", "RUNNING"})
 """The states in which a job holds its places."""

@@ -57,7 +57,10 @@ def test_only_who_is_on_a_sick_device_or_a_closed_node_has_to_leave():
         state="RUNNING",
         placement=placement,
     )
-    assert displaced(record, [NodeNote(cluster="c", node="n1", sick=(0,)), NodeNote(cluster="c", node="n2")]) == ""
+    assert displaced(record, [NodeNote(cluster="c", node="n1", sick=(0,)), NodeNote(cluster="c", node="n2")]) == (
+        "",
+        False,
+    )
     ill = displaced(record, [NodeNote(cluster="c", node="n1", sick=(1,), reason="3 errors")])
-    assert ill == "device 1 of node n1 is unhealthy: 3 errors"
-    assert displaced(record, [NodeNote(cluster="c", node="n0", closed=True)]) == "node n0 is drained"
+    assert ill == ("device 1 of node n1 is unhealthy: 3 errors", True)
+    assert displaced(record, [NodeNote(cluster="c", node="n0", closed=True)]) == ("node n0 is drained", False)

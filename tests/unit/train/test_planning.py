@@ -60,7 +60,7 @@ def test_split_fixes_the_degree_of_tensor_parallelism(written) -> None:
     assert planned(written(SPLIT)).mesh.tp == 4
     with pytest.raises(SpecError, match="tp 2 was asked for, the recipe splits parts of the model over 4"):
         planned(written(SPLIT), "tp=2")
-    with pytest.raises(SpecError, match="tp 3 does not divide .*heads 8 of layer"):
+    with pytest.raises(SpecError, match=r"tp 3 does not divide .*heads 8 of layer"):
         planned(written(SPLIT.replace("split(4)", "split(3)")))
 
 
