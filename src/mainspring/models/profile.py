@@ -98,13 +98,15 @@ def _layer(config: DecoderConfig, value_bytes: int) -> BlockSpec:
     )
 
 
-def profile_module(module: nn.Module, batch: tuple[Tensor, ...], *, name: str, seq_len: int | None = None) -> ModelSpec:
+def profile_module(
+    module: nn.Module, batch: tuple[Tensor, ...], *, name: str, seq_len: int | None = None, whole: Sequence[str] = ()
+) -> ModelSpec:
     """Any module, measured on one forward pass of `batch`, both best on the meta device, where it costs nothing.
 
     Its chain of blocks (see `structure`) becomes the blocks of the profile, equal neighbours counted together, between
     what comes before and after; without a chain the entries of its lists of modules, in front of them the rest. A token
     is an entry of the leading two sizes of an integer batch (B, T), else a sample; `seq_len` says how many of a row are
-    tokens when the row holds more.
+    tokens when the row holds more. Modules that a pattern of `whole` names are none that tensor parallelism divides.
     """
     lead = batch[0]
     by_token = lead.dim() > 1 and not lead.is_floating_point()
@@ -112,7 +114,7 @@ def profile_module(module: nn.Module, batch: tuple[Tensor, ...], *, name: str, s
     structure = read_structure(module, lambda model: _first(model(*batch)))
     names = structure.blocks or tuple(name for name, _ in outermost_entries(module))
     blocks = [module.get_submodule(each) for each in names]
-    found = regions(module)
+    found = regions(module, whole=whole)
     with measured(
         module, blocks, [module.get_submodule(region.name) for region in found], chain=bool(structure.blocks)
     ) as measurement:

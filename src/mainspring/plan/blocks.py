@@ -138,14 +138,14 @@ def passes(model: ModelSpec, block: BlockSpec, cut: Cut, *, rank: Rank, rings: "
     active = _active_params(block, kept, cut)
     weights_s = ELEMENT_BYTES[precision] * active / width
     saved_s = stack.saved_passes * kept.whole_bytes / width
-    overhead_s = stack.block_overhead_s / 3
+    overhead_s = (here.block_overhead_s or stack.block_overhead_s) / 3
     forward_s = matmul_s + attention_s + weights_s + saved_s + overhead_s
     back = FLASH_BACKWARD if stack.fused_attention else 2.0
     backward_s = 2 * (matmul_s + weights_s + saved_s + overhead_s) + back * attention_s
     if block is model.blocks[scorer(model)] and block.output_bytes_per_token > 0:
         passing = 2 * stack.logit_bytes * logit_values(model) * tokens / degree / width
         forward_s, backward_s = forward_s + passing / 3, backward_s + passing * 2 / 3
-    sent_f, sent_b = _exchanged(model, block, cut, rings=rings)
+    sent_f, sent_b = _exchanged(model, block, cut, rings=rings, stack=stack)
     repeats = block.count > 1 and cut.recompute != "none"
     if repeats and cut.recompute == "full":
         backward_s, sent_b = backward_s + forward_s, sent_b + sent_f
@@ -188,15 +188,26 @@ def inner_rings(fabric: Fabric, mesh: Mesh) -> Rings:
     )
 
 
-def _exchanged(model: ModelSpec, block: BlockSpec, cut: Cut, *, rings: Rings) -> tuple[float, float]:
-    """Seconds of communication inside the block, forward and backward, that arithmetic does not hide."""
+def widening(cut: Cut, stack: Stack) -> float:
+    """How much wider the residual stream is than what matrices give."""
+    return max(1.0, stack.stream_bytes / ELEMENT_BYTES[cut.precision])
+
+
+def _exchanged(model: ModelSpec, block: BlockSpec, cut: Cut, *, rings: "Rings", stack: Stack) -> tuple[float, float]:
+    """Seconds of communication inside the block, forward and backward, that arithmetic does not hide.
+
+    Sums of what matrices give are narrow forward and scattered so; what enters a region, and its gradient, is wide.
+    """
     width = ELEMENT_BYTES[cut.precision] / model.element_bytes
     stream = stream_bytes(model) * width * cut.tokens
     forward_s = backward_s = 0.0
     if cut.degree(block) > 1:
-        once = network.reduce_s(rings.tp, stream)
-        forward_s += block.reductions[0] * once
-        backward_s += block.reductions[1] * once
+        wide = widening(cut, stack)
+        along = block.reductions[0] and block.reductions[1]
+        out = (1 + wide) / 2 if along and cut.sequence_parallel else 1.0 if along else wide
+        back = (1 + wide) / 2 if along and cut.sequence_parallel else wide
+        forward_s += block.reductions[0] * network.reduce_s(rings.tp, out * stream)
+        backward_s += block.reductions[1] * network.reduce_s(rings.tp, back * stream)
     if cut.cp > 1 and block.kv_bytes_per_token:
         held = block.kv_bytes_per_token * width * cut.tokens / cut.degree(block)
         gather_s = network.gather_s(rings.cp, held * cut.cp)

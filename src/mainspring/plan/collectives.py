@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from mainspring.plan import blocks
+from mainspring.plan.flops import ELEMENT_BYTES
 from mainspring.spec import AXES, BlockSpec, ModelSpec, Operation, Plan
 
 WORD_BYTES = 4  # parameters and gradients are fp32 at either precision
@@ -69,7 +70,11 @@ class _Sender:
         self._units = blocks.units(model) if model.chain else (*blocks.units(model), NOTHING)
         self._stages = tuple(_stages(plan, at["pp"], self._units))
         self._tokens = plan.microbatch * plan.seq_len // mesh.cp
-        self._stream = round(blocks.stream_bytes(model)) * self._tokens
+        # Autocast leaves the residual stream and what norms give in float32, and narrows what matrices give.
+        self._narrow = ELEMENT_BYTES[plan.precision] / model.element_bytes
+        self._wide = WORD_BYTES / model.element_bytes
+        self._stream = round(blocks.stream_bytes(model) * self._wide) * self._tokens
+        self._sum = round(blocks.stream_bytes(model) * self._narrow) * self._tokens
         self._messages: Counter[Key] = Counter()
         self._bytes: Counter[Key] = Counter()
         # One table of words serves both ends.
@@ -111,14 +116,20 @@ class _Sender:
             forward, backward = block.reductions
             # Recomputation stops short of the last sum of a block, which nothing in it needs.
             again = forward - 1 if stage.recompute and inside else 0
-            if not inside or not plan.sequence_parallel:
-                self._add("all_reduce", tp, count * (forward + backward + again), self._stream)
+            if not inside:
+                self._add("all_reduce", tp, count * (forward + backward), self._stream)
+            elif not plan.sequence_parallel:
+                self._add("all_reduce", tp, count * (forward + again), self._sum)
+                self._add("all_reduce", tp, count * backward, self._stream)
             else:
                 entered = forward if stage.recompute else 0
-                self._add("all_gather", tp, count * (forward + backward + entered), self._stream)
-                self._add("reduce_scatter", tp, count * (forward + backward + again), self._stream)
+                self._add("all_gather", tp, count * (forward + entered), self._stream)
+                self._add("all_gather", tp, count * backward, self._sum)
+                self._add("reduce_scatter", tp, count * (forward + again), self._sum)
+                self._add("reduce_scatter", tp, count * backward, self._stream)
             if place == len(self._units) - 1:
-                self._add("all_gather", tp, count, round(block.output_bytes_per_token) * self._tokens)
+                scores = round(block.output_bytes_per_token * self._narrow)
+                self._add("all_gather", tp, count, scores * self._tokens)
         if plan.sequence_parallel:
             ends = stage.first <= 1 < stage.first + len(stage.held)
             ends_last = stage.first <= len(self._units) - 2 < stage.first + len(stage.held)
@@ -127,7 +138,12 @@ class _Sender:
     def _context(self, stage: _Stage) -> None:
         cp, tp = self._plan.mesh.cp, self._plan.mesh.tp
         for block in stage.held:
-            each = round(block.kv_bytes_per_token) * self._tokens * cp // (tp if self._divided(block) else 1)
+            each = (
+                round(block.kv_bytes_per_token * self._narrow)
+                * self._tokens
+                * cp
+                // (tp if self._divided(block) else 1)
+            )
             self._add("all_gather", cp, self._count * (1 + stage.recompute), each)
             self._add("reduce_scatter", cp, self._count, each)
 

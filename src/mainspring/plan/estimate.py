@@ -307,9 +307,10 @@ class Estimator:
 
     def _send_s(self, part: Slice, layout: Layout, mesh: Mesh) -> float:
         fabric = layout.fabric
-        link = fabric.inner if mesh.world // mesh.pp < fabric.per_node else fabric.outer
+        # Where several stages share a node some hand on to another one all the same, and the slowest sets the pace.
+        link = fabric.inner if mesh.world <= fabric.per_node else fabric.outer
         divided = mesh.tp if self._stack.divides_sends or part.cut.sequence_parallel else 1
-        return network.send_s(link, part.stream_bytes / divided)
+        return network.send_s(link, blocks.widening(part.cut, self._stack) * part.stream_bytes / divided)
 
     def _memory(
         self, choice: Choice, line: Line

@@ -27,6 +27,7 @@ class StageShare:
     backward_s: float
     send_s: float
     memory: MemoryEstimate
+    device_memory_bytes: int
 
 
 @spec
@@ -93,6 +94,7 @@ def _stage_shares(plan: Plan) -> Iterator[StageShare]:
             backward_s=0.0 if busiest is None else count * stage.backward_s[busiest],
             send_s=count * stage.send_s,
             memory=stage.memory or plan.memory,
+            device_memory_bytes=stage.device_memory_bytes or plan.device_memory_bytes,
         )
 
 

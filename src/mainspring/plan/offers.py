@@ -7,7 +7,7 @@ more of it there is: a larger cluster offers all that a smaller one does, and ca
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from mainspring.plan.blocks import Rank
@@ -115,6 +115,16 @@ class Offer:
 @lru_cache(maxsize=1024)
 def _fabric(per_node: int, inner: Link, outer: Link) -> Fabric:
     return Fabric(per_node=per_node, inner=inner, outer=outer)
+
+
+def enlarged(cluster: Cluster, ranks: int) -> Cluster:
+    """`cluster`, repeated as often as `ranks` need."""
+    room = sum(kind.room for kind in kinds(cluster))
+    times = -(-ranks // max(1, room))
+    if times <= 1:
+        return cluster
+    nodes = tuple(replace(node, name=f"{node.name}-{turn}") for turn in range(times) for node in cluster.nodes)
+    return replace(cluster, name=f"{times} x {cluster.name}", nodes=nodes)
 
 
 def healthy(cluster: Cluster) -> Iterator[tuple[int, Device]]:

@@ -111,6 +111,7 @@ def _stages(best: Estimate) -> tuple[Stage, ...]:
                 weight_s=_each(best, [each.weight_s for each in times]),
                 send_s=max(each.send_s for each in times),
                 memory=memory,
+                device_memory_bytes=min(column.ranks[place].memory_bytes for column in columns),
             )
         )
     return tuple(found)

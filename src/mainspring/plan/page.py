@@ -11,7 +11,8 @@ from mainspring.plan.simulate import Span
 from mainspring.spec import Plan
 from mainspring.spec.plan import readable_bytes
 
-WIDTH, ROW, LABEL = 1000, 22, 90
+WIDTH, ROW, LABEL, MARGIN = 1000, 22, 150, 110
+TICKS = 5
 PARTS = {
     "params": "parameters",
     "grads": "gradients",
@@ -21,16 +22,20 @@ PARTS = {
     "gathered": "gathered",
     "runtime": "runtime",
 }
+PASSES = {"F": "forward", "B": "backward", "W": "weight gradients"}
 STYLE = """
 :root { color-scheme: light dark; font: 14px/1.5 system-ui, sans-serif; }
 body { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 pre { white-space: pre-wrap; padding: 1rem; border: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
-svg { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 11px; }
-.F { fill: #4c8bf5; } .B { fill: #f5934c; } .W { fill: #58b368; }
+svg.chart { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 11px; }
+svg text.end { text-anchor: end; } svg text.mid { text-anchor: middle; }
+.F { fill: #4c8bf5; } .B { fill: #f5934c; } .W { fill: #58b368; } .later { opacity: .65; }
 .params { fill: #4c8bf5; } .grads { fill: #f5934c; } .optimizer { fill: #8e6cc9; } .activations { fill: #58b368; }
 .logits { fill: #d6589f; } .gathered { fill: #c9b458; } .runtime { fill: #888; }
-.limit { stroke: #d33; stroke-dasharray: 4 3; } .key { display: inline-block; width: .8em; height: .8em; }
+.limit { stroke: #d33; stroke-width: 2; } .grid { stroke: currentColor; opacity: .15; }
+.key { display: inline-block; width: .8em; height: .8em; }
 """
 
 
@@ -56,21 +61,38 @@ def _timeline(plan: Plan) -> Iterator[str]:
         return
     end_s = max(span.end_s for span in spans)
     shown = 1 + max(span.microbatch for span in spans)
+    kinds = {span.kind for span in spans}
     yield f"<h2>Pipeline</h2><p>The first {shown} of {max(plan.microbatches)} micro-batches, {end_s:.3g} s. "
-    yield " ".join(_key(kind, word) for kind, word in (("F", "forward"), ("B", "backward"), ("W", "weight gradients")))
-    height = ROW * plan.mesh.pp + 20
-    yield f'</p><svg viewBox="0 0 {WIDTH + LABEL} {height}" role="img" aria-label="pipeline timeline">'
+    if len(plan.stages) > plan.mesh.pp:
+        yield "A rank's later stages are paler. "
+    yield " ".join(_key(kind, word) for kind, word in PASSES.items() if kind in kinds)
+    height = ROW * plan.mesh.pp
+    yield f'</p><svg class="chart" viewBox="0 0 {LABEL + WIDTH + MARGIN} {height + 20}" role="img" '
+    yield 'aria-label="pipeline timeline">'
+    for tick in range(TICKS + 1):
+        x = LABEL + WIDTH * tick / TICKS
+        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>'
+        yield f'<text class="mid" x="{x:.1f}" y="{height + 14}">{end_s * tick / TICKS:.3g} s</text>'
     for rank in range(plan.mesh.pp):
-        yield f'<text x="0" y="{ROW * rank + 15}">rank {rank}</text>'
-    yield from (_bar(span, end_s) for span in spans)
+        busy = sum(span.end_s - span.start_s for span in spans if span.rank == rank)
+        yield f'<text x="0" y="{ROW * rank + 15}">{escape(_rank_label(plan, rank))}</text>'
+        yield f'<text class="end" x="{LABEL + WIDTH + MARGIN}" y="{ROW * rank + 15}">{busy / end_s:.0%} busy</text>'
+    yield from (_bar(span, end_s, plan.mesh.pp) for span in spans)
     yield "</svg>"
 
 
-def _bar(span: Span, end_s: float) -> str:
+def _rank_label(plan: Plan, rank: int) -> str:
+    device = next(stage.device for number, stage in enumerate(plan.stages) if plan.pipeline_rank(number) == rank)
+    return f"{rank}  {device}"[:24]
+
+
+def _bar(span: Span, end_s: float, ranks: int) -> str:
     x, width = LABEL + WIDTH * span.start_s / end_s, WIDTH * (span.end_s - span.start_s) / end_s
-    said = f"{span.kind} of stage {span.stage}, micro-batch {span.microbatch}: {span.start_s:.4g} to {span.end_s:.4g} s"
+    said = f"{PASSES[span.kind]} of stage {span.stage}, micro-batch {span.microbatch}: "
+    said += f"{span.start_s:.4g} to {span.end_s:.4g} s"
+    later = " later" if span.stage >= ranks else ""
     return (
-        f'<rect class="{span.kind}" x="{x:.2f}" y="{ROW * span.rank + 2}" width="{max(0.3, width - 0.5):.2f}" '
+        f'<rect class="{span.kind}{later}" x="{x:.2f}" y="{ROW * span.rank + 2}" width="{max(0.3, width - 0.5):.2f}" '
         f'height="{ROW - 4}"><title>{said}</title></rect>'
     )
 
@@ -80,24 +102,29 @@ def _memory(plan: Plan, found: Explanation) -> Iterator[str]:
     for stage in found.stages:
         by_rank.setdefault(stage.pipeline_rank, []).append(stage)
     totals = {rank: sum(s.memory.total_bytes for s in stages) for rank, stages in by_rank.items()}
-    scale = WIDTH / max(plan.device_memory_bytes, *totals.values())
-    yield "<h2>Memory</h2><p>" + " ".join(_key(name, word) for name, word in PARTS.items()) + "</p>"
-    yield f'<svg viewBox="0 0 {WIDTH + LABEL} {ROW * len(by_rank) + 20}" role="img" aria-label="memory by rank">'
+    most = max(*(s.device_memory_bytes for s in found.stages), *totals.values(), 1)
+    scale = WIDTH / most
+    used = [name for name in PARTS if any(getattr(s.memory, f"{name}_bytes") for s in found.stages)]
+    yield "<h2>Memory</h2><p>The fullest device of each pipeline rank; the red line is what it has. "
+    yield " ".join(_key(name, PARTS[name]) for name in used) + "</p>"
+    yield f'<svg class="chart" viewBox="0 0 {LABEL + WIDTH + MARGIN} {ROW * len(by_rank) + 20}" role="img" '
+    yield 'aria-label="memory by rank">'
     for row, rank in enumerate(sorted(by_rank)):
-        yield f'<text x="0" y="{ROW * row + 15}">rank {rank}</text>'
+        yield f'<text x="0" y="{ROW * row + 15}">{escape(_rank_label(plan, rank))}</text>'
         at = float(LABEL)
-        for name, word in PARTS.items():
+        for name in used:
             size = sum(getattr(stage.memory, f"{name}_bytes") for stage in by_rank[rank])
             if size:
                 yield (
                     f'<rect class="{name}" x="{at:.2f}" y="{ROW * row + 2}" width="{size * scale:.2f}" '
-                    f'height="{ROW - 4}"><title>{word}: {readable_bytes(size)}</title></rect>'
+                    f'height="{ROW - 4}"><title>{PARTS[name]}: {readable_bytes(size)}</title></rect>'
                 )
                 at += size * scale
-    limit = LABEL + plan.device_memory_bytes * scale
-    yield f'<line class="limit" x1="{limit:.1f}" x2="{limit:.1f}" y1="0" y2="{ROW * len(by_rank)}"/>'
-    said = f"a device has {readable_bytes(plan.device_memory_bytes)}"
-    yield f'<text x="{LABEL}" y="{ROW * len(by_rank) + 14}">{said}</text>'
+        room = by_rank[rank][0].device_memory_bytes
+        x = LABEL + room * scale
+        yield f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{ROW * row}" y2="{ROW * (row + 1)}"/>'
+        share = f"{totals[rank] / max(1, room):.0%} of {readable_bytes(room)}"
+        yield f'<text class="end" x="{LABEL + WIDTH + MARGIN}" y="{ROW * row + 15}">{share}</text>'
     yield "</svg>"
 
 

@@ -134,20 +134,21 @@ def search(space: Space, objective: Objective) -> Found:
 
 
 def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Estimate]:
-    """The best on meshes of as many ranks that a reader would have tried: each axis in use given up for another."""
+    """The best on meshes of as many ranks that a reader would have tried: each free axis given up for another."""
     tried = {best}
     for source, target in itertools.product(("pp", "tp", "cp", "ep", "fsdp", "dp"), ("dp", "fsdp", "tp", "pp")):
         degree: int = getattr(best, source)
         mesh = replace(best, **{source: 1, target: getattr(best, target) * degree}) if source != target else best
-        if mesh in tried or not space.limits.allows(mesh):
+        shape = {axis: getattr(mesh, axis) for axis in AXES}
+        wanted = all(getattr(space.hints, axis) in (0, degree) for axis, degree in shape.items())
+        if mesh in tried or not wanted or not space.limits.allows(mesh):
             continue
         tried.add(mesh)
-        shape = {axis: getattr(mesh, axis) for axis in AXES}
         asked = Space(
             space.model,
             space.cluster,
             space.config,
-            hints=replace(space.hints, zero=None, chunks=0, schedule=None, **shape),
+            hints=replace(space.hints, **shape),
             limits=space.limits,
             ranks=mesh.world,
         )

@@ -306,7 +306,8 @@ def aligned(mesh: Mesh, per_node: int) -> bool:
 def tensor_parallel(model: ModelSpec, tp: int, hints: Hints) -> tuple[str, ...] | None:
     """Names of blocks that stay whole under `tp`; None when it divides nothing, or not what it must.
 
-    A block that occurs once and cannot be divided stays whole; a repeated one forbids the degree.
+    A block that occurs once and cannot be divided stays whole; a repeated one forbids the degree. Patterns that name no
+    block mean parts of blocks, which the profile has left whole; they are passed on to whoever divides.
     """
     if tp == 1:
         return ()
@@ -324,6 +325,8 @@ def tensor_parallel(model: ModelSpec, tp: int, hints: Hints) -> tuple[str, ...] 
             if block.count > 1:
                 return None
             whole.append(block.name)
+    names = [block.name for block in model.blocks]
+    whole += [pattern for pattern in hints.replicate if not any(fnmatchcase(name, pattern) for name in names)]
     return tuple(dict.fromkeys(whole)) if divided else None
 
 

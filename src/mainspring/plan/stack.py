@@ -17,9 +17,10 @@ class Stack:
     where a compiler fuses them. `fused_attention` never writes the scores; `attention_scale` is its speed in shares of
     the device's. Collectives hide behind `hidden` of the arithmetic beside them; `hides_gradients` says that the last
     exchange of a step is one of them, `divides_sends` that each tensor-parallel rank hands its part of the stream to
-    the next stage. `tensors_per_block` messages gather a block. Selective recomputation repeats `selective_matmuls` of
-    the matrix products. `logit_bytes` are those of one score and its loss at their peak; `runtime_bytes` are taken by
-    the runtime itself where a published figure counts them.
+    the next stage. The residual stream has `stream_bytes` a value where products have two. `tensors_per_block` messages
+    gather a block. Selective recomputation repeats `selective_matmuls` of the matrix products. `logit_bytes` are those
+    of one score and its loss at their peak; `runtime_bytes` are taken by the runtime itself where a published figure
+    counts them.
     """
 
     name: str
@@ -31,13 +32,14 @@ class Stack:
     reduce_bytes: int = 4
     fused_attention: bool = True
     attention_scale: float = 1.0
-    saved_scale: float = 1.38
+    saved_scale: float = 1.3
     saved_passes: float = 2.7
     compiled_passes: float = 1.0
     block_overhead_s: float = 5e-4
     hidden: float = 0.4
     hides_gradients: bool = True
     divides_sends: bool = False
+    stream_bytes: int = 2
     tensors_per_block: int = 1
     logit_bytes: int = 10
     selective_matmuls: float = 0.0
@@ -45,8 +47,8 @@ class Stack:
 
 
 # Autocast keeps the residual stream and the norms in fp32 and casts a norm's result once more: counted on the decoder
-# of `models`, bf16 saves 0.69 of the fp32 bytes (29.8 of 43.0 kB per token of a 512-wide layer), not a half.
-TORCH = Stack(name="torch")
+# of `models`, bf16 saves 0.61 to 0.65 of the fp32 bytes (46.4 of 71.8 kB per token of a 1024-wide layer), not a half.
+TORCH = Stack(name="torch", stream_bytes=4)
 MEGATRON_2021 = Stack(
     name="Megatron 2021",
     weight_bytes=2,

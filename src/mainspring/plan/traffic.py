@@ -55,7 +55,9 @@ def _inside(estimator: Estimator, best: Estimate, stage: int, part: Slice) -> It
             again = repeats if block.count > 1 else 0
             reductions += block.reductions[0] * (1 + again) + block.reductions[1]
     if reductions:
-        messages, stream = reductions * count, part.stream_bytes
+        # Half of what is sent is as wide as the residual stream, half as narrow as what matrices give.
+        messages = reductions * count
+        stream = part.stream_bytes * (1 + blocks.widening(cut, part.stack)) / 2
         seconds = messages * network.reduce_s(rings.tp, stream)
         if cut.sequence_parallel:
             yield one("tp", "all_gather", rings.tp, messages, stream, seconds / 2)
@@ -81,7 +83,8 @@ def _inside(estimator: Estimator, best: Estimate, stage: int, part: Slice) -> It
         pair = Ring(ranks=2, per_node=2, nodes=1, inner=None, outer=None)
         send_s = best.spent[0][stage].send_s
         divided = mesh.tp if cut.sequence_parallel else 1
-        yield one("pp", "send", pair, messages, part.stream_bytes / divided, messages * send_s)
+        each = blocks.widening(cut, part.stack) * part.stream_bytes / divided
+        yield one("pp", "send", pair, messages, each, messages * send_s)
 
 
 def _sharding(best: Estimate, stage: int, part: Slice, sync: Sync) -> Iterator[Traffic]:

@@ -25,6 +25,7 @@ from mainspring.spec.errors import (
 )
 from mainspring.spec.estimate import Site, Sized, Work, WorkSize
 from mainspring.spec.hardware import (
+    Calibration,
     Cluster,
     ClusterFile,
     Device,
@@ -34,6 +35,7 @@ from mainspring.spec.hardware import (
     LinkEntry,
     Node,
     NodeEntry,
+    Sample,
 )
 from mainspring.spec.job import (
     ACTIVE,
@@ -112,6 +114,7 @@ __all__ = [
     "AnswerMode",
     "Artifact",
     "BlockSpec",
+    "Calibration",
     "Cancelled",
     "Check",
     "Chunk",
@@ -190,6 +193,7 @@ __all__ = [
     "RuleCount",
     "Rules",
     "RunRecord",
+    "Sample",
     "SamplingParams",
     "Saved",
     "Scene",

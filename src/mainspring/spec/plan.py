@@ -95,7 +95,7 @@ class Stage:
     many micro-batches data replica `r` runs per step: uneven on mixed devices, the same in all stages of a plan.
     `forward_s[r]` and `backward_s[r]` are the seconds of one micro-batch of replica `r`, communication within the
     stage included; a zero-bubble schedule may put `weight_s` of the latter off. `send_s` is that of handing one on,
-    and `memory` the fullest rank's part for this stage.
+    and `memory` the fullest rank's part for this stage, whose smallest device has `device_memory_bytes`.
     """
 
     blocks: int
@@ -109,6 +109,7 @@ class Stage:
     weight_s: tuple[float, ...] = ()
     send_s: float = 0.0
     memory: MemoryEstimate | None = None
+    device_memory_bytes: int = 0
 
 
 @spec
@@ -195,7 +196,7 @@ class Plan:
     `mesh.shards` ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too. `replicate` names the blocks that
     `tp` leaves whole; `sequence_parallel` cuts along the sequence what lies between those that it divides.
     `traffic` is what each stage's ranks send in a step. `nodes` names the machine each rank is counted on;
-    `accelerators` is how many each rank holds, 0 on host CPUs.
+    `accelerators` is how many each rank holds, 0 on host CPUs; `calibrations` are what its figures were measured by.
     """
 
     model: str
@@ -222,6 +223,7 @@ class Plan:
     rejected: tuple[Rejected, ...] = ()
     nodes: tuple[str, ...] = ()
     accelerators: int = 0
+    calibrations: tuple[str, ...] = ()
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -310,7 +312,7 @@ class Plan:
         lines = [
             f"plan      {self.model} on {self.cluster}: {self.mesh.label} ({self.sharding}), {self.precision}, "
             f"recompute {self.recompute}, chosen for {self.objective}",
-            f"where     {where}",
+            f"where     {where}" + (f", measured by {', '.join(self.calibrations)}" if self.calibrations else ""),
             f"batch     {self.global_batch} x {self.seq_len} tokens: micro-batches of {self.microbatch}, "
             f"{_shares(self.microbatches)}",
             *self._pipeline(),

@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.plan.layout import even_count, fastest_counts
@@ -26,6 +26,7 @@ def spread(groups: list[tuple[float, int]], shares: tuple[tuple[int, int], ...])
     ]
 
 
+@settings(deadline=None)
 @given(
     groups=st.lists(st.tuples(st.floats(0.1, 10), st.integers(1, 2)), min_size=1, max_size=3),
     total=st.integers(1, 8),
@@ -41,6 +42,7 @@ def test_uneven_shares_end_as_soon_as_the_best_of_all_shares(groups: list[tuple[
     assert max(n * s for n, s in spread(groups, shares)) <= best * (1 + 1e-9)
 
 
+@settings(deadline=None)
 @given(
     groups=st.lists(st.tuples(st.floats(0.01, 100), st.integers(1, 300)), min_size=1, max_size=4),
     total=st.integers(1, 50_000),
@@ -58,6 +60,7 @@ def test_a_device_three_times_as_fast_gets_three_times_the_work() -> None:
     assert fastest_counts([(1.0, 1), (3.0, 1)], 8) == ((6, 0), (2, 0))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000))
 def test_divisors_are_exactly_those_that_divide(number: int) -> None:
     assert divisors(number) == tuple(d for d in range(1, number + 1) if number % d == 0)
@@ -107,6 +110,7 @@ def test_replicas_and_stages_on_two_kinds_lie_on_their_own_nodes() -> None:
     assert [rank.device.name for rank in by_stage.layout(cluster, 2).columns[0].ranks] == ["a", "b"]
 
 
+@settings(deadline=None)
 @given(
     degrees=st.tuples(*[st.sampled_from([1, 2, 3, 4])] * 6),
     per_node=st.sampled_from([1, 2, 4, 6, 8]),

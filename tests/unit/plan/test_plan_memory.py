@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.plan.blocks import Cut, Rank, inner_rings, state
@@ -70,6 +70,7 @@ def test_full_recomputation_keeps_block_inputs_and_one_block() -> None:
     assert found.activations_bytes == 100 * (4 * cut + layer - cut + head)
 
 
+@settings(deadline=None)
 @given(shards=st.integers(1, 64), layers=st.integers(1, 40), hidden=st.integers(1, 97), vocab=st.integers(1, 999))
 def test_sharding_never_loses_a_parameter_and_pads_less_than_a_degree_per_unit(
     shards: int, layers: int, hidden: int, vocab: int
@@ -100,6 +101,7 @@ def test_the_first_pipeline_rank_holds_the_activations_of_as_many_micro_batches_
     assert kept[:3] == [4 * 3 * layer, 3 * 4 * layer, 2 * 4 * layer]
 
 
+@settings(deadline=None)
 @given(tp=st.sampled_from([1, 2, 4]), cp=st.sampled_from([1, 2, 4]), along=st.booleans())
 def test_tensor_and_context_parallelism_only_ever_save(tp: int, cp: int, *, along: bool) -> None:
     whole = memory(Mesh())

@@ -1,7 +1,7 @@
 """Seconds of collectives against the formulas they come from."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.plan.network import COLLECTIVE_S, INNER_SHARE, OUTER_SHARE, Ring, exchange_s, gather_s, reduce_s
@@ -36,6 +36,7 @@ def test_an_exchange_sends_each_rank_its_part_only() -> None:
     assert exchange_s(ring, 8e9) < gather_s(ring, 8 * 8e9)
 
 
+@settings(deadline=None)
 @given(
     ranks=st.integers(2, 64),
     data=st.floats(1, 1e12),

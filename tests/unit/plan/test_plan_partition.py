@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.plan.partition import best_cut, even_cut, ways
@@ -13,6 +13,7 @@ def sums(values: Sequence[float]) -> list[float]:
     return [0.0, *itertools.accumulate(values)]
 
 
+@settings(deadline=None)
 @given(
     units=st.lists(st.floats(0.1, 10), min_size=2, max_size=10),
     stages=st.integers(1, 5),
@@ -53,6 +54,7 @@ def test_what_fits_nowhere_is_no_cut() -> None:
     assert best_cut([sums([1.0] * 4)] * 2, [sums([3.0] * 4)] * 2, [4.0, 4.0]) is None
 
 
+@settings(deadline=None)
 @given(units=st.integers(1, 200), stages=st.integers(1, 50))
 def test_an_even_cut_loses_no_unit(units: int, stages: int) -> None:
     if stages <= units:

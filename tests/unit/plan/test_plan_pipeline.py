@@ -3,7 +3,7 @@
 from itertools import groupby, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.plan.pipeline import SPLIT, StageTimes, in_flight, least_s, order, rank_of
@@ -75,6 +75,7 @@ def test_activations_in_flight_are_those_published(schedule: Schedule, chunks: i
     assert (sum(held[0]), sum(held[-1])) == (first, last)
 
 
+@settings(deadline=None)
 @given(
     case=st.sampled_from(CASES),
     pp=st.integers(2, 5),

@@ -208,4 +208,4 @@ def test_a_plan_for_the_data_knows_its_vocabulary(home, recipe):
     assert plan.steps == 9
     assert plan.mesh.world == 1
     assert facts["vocab"] == 320
-    assert launch.profile(recipe, facts=facts).params < launch.profile(recipe).params
+    assert launch.study(recipe, facts=facts)[0].params < launch.study(recipe)[0].params
