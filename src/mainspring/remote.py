@@ -369,12 +369,21 @@ class RemoteWorkspace:
         return parse.read_dict(self.post("cluster/gather", {"queue": queue, "job": target, "hours": hours}), GatherPlan)
 
     def estimate(
-        self, work: WorkSize, *, device: str = "", devices: int = 0, utilisation: float = 0.0, site: Site | None = None
+        self,
+        work: WorkSize,
+        *,
+        device: str = "",
+        devices: int = 0,
+        utilisation: float = 0.0,
+        site: Site | None = None,
+        instances: str | Path = "",
     ) -> tuple[Sized, ...]:
         """What a piece of work takes, by the catalogue there."""
+        if instances not in ("", "all"):
+            raise SpecError(f"{instances} is a file of this machine", hint="estimate locally, without --address")
         body = {"work": parse.to_dict(work), "device": device, "devices": devices, "utilisation": utilisation}
-        found = self.post("estimate", body | ({"site": parse.to_dict(site)} if site else {}))
-        return tuple(parse.read_dict(item, Sized) for item in found)
+        body |= {"instances": str(instances)} | ({"site": parse.to_dict(site)} if site else {})
+        return tuple(parse.read_dict(item, Sized) for item in self.post("estimate", body))
 
     def doctor(self, *, repair: bool = False) -> tuple[Check, ...]:
         """Whether everything is in order there; contents are verified on the machine itself."""

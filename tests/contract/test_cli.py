@@ -24,7 +24,7 @@ VERBS = {
     "data head": "REF -n --json",
     "data diff": "OLD NEW --json",
     "estimate": "WORK --params --tokens --active --bits --adapter --images --latent-tokens --steps --batch --context "
-    "--kv-bytes --device --devices --utilisation --price --carbon --pue --json",
+    "--kv-bytes --device --devices --instances --utilisation --price --carbon --pue --json",
     "plan recipe": "RECIPE --data --optimize --ranks --cluster --set --json",
     "plan explain": "PLAN --cluster --set --html --json",
     "plan diff": "FIRST SECOND --json",

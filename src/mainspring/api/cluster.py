@@ -1,6 +1,6 @@
 """The cluster and its queues: who waits and why, what runs where, who holds how much, and what would happen if."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Query
 
@@ -50,6 +50,7 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
         devices: Annotated[int, Body(ge=0)] = 0,
         utilisation: Annotated[float, Body(ge=0, le=1)] = 0.0,
         site: Annotated[dict[str, Any] | None, Body()] = None,
+        instances: Annotated[Literal["", "all"], Body(description="In whole machines of the catalogue.")] = "",
     ) -> Any:
         return parse.to_dict(
             workspace.estimate(
@@ -58,6 +59,7 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
                 devices=devices,
                 utilisation=utilisation,
                 site=parse.read_dict(site or {}, Site),
+                instances=instances,
             )
         )
 

@@ -34,6 +34,7 @@ def estimate(
     kv_bytes: Annotated[float, typer.Option(help="Key-value cache per token, in bytes.")] = 0.0,
     device: Annotated[str, typer.Option(help="Only this kind, and by which methods; all by default.")] = "",
     devices: Annotated[int, typer.Option(help="How many; as few as hold it by default.", min=0)] = 0,
+    instances: Annotated[str, typer.Option(help="In whole machines: `all`, or a TOML file of them.")] = "",
     utilisation: Annotated[float, typer.Option(help="Share of the peak to count on instead of the usual.")] = 0.0,
     price: Annotated[float, typer.Option(help="US dollars per device and hour.")] = 0.0,
     carbon: Annotated[float, typer.Option(help="Grams of CO2 per kWh.")] = 445.0,
@@ -56,13 +57,15 @@ def estimate(
         )
         site = Site(pue=pue, carbon_grams_per_kwh=carbon, price_usd_per_hour=price)
         found = workspace_of(context).estimate(
-            asked, device=device, devices=devices, utilisation=utilisation, site=site
+            asked, device=device, devices=devices, utilisation=utilisation, site=site, instances=instances
         )
     except ValueError as error:
         raise SpecError(str(error), hint="give --tokens, or --images for a diffusion model") from error
     if as_json:
         print_json(found)
         return
+    if not found:
+        raise SpecError(f"no instance has {device}", hint="name another device, or a file with --instances")
     print_table(
         ("device", "devices", "fits", "memory", "days", "device-hours", "MWh", "t CO2", "USD", "tokens/s"),
         [_row(sized) for sized in found],
@@ -76,7 +79,7 @@ def estimate(
 def _row(sized: Sized) -> tuple[str, ...]:
     short = sized.devices < sized.least
     return (
-        sized.device,
+        f"{sized.instances} x {sized.instance}" if sized.instance else sized.device,
         f"{sized.devices:,}",
         f"no, {sized.least:,} would" if short else "yes",
         f"{size(sized.memory_bytes / sized.devices)} of {size(sized.device_memory_bytes)}",

@@ -12,7 +12,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-from mainspring.spec import Device, Link, SpecError, spec
+from mainspring.spec import Device, Instance, Link, SpecError, spec
 
 GIB = 1024**3
 MEASURED_HINT = (
@@ -60,6 +60,12 @@ def find_entry(name: str) -> Entry:
 def matching(reported: str) -> Entry | None:
     """The entry for the name a driver reports, or None when the catalogue has no such device."""
     return _index().get(_key(reported))
+
+
+def instances() -> tuple[Instance, ...]:
+    """Machines that clouds rent out: `instances.toml`. Few have a price, as prices change weekly."""
+    document = tomllib.loads(files("mainspring.hardware").joinpath("instances.toml").read_text(encoding="utf-8"))
+    return tuple(Instance(**table) for table in document["instances"])
 
 
 def find_link(name: str) -> Link:

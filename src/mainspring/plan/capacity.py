@@ -7,8 +7,10 @@ bytes per trained parameter (ZeRO, Rajbhandari et al. 2020, section 3). For a pl
 `plan.search` is exact to the rank; this answers within some ten per cent, and says by which method.
 """
 
+from dataclasses import replace
+
 from mainspring.plan.memory import USABLE
-from mainspring.spec import Device, Site, Sized, WorkSize
+from mainspring.spec import Device, Instance, Site, Sized, WorkSize
 
 HOUR_S = 3600.0
 DAY_H = 24.0
@@ -43,7 +45,7 @@ def size_up(work: WorkSize, device: Device, *, site: Site, devices: int = 0, uti
     else:
         seconds = flops / (device.bf16_flops_per_s * share * count)
         per_s = work.tokens / seconds
-        said = "given" if utilisation else "median of public runs on its generation"
+        said = "given" if utilisation else "median of public runs on its generation, with their networks"
         method = f"time: arithmetic at {share:.1%} of {device.bf16_flops_per_s / 1e12:g} TFLOP/s ({said})"
     hours = seconds / HOUR_S * count
     kwh = hours * device.power_watts * POWER_SHARE * site.pue / 1000
@@ -63,6 +65,20 @@ def size_up(work: WorkSize, device: Device, *, site: Site, devices: int = 0, uti
         tokens_per_s=per_s,
         methods=(*_methods(work, device, site), method),
     )
+
+
+def size_up_instance(
+    work: WorkSize, instance: Instance, device: Device, *, site: Site, devices: int = 0, utilisation: float = 0.0
+) -> Sized:
+    """The same on whole machines: as many as hold the work, or as have `devices` between them."""
+    priced = site
+    if not site.price_usd_per_hour and instance.price_usd_per_hour:
+        priced = replace(site, price_usd_per_hour=instance.price_usd_per_hour / instance.devices)
+    need = -(-memory_bytes(work) // int(USABLE * device.memory_bytes))
+    machines = max(1, -(-(devices or need) // instance.devices))
+    found = size_up(work, device, site=priced, devices=machines * instance.devices, utilisation=utilisation)
+    where = f"machine: {instance.source}" if instance.source else f"machine: {instance.name} as given"
+    return replace(found, instance=instance.name, instances=machines, methods=(*found.methods, where))
 
 
 def total_flops(work: WorkSize) -> float:

@@ -23,7 +23,7 @@ from mainspring.spec.errors import (
     Unavailable,
     WorkerLost,
 )
-from mainspring.spec.estimate import Site, Sized, Work, WorkSize
+from mainspring.spec.estimate import Instance, InstanceFile, Site, Sized, Work, WorkSize
 from mainspring.spec.hardware import (
     Calibration,
     Cluster,
@@ -148,6 +148,8 @@ __all__ = [
     "HealthState",
     "Hints",
     "Identity",
+    "Instance",
+    "InstanceFile",
     "Job",
     "JobRecord",
     "JobResult",

@@ -50,10 +50,33 @@ class Site:
 
 
 @spec
+class Instance:
+    """A machine one can rent: `devices` of one kind, and its price by the hour, 0 where none is stated."""
+
+    name: str
+    device: str
+    devices: int
+    price_usd_per_hour: float = 0.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.devices < 1 or self.price_usd_per_hour < 0:
+            raise ValueError(f"{self.name} has {self.devices} devices for {self.price_usd_per_hour:g} USD an hour")
+
+
+@spec
+class InstanceFile:
+    """`[[instances]]` tables in TOML."""
+
+    instances: tuple[Instance, ...]
+
+
+@spec
 class Sized:
     """What a piece of work takes on `devices` of one kind. `least` is the fewest that hold it.
 
-    `utilisation` is the share of the dense peak that is counted on; `methods` say where each figure comes from.
+    With an `instance` these are as many as whole machines of that name have. `utilisation` is the share of the dense
+    peak that is counted on; `methods` say where each figure comes from.
     """
 
     device: str
@@ -70,3 +93,5 @@ class Sized:
     price_usd: float
     tokens_per_s: float
     methods: tuple[str, ...]
+    instance: str = ""
+    instances: int = 0

@@ -6,12 +6,14 @@ TOML file describes, and otherwise for the one at hand.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mainspring.spec import (
     Cluster,
     ClusterFile,
     Gang,
     GatherPlan,
+    InstanceFile,
     NodeUse,
     PolicyName,
     Queue,
@@ -28,6 +30,9 @@ from mainspring.spec import (
 )
 from mainspring.store import Store, parse
 from mainspring.workspace.records import Records
+
+ALL = "all"
+"""Every instance type of the catalogue."""
 
 
 class Capacity(Records):
@@ -115,15 +120,33 @@ class Capacity(Records):
     # -- on paper
 
     def estimate(
-        self, work: WorkSize, *, device: str = "", devices: int = 0, utilisation: float = 0.0, site: Site | None = None
+        self,
+        work: WorkSize,
+        *,
+        device: str = "",
+        devices: int = 0,
+        utilisation: float = 0.0,
+        site: Site | None = None,
+        instances: str | Path = "",
     ) -> tuple[Sized, ...]:
-        """What a piece of work takes on one kind of device, or on each in the catalogue, cheapest in energy first."""
-        from mainspring.hardware import catalog
-        from mainspring.plan.capacity import size_up
+        """What a piece of work takes on one kind of device, or on each in the catalogue, least energy first.
 
-        kinds = [catalog.find(device)] if device else list(catalog.devices().values())
-        found = [size_up(work, kind, site=site or Site(), devices=devices, utilisation=utilisation) for kind in kinds]
-        return tuple(sorted(found, key=lambda sized: (sized.kwh, sized.device)))
+        `instances` sizes it in whole machines: those of a TOML file, or `all` that the catalogue has.
+        """
+        from mainspring.hardware import catalog
+        from mainspring.plan.capacity import size_up, size_up_instance
+
+        given: Any = {"site": site or Site(), "devices": devices, "utilisation": utilisation}
+        wanted = catalog.find(device).name if device else ""
+        if instances:
+            known = (
+                catalog.instances() if instances == ALL else parse.load_toml(Path(instances), InstanceFile).instances
+            )
+            kinds = [(each, catalog.find(each.device)) for each in known]
+            found = [size_up_instance(work, each, kind, **given) for each, kind in kinds if wanted in ("", kind.name)]
+        else:
+            found = [size_up(work, kind, **given) for name, kind in catalog.devices().items() if wanted in ("", name)]
+        return tuple(sorted(found, key=lambda sized: (sized.kwh, sized.device, sized.instance)))
 
     def simulate(
         self,

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from mainspring.plan.capacity import decode_tokens_per_s, memory_bytes, size_up, total_flops
-from mainspring.spec import Device, Site, WorkSize
+from mainspring.hardware import catalog
+from mainspring.plan.capacity import decode_tokens_per_s, memory_bytes, size_up, size_up_instance, total_flops
+from mainspring.spec import Device, Instance, Site, WorkSize
 
 A100 = Device(
     vendor="nvidia",
@@ -97,3 +98,20 @@ def test_a_diffusion_model_computes_every_step_of_every_image():
 def test_figures_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=r"must|at most|lies|at least"):
         WorkSize(**{"work": "train", "params": 1e9, "tokens": 1e9, **wrong})
+
+
+def test_whole_machines_hold_what_their_devices_hold_together_and_cost_what_they_cost():
+    rented = Instance(name="eight", device="H100", devices=8, price_usd_per_hour=40.0, source="a list")
+    work = WorkSize(work="train", params=70e9, tokens=1e12)
+    sized = size_up_instance(work, rented, H100, site=Site())
+    assert (sized.instances, sized.devices, sized.least) == (2, 16, 15)
+    assert sized.price_usd == pytest.approx(sized.device_hours * 5.0)
+    assert "machine: a list" in sized.methods
+    assert size_up_instance(work, rented, H100, site=Site(), devices=17).devices == 24
+    assert size_up_instance(work, rented, H100, site=Site(price_usd_per_hour=1.0)).price_usd == sized.device_hours
+
+
+def test_every_instance_of_the_catalogue_has_a_device_of_it_and_a_source():
+    for instance in catalog.instances():
+        assert catalog.find(instance.device).name == instance.device
+        assert instance.source
