@@ -195,6 +195,7 @@ class Plan:
     and back where the schedule is `zbv` or `dualpipev`. `zero` says what each rank holds only its part of, spread over
     `mesh.shards` ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too. `replicate` names the blocks that
     `tp` leaves whole; `sequence_parallel` cuts along the sequence what lies between those that it divides.
+    Each micro-batch is cut into `copies`, whose passes take turns so that one computes while the other's sums travel.
     `traffic` is what each stage's ranks send in a step. `nodes` names the machine each rank is counted on;
     `accelerators` is how many each rank holds, 0 on host CPUs; `calibrations` are what its figures were measured by.
     """
@@ -218,6 +219,7 @@ class Plan:
     zero: Zero = 0
     schedule: Schedule = "1f1b"
     sequence_parallel: bool = False
+    copies: int = 1
     replicate: tuple[str, ...] = ()
     traffic: tuple[Traffic, ...] = ()
     rejected: tuple[Rejected, ...] = ()
