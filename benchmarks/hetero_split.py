@@ -11,6 +11,7 @@ Ceiling: work shared in proportion to speed is (3 + 1) / 2 = 2 times as fast as 
 Run: python benchmarks/hetero_split.py [--quick] [--rounds 3] [--steps 2]
 """
 
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -191,12 +192,12 @@ def describe(plan: Plan) -> str:
     return ", ".join(parts)
 
 
-def measure_case(case: Case, pool: Pool, *, rounds: int, steps: int) -> tuple[Plan, dict[str, list[Any]]]:
+def measure_case(case: Case, pool: Pool, *, rounds: int, steps: int, folder: str) -> tuple[Plan, dict[str, list[Any]]]:
     """Seconds of a step and losses of both plans, in turn."""
     plan = planned(case)
 
     def arm(which: Plan) -> Any:
-        order = order_of(which, steps=steps, folder="/nonexistent")  # no checkpoint is written
+        order = order_of(which, steps=steps, folder=folder)
         return lambda number: pool.run(which.mesh.world, run_rank, order)[0]  # noqa: ARG005 rounds are alike
 
     return plan, take_turns({UNEVEN: arm(plan), EVEN: arm(evened(plan))}, rounds=rounds)
@@ -215,9 +216,10 @@ def main() -> None:
     numbers: dict[str, float] = {}
     samples: dict[str, Any] = {}
     pool = Pool(patience_s=240.0)
+    checkpoints = tempfile.TemporaryDirectory()
     try:
         for case in CASES[:1] if options.quick else CASES:
-            plan, found = measure_case(case, pool, rounds=rounds, steps=options.steps)
+            plan, found = measure_case(case, pool, rounds=rounds, steps=options.steps, folder=checkpoints.name)
             clock = {arm: [float(np.mean(seconds)) for seconds, _ in runs] for arm, runs in found.items()}
             faster = spread(ratios(clock[EVEN], clock[UNEVEN]))
             apart = farthest(list(found.values()))
@@ -227,6 +229,7 @@ def main() -> None:
             samples[case.name] = clock
     finally:
         pool.close()
+        checkpoints.cleanup()
     least = min(number for name, number in numbers.items() if name.endswith("_faster"))
     publish(
         Findings(

@@ -25,7 +25,9 @@ VERBS = {
     "data diff": "OLD NEW --json",
     "estimate": "WORK --params --tokens --active --bits --adapter --images --latent-tokens --steps --batch --context "
     "--kv-bytes --device --devices --instances --utilisation --price --carbon --pue --json",
-    "plan recipe": "RECIPE --data --optimize --ranks --cluster --set --json",
+    "plan recipe": "RECIPE --data --optimize --ranks --cluster --set --menu --json",
+    "plan calibrate": "--json",
+    "plan dryrun": "RECIPE --world --rank --plan --data --cluster --set --json",
     "plan explain": "PLAN --cluster --set --html --json",
     "plan diff": "FIRST SECOND --json",
     "plan validate": "RUNS --json",
@@ -42,7 +44,8 @@ VERBS = {
     "queue": "--scene --json",
     "nodes": "--scene --json",
     "gather": "QUEUE JOB --scene --hours --ranks --devices --model --cpus --level --dry-run --json",
-    "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --queue --starts --time-limit-s --json",
+    "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --own-cores --queue --starts "
+    "--time-limit-s --json",
     "job ls": "-n --json",
     "job stop": "JOB --json",
     "schedule": "--json",

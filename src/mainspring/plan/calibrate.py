@@ -137,26 +137,26 @@ def _narrow_peak(device: Device, passed: Sequence[Passed], stack: Stack) -> floa
     return 1 / reciprocal if reciprocal else NEVER
 
 
-def _unit(**changes: float) -> Device:
-    """A device on which everything but `changes` takes no time."""
-    figures: dict[str, float] = {
-        "memory_bytes_per_s": NEVER,
-        "fp32_flops_per_s": NEVER,
-        "bf16_flops_per_s": NEVER,
-        "matmul_share": 1.0,
-        "attention_share": 1.0,
-        "block_overhead_s": 1 / NEVER,
-        **changes,
-    }
-    return Device(vendor="unit", name="unit", memory_bytes=1, int8_ops_per_s=0.0, power_watts=0.0, **figures)
-
-
+_NOTHING = Device(
+    vendor="unit",
+    name="unit",
+    memory_bytes=1,
+    memory_bytes_per_s=NEVER,
+    fp32_flops_per_s=NEVER,
+    bf16_flops_per_s=NEVER,
+    int8_ops_per_s=0.0,
+    power_watts=0.0,
+    matmul_share=1.0,
+    attention_share=1.0,
+    block_overhead_s=1 / NEVER,
+)
+"""A device on which nothing takes any time."""
 _PEAK = 1 / LEAST_SHARE
 _UNITS = (
-    _unit(fp32_flops_per_s=_PEAK, matmul_share=LEAST_SHARE),
-    _unit(fp32_flops_per_s=_PEAK, attention_share=LEAST_SHARE),
-    _unit(memory_bytes_per_s=1.0),
-    _unit(block_overhead_s=1.0),
+    replace(_NOTHING, fp32_flops_per_s=_PEAK, matmul_share=LEAST_SHARE),
+    replace(_NOTHING, fp32_flops_per_s=_PEAK, attention_share=LEAST_SHARE),
+    replace(_NOTHING, memory_bytes_per_s=1.0),
+    replace(_NOTHING, block_overhead_s=1.0),
 )
 
 

@@ -28,10 +28,11 @@ class Refiner:
         self._space, self._estimator = space, estimator
         self._units = len(units(estimator.model))
         self._known: dict[object, tuple[int, ...]] = {}
+        self._beat_s = math.inf
 
     def estimates(self, frame: Frame, *, beat_s: float) -> Iterator[Estimate]:
         """Estimates of the ways to arrange `frame` that could take less than `beat_s`."""
-        best = beat_s
+        best = self._beat_s = beat_s
         if self._estimator.hopeless(frame.cut, frame.layout, frame.mesh):
             return
         floor_s = self._estimator.floor_s(frame.cut, frame.layout)
@@ -46,7 +47,7 @@ class Refiner:
         for least_s, schedule, chunks in ways:
             if least_s + meshes[0][0] >= best:
                 continue
-            for cuts in self._cuts(frame, schedule, chunks, beat_s=best - meshes[0][0]):
+            for cuts in self._cuts(frame, schedule, chunks, exchange_s=meshes[0][0]):
                 line = self._line(frame, Choice(frame.mesh, frame.cut, 0, schedule, cuts), beat_s=best - meshes[0][0])
                 if line is None:
                     continue
@@ -56,7 +57,7 @@ class Refiner:
                     for estimate in self._arranged(frame, line, mesh, zero, beat_s=best):
                         yield estimate
                         if estimate.fits:
-                            best = min(best, estimate.time.step_s * CLOSE)
+                            best = self._beat_s = min(best, estimate.time.step_s * CLOSE)
 
     def _floor_s(self, frame: Frame, schedule: Schedule, chunks: int, floor_s: float) -> float:
         """A step that no cut into these stages beats, given the least that the frame could take.
@@ -109,21 +110,23 @@ class Refiner:
             if estimate is not None:
                 yield estimate
 
-    def _cuts(self, frame: Frame, schedule: Schedule, chunks: int, *, beat_s: float) -> Iterator[tuple[int, ...]]:
-        """Cuts worth trying for their time."""
+    def _cuts(self, frame: Frame, schedule: Schedule, chunks: int, *, exchange_s: float) -> Iterator[tuple[int, ...]]:
+        """Cuts worth trying for their time, the most promising first."""
         stages = frame.mesh.pp * chunks
         if stages == 1:
             yield (0, self._units)
-        elif self._enumerable(stages) and len(frame.layout.columns) == 1:
-            yield from self._all(frame, schedule, stages, beat_s)
-        else:
-            yield self._fastest(frame, schedule, stages)
+            return
+        first = self._fastest(frame, schedule, stages)
+        yield first
+        if self._enumerable(stages) and len(frame.layout.columns) == 1:
+            yield from (cuts for cuts in self._all(frame, schedule, stages, exchange_s) if cuts != first)
 
-    def _all(self, frame: Frame, schedule: Schedule, stages: int, beat_s: float) -> Iterator[tuple[int, ...]]:
-        """Every cut whose pipeline ranks could all be done within `beat_s`, depth first."""
+    def _all(self, frame: Frame, schedule: Schedule, stages: int, exchange_s: float) -> Iterator[tuple[int, ...]]:
+        """Every cut whose ranks could all be done, and exchange state, within the time to beat; depth first."""
         pp, parts = frame.mesh.pp, self._parts(frame)
         places = stage_ranks(stages, pp, schedule)
         count = math.ceil(self._space.config.global_batch / frame.cut.rows / frame.mesh.replicas)
+        distinct = [part.both_s for part in dict.fromkeys(parts)]
 
         def grow(cuts: tuple[int, ...], work: tuple[float, ...], waited: float) -> Iterator[tuple[int, ...]]:
             stage = len(cuts) - 1
@@ -133,10 +136,15 @@ class Refiner:
             place, left = places[stage], stages - stage - 1
             part = parts[place]
             for end in (self._units,) if not left else range(cuts[-1] + 1, self._units - left + 1):
+                beat_s = self._beat_s - exchange_s
                 took = part.both_s[end] - part.both_s[cuts[-1]]
                 done = (*work[:place], work[place] + took, *work[place + 1 :])
                 if (waited if stage < pp else 0.0) + count * done[place] >= beat_s:
                     return
+                # Some rank of those to come has at least a mean share of what is left.
+                rest = min(sums[-1] - sums[end] for sums in distinct)
+                if stages == pp and left and count * rest / left >= beat_s:
+                    continue
                 forward = part.forward_s[end] - part.forward_s[cuts[-1]]
                 longer = waited + (forward if schedule in SPLIT else took) if stage < pp else waited
                 yield from grow((*cuts, end), done, longer)

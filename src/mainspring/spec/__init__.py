@@ -39,6 +39,7 @@ from mainspring.spec.hardware import (
 )
 from mainspring.spec.job import (
     ACTIVE,
+    SAVED,
     TERMINAL,
     Driver,
     Job,
@@ -107,6 +108,7 @@ __all__ = [
     "ANY_DEVICE",
     "AXES",
     "FORMAT",
+    "SAVED",
     "TERMINAL",
     "V_SHAPED",
     "WHOLE",

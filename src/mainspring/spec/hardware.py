@@ -69,7 +69,10 @@ class Health:
 
 @spec
 class Node:
-    """A machine: its devices, the link among them, and what the host offers."""
+    """A machine: its devices, the link among them, and what the host offers.
+
+    `isolation` says, a sentence each, what keeps ranks apart that share it, and what does not.
+    """
 
     name: str
     devices: tuple[Device, ...]
@@ -78,6 +81,7 @@ class Node:
     memory_bytes: int
     address: str = "127.0.0.1"
     health: tuple[Health, ...] = ()
+    isolation: tuple[str, ...] = ()
 
 
 @spec

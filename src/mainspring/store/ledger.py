@@ -31,6 +31,7 @@ from mainspring.store.events import EventLog
 from mainspring.store.parse import read_json, to_json
 from mainspring.store.process import Owner, is_gone, this_process
 
+GONE = "the process that started it is gone"
 LIVE = jobs.c.state.not_in(sorted(TERMINAL))
 
 
@@ -163,6 +164,14 @@ class Ledger(EventLog):
             if connection.execute(update(jobs).where(*mine).values(cancelled=reason)).rowcount:
                 self.emit("job.cancel", job_id, {"reason": reason})
         return self.job(job_id)
+
+    def end_abandoned_jobs(self) -> None:
+        """End this workspace's jobs that have lost the only driver they could have, wherever they ran."""
+        mine = (jobs.c.workspace == self.workspace, jobs.c.lasting == 0, LIVE)
+        with self.transaction() as connection:
+            for row in connection.execute(select(jobs).where(*mine)).all():
+                if self._abandoned(row):
+                    self.advance(_record(row), "FAILED", GONE)
 
     def join(self, driver: str, cluster: str) -> None:
         """Count a process among the drivers of `cluster`."""

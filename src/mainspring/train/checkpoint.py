@@ -70,6 +70,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, rank: int, world: int, keep: int) -> None:
         self._place = open_place(folder)
         self.errors: list[str] = []
+        self.committed = 0  # the step of the last one on disk that this rank 0 has written
         self._rank = rank
         self._world = world
         self._keep = keep
@@ -178,6 +179,7 @@ class Checkpoints:
             if self._rank == 0:
                 manifest = {"step": step, "world": self._world, "notes": json.loads(notes), "files": files}
                 made = self._place.commit(name, json.dumps(manifest, indent=1))
+                self.committed = step
         except (Exception, CheckpointException) as error:  # the library's own is a BaseException
             # Whatever it was, a failed save must not stop training.
             reason = _innermost(error)

@@ -341,7 +341,8 @@ def _group_size(args: Any) -> int:
             with contextlib.suppress(RuntimeError):  # another kind of object
                 return dist.ProcessGroup.unbox(arg).size()
         if isinstance(arg, str):
-            return dist.distributed_c10d._resolve_process_group(arg).size()  # noqa: SLF001 the only way
+            named: Any = arg
+            return dist.distributed_c10d._resolve_process_group(named).size()  # noqa: SLF001 the only way
     return 0
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 ENTRY = "mainspring.train.worker:main"
 METRICS, RESULT = "metrics.jsonl", "result.json"  # written by the worker
 POLL_S = 0.25
+STARTS = 5  # after a lost or drained node training goes on elsewhere, from its last checkpoint
 BEAT_S = 1.0  # `progress` is called at least this often: it is how a caller stops a run, whatever the run is doing
 TAIL_BYTES = 1 << 16  # holds the newest row of the metrics
 CANCEL_S = 30.0
@@ -221,6 +222,7 @@ def _job(store: Store, plan: Plan, run_id: str) -> Job:
         ranks=plan.mesh.world,
         resources=_resources(plan),
         needs=store.needs(run_id),
+        starts=STARTS,
     )
 
 

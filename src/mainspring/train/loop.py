@@ -123,6 +123,11 @@ class Trainer:
         """Checkpoints that could not be written, and why."""
         return tuple(self._checkpoints.errors)
 
+    @property
+    def saved_step(self) -> int:
+        """The step of the last checkpoint that is on disk, as rank 0 knows it; 0 before the first."""
+        return self._checkpoints.committed
+
     def steps(self) -> Iterator[StepResult]:
         """Train to the configured number of steps, yielding each; checkpoints are begun after the caller saw the step.
 

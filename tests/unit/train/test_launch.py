@@ -17,7 +17,19 @@ from mainspring.cluster import Handle, Launcher
 from mainspring.cluster.handle import result_of
 from mainspring.models.tokenizer import Tokenizer, train_bpe
 from mainspring.models.weights import load_pretrained
-from mainspring.spec import Cancelled, Failed, Job, Mesh, Settings, SpecError, Stage, TokenSet, TokenSplit
+from mainspring.spec import (
+    SAVED,
+    Cancelled,
+    Failed,
+    Job,
+    Mesh,
+    NodeNote,
+    Settings,
+    SpecError,
+    Stage,
+    TokenSet,
+    TokenSplit,
+)
 from mainspring.store import Store, parse
 from mainspring.testing.processes import eventually
 from mainspring.train import launch
@@ -25,6 +37,7 @@ from mainspring.train import launch
 pytestmark = pytest.mark.slow
 
 RECIPE = f"""
+import os, signal, time
 from itertools import count
 from pathlib import Path
 import torch.distributed as dist
@@ -33,7 +46,7 @@ from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig
 from mainspring.train.recipe import next_token_loss
 
-FAULT, calls = Path(FOLDER) / "fault", count()
+FAULT, LOSS, SLOW, calls = *(Path(FOLDER) / name for name in ("fault", "loss", "slow")), count()
 
 def model(vocab, eos_id):
     return Decoder(DecoderConfig(
@@ -42,6 +55,12 @@ def model(vocab, eos_id):
 def loss(model, batch):
     if FAULT.exists() and dist.get_rank() == 1 and next(calls) == 17:  # step 5, after 2 calls a step and 8 to evaluate
         raise RuntimeError("this recipe is broken on rank 1")
+    if SLOW.exists():
+        time.sleep(0.3)
+    if LOSS.exists() and dist.get_rank() == 1 and next(calls) == 17:
+        LOSS.unlink()
+        time.sleep(3)  # by now the checkpoint of step 4 is on disk
+        os.kill(os.getppid(), signal.SIGKILL)  # what starts and watches ranks, as when its node is lost
     return next_token_loss(model, batch)
 
 recipe = ms.Recipe(model=model, loss=loss, config=ms.TrainConfig(
@@ -156,6 +175,48 @@ def test_a_run_that_failed_on_one_rank_is_resumed_and_publishes_its_model_with_l
     folder = store.fetch(artifact)
     assert load_pretrained(folder).config.vocab == Tokenizer.load(folder).vocab
     assert (folder / "recipe.py").read_bytes() == recipe.read_bytes()
+
+
+def test_training_goes_on_from_its_last_checkpoint_when_its_node_agent_is_lost(home, recipe):
+    store, launcher, tokens = home
+    run = store.start_run("train", "lost", config={}).id
+    recipe.with_name("loss").touch()
+    plan = plan_of(Mesh(dp=2), steps=6)
+    artifact = launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="lost", run=run)
+    assert (store.job(run).attempt, store.job(run).losses) == (2, 1)
+    assert "resumed from a checkpoint" in (store.run_dir(run) / "rank-0.log").read_text()
+    assert [row["step"] for row in rows(store, run)] == [1, 2, 3, 4, 5, 6]
+    straight = store.start_run("train", "straight", config={}).id
+    launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="straight", run=straight)
+    assert [row["loss"] for row in rows(store, straight)] == [row["loss"] for row in rows(store, run)]
+    assert json.loads(artifact.meta_json)["final_loss"] == rows(store, straight)[-1]["loss"]
+
+
+def test_training_leaves_a_drained_node_when_it_has_saved_and_goes_on_when_it_may(home, recipe):
+    store, launcher, tokens = home
+    run = store.start_run("train", "moved", config={}).id
+    recipe.with_name("slow").touch()
+    plan, done = plan_of(Mesh(dp=2), steps=6), []
+
+    def train() -> None:
+        done.append(launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="moved", run=run))
+
+    training = threading.Thread(target=train)
+    training.start()
+    saved = store.run_dir(run) / SAVED
+    assert eventually(saved.exists, within_s=60)
+    record = store.job(run)
+    assert record.placement is not None
+    note = NodeNote(cluster=record.cluster, node=record.placement.nodes[0], closed=True, reason="new memory")
+    store.note_node(note)
+    assert eventually(lambda: store.job(run).losses == 1, within_s=60)
+    assert saved.read_text() == "step 4\n"
+    recipe.with_name("slow").unlink()
+    store.note_node(replace(note, closed=False))
+    training.join(60)
+    assert [artifact.name for artifact in done] == ["moved"]
+    assert "resumed from a checkpoint" in (store.run_dir(run) / "rank-0.log").read_text()
+    assert [row["step"] for row in rows(store, run)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_cannot_be_trained_is_refused_before_a_process_starts(home, recipe):
