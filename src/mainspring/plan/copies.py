@@ -23,8 +23,8 @@ def in_copies(plan: Plan, estimator: Estimator, best: Estimate, hints: Hints) ->
     if not _possible(plan) or len(best.layout.columns) > 1:
         if hints.copies:
             raise SpecError(
-                f"copies of a micro-batch need tp and dp alone, like devices, and rows in multiples of {COPIES}; the plan "
-                f"is {plan.mesh.label} ({plan.sharding}) with {plan.microbatch} rows",
+                f"copies of a micro-batch need tp and dp alone, like devices, and rows in multiples of {COPIES}; the "
+                f"plan is {plan.mesh.label} ({plan.sharding}) with {plan.microbatch} rows",
                 hint="ask for tp, zero = 0 and an even microbatch too, or leave copies to the search",
             )
         return plan
