@@ -39,6 +39,7 @@ def main() -> None:
     options.add_argument("--docs", default="python:docs", help="folder of Markdown, text, HTML or PDF files")
     options.add_argument("--port", type=int, default=load_settings().port, help="MAINSPRING_PORT, or 8420, by default")
     given = options.parse_args()
+    given.docs = given.docs or "python:docs"  # `make demo DOCS=`
     docs = given.docs if given.docs.startswith("python:") else str(Path(given.docs).absolute())
     with ms.connect(settings=load_settings()) as workspace, drawn() as on_event:
         with listen(create_app(workspace), port=given.port):
