@@ -368,18 +368,20 @@ class Launcher:
             self._wake.set()  # somebody was faster: look again
             return
         by_id = {placement.job_id: placement for placement in placed}
+        refused = {held.job_id: held.reason for held in decision.refused}
+        waiting_for = {held.job_id: held.reason for held in decision.waiting}
+        said: dict[int, str] = {}
         for name, record in mine.items():
             handle = self._handle_of(record)
             if record.job.id in by_id:
                 self._start(self._placed(record, by_id[record.job.id]), members)
-                continue
-            for held in decision.refused:
-                if held.job_id == name and handle:
-                    self._finish(record, handle, "FAILED", "; ".join([held.reason, *sorted(self._lies.values())]))
-            for held in decision.waiting:
-                if held.job_id == name and handle and handle.reason != held.reason:
-                    self.store.advance(record, "PENDING", held.reason)
-                    handle.move("PENDING", held.reason)
+            elif handle and name in refused:
+                self._finish(record, handle, "FAILED", "; ".join([refused[name], *sorted(self._lies.values())]))
+            elif handle and handle.reason != waiting_for[name]:
+                said[record.number] = waiting_for[name]
+                handle.move("PENDING", waiting_for[name])
+        if said:
+            self.store.explain(said)
 
     def _placed(self, record: JobRecord, placement: Placement) -> JobRecord:
         """The record as `Ledger.assign` has written it."""

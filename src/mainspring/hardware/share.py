@@ -167,12 +167,12 @@ def apply(bounds: Bounds) -> None:
 def isolation(vendors: Sequence[str], *, root: Path = limits.ROOT, mps: Path = MPS_PIPE) -> tuple[str, ...]:
     """What keeps ranks on this machine apart, and what does not, a sentence each."""
     said = [
-        "cores: a rank on a cluster that reserves whole cpus has cores of its own; caches and memory bandwidth are "
-        "shared, and a local Ray counts cpus as shares of time",
-        "memory: a rank and all it starts are held together by a cgroup"
+        "cores: a rank that asks for cores of its own has them to itself among those that do; without, and for caches "
+        "and memory bandwidth always, ranks share",
+        "memory: a rank with a limit, and all it starts, are held to it by a cgroup"
         if _own_cgroup(root)
-        else "memory: each process of a rank is held by RLIMIT_DATA; its children count apart, shared memory and files "
-        "not at all, as this process may make no cgroup",
+        else "memory: each process of a rank with a limit is held to it by RLIMIT_DATA; its children count apart, "
+        "shared memory and files not at all, as this process may make no cgroup",
         "not isolated: disk, network, and the kernel",
     ]
     if "nvidia" in vendors:

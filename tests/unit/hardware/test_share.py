@@ -157,7 +157,7 @@ def test_a_cgroup_is_made_where_memory_is_delegated_and_only_there(tmp_path: Pat
     group = make_cgroup("rank-0", GIB, root=tmp_path)
     assert group == ours / "rank-0"
     assert (group / "memory.max").read_text() == str(GIB)
-    assert any("held together by a cgroup" in line for line in isolation((), root=tmp_path))
+    assert any("held to it by a cgroup" in line for line in isolation((), root=tmp_path))
 
 
 def test_what_is_not_isolated_is_said(tmp_path: Path):
