@@ -18,7 +18,7 @@ from contextlib import ExitStack
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 _thread = threading.local()
 
@@ -53,7 +53,7 @@ class Turns:
             self._next(mine).release()
             self._turns[mine].acquire()
 
-    def _run(self, number: int, watching: Sequence[torch.utils._python_dispatch.TorchDispatchMode]) -> None:
+    def _run(self, number: int, watching: Sequence[TorchDispatchMode]) -> None:
         _thread.turns, _thread.number = self, number
         self._turns[number].acquire()
         try:
