@@ -67,9 +67,10 @@ from mainspring.spec.progress import Progress, silent
 from mainspring.spec.queue import ANY_DEVICE, Queue, QueueFile, QueueShare, Quota
 from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
-from mainspring.spec.scene import Lined, NodeUse, Scene, Standing, Waiting, Why
+from mainspring.spec.scene import Lined, NodeUse, Scene, Standing, Target, Waiting, Why
 from mainspring.spec.schedule import (
     WHOLE,
+    Aim,
     Decision,
     Ended,
     Gang,
@@ -82,6 +83,7 @@ from mainspring.spec.schedule import (
     LoadResult,
     Machine,
     NodeChanged,
+    Offer,
     PolicyName,
     Request,
     Rules,
@@ -101,6 +103,7 @@ __all__ = [
     "FORMAT",
     "TERMINAL",
     "WHOLE",
+    "Aim",
     "Answer",
     "AnswerMode",
     "Artifact",
@@ -162,6 +165,7 @@ __all__ = [
     "NodeUse",
     "NotFound",
     "Objective",
+    "Offer",
     "Placement",
     "Plan",
     "PolicyName",
@@ -198,6 +202,7 @@ __all__ = [
     "Stage",
     "Standing",
     "Submitted",
+    "Target",
     "Task",
     "Thumb",
     "TimeEstimate",
