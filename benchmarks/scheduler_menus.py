@@ -24,7 +24,7 @@ from mainspring.cluster.schedule.state import State, build_state
 from mainspring.cluster.simulate.elastic import Played, Work, play
 from mainspring.hardware.topology import build_cluster
 from mainspring.models.profile import profile_decoder
-from mainspring.plan.offers import offers_of
+from mainspring.plan.menu import offers_of
 from mainspring.plan.search import menu
 from mainspring.spec import (
     ClusterFile,

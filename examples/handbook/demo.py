@@ -22,7 +22,7 @@ from mainspring.console.app import mount
 from mainspring.data.snapshot import texts
 from mainspring.evaluate.questions import make_questions
 from mainspring.serve.http import listen
-from mainspring.spec import load_settings
+from mainspring.spec import Denied, load_settings
 from mainspring.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -37,10 +37,15 @@ PYTHON_QUESTIONS = (
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--docs", default="python:docs", help="folder of Markdown, text, HTML or PDF files")
-    options.add_argument("--port", type=int, default=8420)
+    options.add_argument("--port", type=int, default=load_settings().port, help="MAINSPRING_PORT, or 8420, by default")
     given = options.parse_args()
+    given.docs = given.docs or "python:docs"  # `make demo DOCS=`
     docs = given.docs if given.docs.startswith("python:") else str(Path(given.docs).absolute())
     with ms.connect(settings=load_settings()) as workspace, drawn() as on_event:
+        with listen(create_app(workspace), port=given.port):
+            pass  # a port in use is said now, not after the training
+        if workspace.guard("127.0.0.1") and not load_settings().token:
+            raise Denied("this workspace has tokens, and none was given", hint="set MAINSPRING_TOKEN to one")
         flow = workspace.flow(HERE / "flow.toml", overrides=[f"docs={docs!r}"], on_event=on_event)
     show(flow, as_json=False)
     with ms.connect(settings=load_settings()) as workspace, serving(workspace, given.port) as url:
@@ -74,8 +79,8 @@ def questions(workspace: Workspace, docs: str) -> tuple[str, ...]:
 def ask(url: str, question: str) -> str:
     """The assistant's answer with its sources, through the OpenAI-compatible side."""
     body = {"model": "handbook", "messages": [{"role": "user", "content": question}]}
-    told = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status().json()
-    [choice] = told["choices"]
+    answered = httpx.post(f"{url}/v1/chat/completions", json=body, headers=bearer(), timeout=60)
+    [choice] = answered.raise_for_status().json()["choices"]
     extra = choice["mainspring"]
     sources = "".join(f"\n  [{one['marker']}] {one['source']}" for one in extra["citations"])
     return f"{choice['message']['content']}{sources}" + (f"\n  ({extra['note']})" if extra["note"] else "")
@@ -83,7 +88,14 @@ def ask(url: str, question: str) -> str:
 
 def names(url: str) -> list[str]:
     """What can be asked for."""
-    return [model["id"] for model in httpx.get(f"{url}/v1/models").raise_for_status().json()["data"]]
+    told = httpx.get(f"{url}/v1/models", headers=bearer()).raise_for_status().json()
+    return [model["id"] for model in told["data"]]
+
+
+def bearer() -> dict[str, str]:
+    """What a workspace that has tokens wants to see of this program too."""
+    token = load_settings().token
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 @contextmanager

@@ -7,6 +7,8 @@ loads torch or ray.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mainspring.models.annotate import replicate as replicate
+    from mainspring.models.annotate import split as split
     from mainspring.spec import MainspringError as MainspringError
     from mainspring.spec import Settings as Settings
     from mainspring.spec import TrainConfig as TrainConfig
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from mainspring.workspace import connect as connect
 
 __version__ = "0.1.0"
-__all__ = ["MainspringError", "Recipe", "Run", "Settings", "TrainConfig", "Workspace", "connect"]
+__all__ = ["MainspringError", "Recipe", "Run", "Settings", "TrainConfig", "Workspace", "connect", "replicate", "split"]
 
 _HOME = {
     "MainspringError": "mainspring.spec",
@@ -26,6 +28,8 @@ _HOME = {
     "TrainConfig": "mainspring.spec",
     "Workspace": "mainspring.workspace",
     "connect": "mainspring.workspace",
+    "replicate": "mainspring.models.annotate",
+    "split": "mainspring.models.annotate",
 }
 
 

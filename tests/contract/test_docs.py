@@ -58,9 +58,10 @@ def complaint(words: list[str]) -> str:
         elif inner := getattr(command, "commands", {}):
             if word.isupper():  # stands for any verb
                 return ""
-            if word not in inner:
+            verb = word if word in inner else "recipe"  # what `plan` does unless told otherwise
+            if verb not in inner:
                 return f"no verb {word} in: mainspring {' '.join(words)}"
-            command = inner[word]
+            command = inner[verb]
     return ""
 
 

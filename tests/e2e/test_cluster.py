@@ -243,6 +243,25 @@ def test_nothing_survives_the_driver(tmp_path, how):
     assert gone, left
 
 
+@pytest.mark.slow
+def test_a_driver_that_is_told_to_end_ends_in_its_own_time():
+    said = isolated(
+        """
+        import os, signal, threading
+        from mainspring.cluster.engine import connect
+        told = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: told.set())
+        engine = connect("local")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told.wait(5)
+        threading.Event().wait(4)  # Ray's own handler aborts after three seconds
+        engine.close()
+        print("in order")
+        """
+    )
+    assert said == "in order"
+
+
 def isolated(program: str, *arguments: str, timeout_s: float = 90) -> str:
     """Run `program` in a process of its own, as Ray allows one cluster per process; returns its last line."""
     paths = os.pathsep.join([str(Path(cluster_entries.__file__).parent), os.environ.get("PYTHONPATH", "")])

@@ -2,52 +2,26 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import cluster_entries
 import pytest
 
-from mainspring.spec import TERMINAL, Job, JobRecord, Settings
+from mainspring.hardware.census import Census, take_census
+from mainspring.spec import TERMINAL, Job, JobRecord, Resources, Settings
 from mainspring.store import Store
 from mainspring.testing.processes import eventually, marked
+from mainspring.testing.ray_nodes import RayNodes, running_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 ENTRIES = Path(cluster_entries.__file__).parent
-
-
-@dataclass
-class Ray:
-    """Ray nodes of this machine, in a process of their own."""
-
-    address: str
-    process: "subprocess.Popen[str]"
-
-    def tell(self, order: str) -> None:
-        """Have a node shot or added."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(f"{order}\n")
-        self.process.stdin.flush()
-        json.loads(self.process.stdout.readline())
-
-
-def ray_nodes(*cpus: int) -> Iterator[Ray]:
-    with tempfile.TemporaryDirectory(prefix="ms-", dir="/tmp", ignore_cleanup_errors=True) as temp:
-        order = [sys.executable, str(ENTRIES / "ray_nodes.py"), temp, *map(str, cpus)]
-        with subprocess.Popen(order, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            address = json.loads(next(line for line in process.stdout if line.startswith("{")))["address"]
-            try:
-                yield Ray(address, process)
-            finally:
-                process.communicate(timeout=60)
 
 
 # What a scheduler does when it is to die: at the first step of this kind of this job.
@@ -102,23 +76,28 @@ def environment(mark: str = "") -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "SCHEDULER_TEST": mark}
 
 
-def scheduler(home: Path, ray: Ray, *, job: str = "", where: str = "", when: str = "") -> "subprocess.Popen[bytes]":
+def scheduler(
+    home: Path, ray: RayNodes, *, job: str = "", where: str = "", when: str = ""
+) -> "subprocess.Popen[bytes]":
     order = [sys.executable, "-c", textwrap.dedent(SCHEDULER), str(home), ray.address, job, where, when]
     with (home / "scheduler.log").open("ab") as log:
         return subprocess.Popen(order, env=environment(), stdout=log, stderr=log)
 
 
-def groups(ray: Ray) -> list[str]:
+def groups(ray: RayNodes) -> list[str]:
     order = [sys.executable, "-c", textwrap.dedent(GROUPS), ray.address]
     done = subprocess.run(order, env=environment(), capture_output=True, text=True, timeout=60, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def submit(store: Store, name: str, home: Path, ray: Ray, **payload: object) -> JobRecord:
+def submit(
+    store: Store, name: str, home: Path, ray: RayNodes, *, entry: str = "once", cpus: float = 1, **payload: object
+) -> JobRecord:
     job = Job(
         id=name,
         name=name,
-        entry="cluster_entries:once",
+        entry=f"cluster_entries:{entry}",
+        resources=Resources(cpus=cpus),
         payload_json=json.dumps({"trace": str(home / f"{name}.trace"), **payload}),
         imports=(str(ENTRIES),),
         folder=str(home),
@@ -137,8 +116,9 @@ def ends(store: Store) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def one_node() -> Iterator[Ray]:
-    yield from ray_nodes(4)
+def one_node() -> Iterator[RayNodes]:
+    with running_nodes(4) as nodes:
+        yield nodes
 
 
 @pytest.fixture
@@ -147,7 +127,7 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def test_a_scheduler_shot_at_any_point_leaks_no_group_runs_no_job_twice_and_loses_none(one_node: Ray, home: Path):
+def test_a_scheduler_shot_at_any_point_leaks_no_group_runs_no_job_twice_and_loses_none(one_node: RayNodes, home: Path):
     with Store.open(Settings(home=str(home))) as store:
         for number, (where, when) in enumerate(POINTS):
             submit(store, f"j{number}", home, one_node, seconds=1)
@@ -168,3 +148,148 @@ def test_a_scheduler_shot_at_any_point_leaks_no_group_runs_no_job_twice_and_lose
             assert (home / f"{name}.trace").read_text() == "began 0\nended 0\n", point
         assert ends(store) == dict.fromkeys(names, 1)
     assert not marked("SCHEDULER_TEST_JOB", str(home))
+
+
+def test_a_scheduler_that_is_stopped_lets_go_and_the_next_one_goes_on(one_node: RayNodes, home: Path):
+    with Store.open(Settings(home=str(home))) as store:
+        submit(store, "running", home, one_node, seconds=8, cpus=4)
+        submit(store, "waiting", home, one_node, cpus=4)
+        first = scheduler(home, one_node)
+        assert eventually((home / "running.trace").exists, within_s=60)
+        assert eventually(lambda: "fit now" in store.job("waiting").reason, within_s=20)
+        first.send_signal(signal.SIGINT)
+        first.wait(20)
+        assert [store.job(name).state for name in ("running", "waiting")] == ["RUNNING", "PENDING"]
+        second = scheduler(home, one_node)
+        try:
+            assert eventually(lambda: store.job("waiting").state == "SUCCEEDED", within_s=60), store.jobs()
+        finally:
+            second.terminate()
+            second.wait(60)
+        assert store.job("running").state == "SUCCEEDED"
+        assert (home / "running.trace").read_text() == "began 0\nended 0\n"
+        assert [store.job(name).attempt for name in ("running", "waiting")] == [1, 1]
+
+
+ATTACHED = """
+    import json, sys
+    from mainspring.cluster import Launcher
+    from mainspring.spec import Job, Resources, Settings
+    from mainspring.store import Store
+
+    home, address, name, seconds, cpus = sys.argv[1:]
+    with Store.open(Settings(home=home)) as store, Launcher(store, address=address) as launcher:
+        payload = json.dumps({"trace": f"{home}/{name}.trace", "seconds": float(seconds)})
+        need = Resources(cpus=float(cpus))
+        job = Job(id=name, name=name, entry="cluster_entries:once", payload_json=payload, resources=need)
+        print(launcher.submit(job).wait(100).state)
+"""
+
+
+def test_drivers_of_one_store_wait_for_one_another_and_clear_up_after_one_that_is_shot(one_node: RayNodes, home: Path):
+    def driver(name: str, seconds: float) -> "subprocess.Popen[str]":
+        order = [sys.executable, "-c", textwrap.dedent(ATTACHED), str(home), one_node.address, name, str(seconds), "3"]
+        return subprocess.Popen(order, env=environment(), stdout=subprocess.PIPE, text=True)
+
+    with Store.open(Settings(home=str(home))) as store:
+        first = driver("first", 60)
+        assert eventually((home / "first.trace").exists, within_s=60)
+        second = driver("second", 0)
+        assert eventually(lambda: any(each.job.id == "second" for each in store.jobs()), within_s=60)
+        assert eventually(lambda: "0 would fit now" in store.job("second").reason, within_s=20), store.job("second")
+        first.kill()
+        first.communicate()
+        assert second.communicate(timeout=90)[0].split()[-1] == "SUCCEEDED"
+        assert (store.job("first").state, store.job("first").reason) == (
+            "FAILED",
+            "the process that started it is gone",
+        )
+        assert eventually(lambda: groups(one_node) == [], within_s=30)
+
+
+def test_any_node_may_be_shot_and_every_job_ends_once(home: Path):
+    names = [f"j{number}" for number in range(40)]
+    shots = {5: "kill 2", 10: "add 2", 15: "kill 0"}  # the second is the head's, where the driver hangs on, perhaps
+    with running_nodes(2, 2, 2) as ray, Store.open(Settings(home=str(home))) as store:
+        for name in names:
+            submit(store, name, home, ray, seconds=0.2)
+        running = scheduler(home, ray)
+
+        def all_ended() -> bool:
+            nonlocal running
+            ended = sum(ends(store).values())
+            for after in [after for after in shots if ended >= after]:
+                ray.tell(shots.pop(after))
+            if running.poll() is not None:
+                running = scheduler(home, ray)
+            return ended >= len(names)
+
+        try:
+            assert eventually(all_ended, within_s=240), [(each.job.id, each.reason) for each in store.jobs()]
+        finally:
+            running.terminate()
+            running.wait(60)
+        assert not shots
+        assert Counter(store.job(name).state for name in names) == {"SUCCEEDED": len(names)}
+        assert ends(store) == dict.fromkeys(names, 1)
+        assert max(store.job(name).attempt for name in names) > 1
+        for name in names:
+            assert (home / f"{name}.trace").read_text().splitlines()[-1] == "ended 0"
+    assert not marked("SCHEDULER_TEST_JOB", str(home))
+
+
+def test_a_drained_node_is_left_by_what_can_start_again_and_given_nothing_new(home: Path):
+    settings = Settings(home=str(home))
+    with running_nodes(2, 2) as ray, Store.open(settings) as store:
+        for name in ("a", "b"):
+            submit(store, name, home, ray, entry="save_when_told", cpus=2)
+        running = scheduler(home, ray)
+        drain = [sys.executable, "-c", "from mainspring.cli import main; main()", "--address", ray.address, "drain"]
+        try:
+            assert eventually(lambda: all((home / f"{n}.trace").exists() for n in "ab"), within_s=60)
+            first = {name: place(store, name) for name in "ab"}
+            assert len(set(first.values())) == 2
+            told = subprocess.Popen(
+                [*drain, first["a"], "--reason", "new memory"],
+                env={**environment(), "MAINSPRING_HOME": str(home)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert eventually(lambda: "saved" in (home / "a.trace").read_text(), within_s=30)
+            assert eventually(lambda: "fit now" in store.job("a").reason, within_s=30), store.job("a")
+            assert told.communicate(timeout=60)[0].splitlines()[-1] == f"{first['a']} is empty"
+            assert (home / "b.trace").read_text() == "began\n"
+            (home / "b.trace.go").touch()
+            assert eventually(lambda: store.job("b").state == "SUCCEEDED", within_s=30), store.job("b")
+            assert eventually(lambda: place(store, "a") == first["b"], within_s=30)
+            (home / "a.trace.go").touch()
+            assert eventually(lambda: store.job("a").state == "SUCCEEDED", within_s=30), store.job("a")
+        finally:
+            running.terminate()
+            running.wait(60)
+        assert (home / "a.trace").read_text() == "began\nsaved\nwent on\n"
+        assert (store.job("a").attempt, store.job("a").losses) == (2, 1)
+        lives = [json.loads(event.data_json) for event in store.events(kind="job.state", subject="a")]
+        assert f"node {first['a']} is drained: new memory" in [life["reason"] for life in lives]
+
+
+@pytest.mark.skipif(take_census() != Census(), reason="a machine with accelerators does not lie about having them")
+def test_a_node_that_lies_about_its_devices_is_given_no_job_for_them_and_named(home: Path):
+    with running_nodes("2+4") as ray, Store.open(Settings(home=str(home))) as store:
+        job = submit(store, "plain", home, ray).job
+        store.enqueue(replace(job, id="gpu", resources=Resources(devices=1)), address=ray.address)
+        running = scheduler(home, ray)
+        try:
+            assert eventually(lambda: store.job("gpu").state == "FAILED", within_s=60), store.job("gpu")
+            assert eventually(lambda: store.job("plain").state == "SUCCEEDED", within_s=60), store.job("plain")
+        finally:
+            running.terminate()
+            running.wait(60)
+        assert "needs 1 rank of 1 cpu + 1 device" in store.job("gpu").reason
+        assert "promises 4 GPU, and its driver has 0" in store.job("gpu").reason
+        assert len(store.events(kind="node.lie")) == 1
+
+
+def place(store: Store, name: str) -> str:
+    found = store.job(name).placement
+    return found.nodes[0] if found else ""

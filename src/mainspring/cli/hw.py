@@ -47,3 +47,5 @@ def hw(
         title=f"{found.name}: {len(found.nodes)} node(s), {found.device_count} device(s)",
         drop=("link", "fp32 TFLOP/s", "bandwidth", "node"),
     )
+    for said in dict.fromkeys(line for node in found.nodes for line in node.isolation):
+        print(said)

@@ -30,6 +30,7 @@ def submit(
     cpus: Annotated[float, typer.Option(help="For each rank.", min=0)] = 1.0,
     devices: Annotated[float, typer.Option(help="For each rank: whole ones, or a share of one.", min=0)] = 0.0,
     memory_gib: Annotated[float, typer.Option(help="For each rank; a limit that is enforced.", min=0)] = 0.0,
+    own_cores: Annotated[bool, typer.Option("--own-cores", help="Whole cpus are cores of its own.")] = False,
     queue: Annotated[str, typer.Option(help="Whose quota it counts against.")] = "default",
     starts: Annotated[int, typer.Option(help="How often it may be started, if nodes are lost.", min=1)] = STARTS,
     time_limit_s: Annotated[float, typer.Option(help="Ended after this many seconds; 0 for never.", min=0)] = 0.0,
@@ -43,7 +44,9 @@ def submit(
             entry=entry,
             payload_json=payload,
             ranks=ranks,
-            resources=Resources(cpus=cpus, devices=devices, memory_bytes=round(memory_gib * 2**30)),
+            resources=Resources(
+                cpus=cpus, devices=devices, memory_bytes=round(memory_gib * 2**30), own_cores=own_cores
+            ),
             queue=queue,
             starts=starts,
             time_limit_s=time_limit_s,

@@ -1,5 +1,6 @@
 """`mainspring train`: from a recipe and data to a published model."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from mainspring.cli.follow import follow
 from mainspring.cli.output import print_json
 from mainspring.cli.plan import Optimize, Ranks
 from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
-from mainspring.spec import SpecError
+from mainspring.spec import NotFound, Plan, SpecError
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -26,6 +27,9 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the model; the recipe's file name by default.")] = "",
     optimize: Optimize = "time",
     ranks: Ranks = None,
+    plan_file: Annotated[
+        str, typer.Option("--plan", help="Run as this file says, as written by plan --json; do not plan again.")
+    ] = "",
     resume: Annotated[
         str,
         typer.Option(
@@ -49,7 +53,10 @@ def train(
             raise SpecError(
                 f"{missing} is missing", hint="mainspring train RECIPE --data dataset:NAME, or --resume RUN"
             )
-        plan = workspace.plan(recipe, data=data, optimize=optimize, ranks=ranks, overrides=overrides or ())
+        if plan_file:
+            plan = _read_plan(Path(plan_file))
+        else:
+            plan = workspace.plan(recipe, data=data, optimize=optimize, ranks=ranks, overrides=overrides or ())
         if dry_run:
             print_json(plan) if as_json else print(plan)
             return
@@ -58,3 +65,14 @@ def train(
         run = workspace.train(recipe, data=data, plan=plan, name=name, resume=resume, overrides=overrides or ())
     artifact = follow(run, quiet=as_json)
     print_json(artifact) if as_json else print(artifact.ref)
+
+
+def _read_plan(path: Path) -> Plan:
+    from mainspring.store import parse
+
+    try:
+        return parse.read_json(path.read_text("utf-8"), Plan, where=str(path))
+    except OSError as error:
+        raise NotFound(
+            f"cannot read the plan {path}: {error.strerror}", hint="mainspring plan RECIPE --json > plan.json"
+        ) from error

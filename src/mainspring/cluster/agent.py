@@ -7,6 +7,7 @@ forked ends, so it must live as long as the agent. A driver that stops asking fo
 claim, and the ranks are ended. Every call may be repeated, by the same driver or by one that takes over.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -27,12 +28,14 @@ import psutil
 
 import mainspring
 from mainspring.cluster.guard import open_guard
+from mainspring.cluster.hold import Hold, take_hold
 from mainspring.cluster.mirror import Chunk, Cursor, grown, listing, read_piece, write_piece
 from mainspring.cluster.reach import own_home, sees
 from mainspring.cluster.verdict import RankEnd
 from mainspring.hardware import limits
 from mainspring.spec import Job, RankExit, Task, spec
 from mainspring.spec.settings import process_environment
+from mainspring.store.parse import to_json
 
 LEASE_S = 30.0
 LASTING_LEASE_S = 300.0  # how long the next scheduler has to take a lasting job over
@@ -48,7 +51,9 @@ log = logging.getLogger(__name__)
 class Order:
     """What one agent is to start. `imports` and `folder` are the driver's sys.path and working directory.
 
-    `address` is this node's own, under which the others reach it. Ranks end when no driver asks for `lease_s`.
+    `address` is this node's own, under which the others reach it. Ranks end when no driver asks for `lease_s`. `marks`
+    begins the names of the files that say how a rank ended to a driver that can no longer ask the agent. `devices` are
+    those of each task, as bits, of the node's `accelerator`.
     """
 
     job: Job
@@ -58,6 +63,9 @@ class Order:
     folder: str
     address: str = ""
     lease_s: float = LEASE_S
+    marks: str = ""
+    accelerator: str = ""
+    devices: tuple[int, ...] = ()
 
 
 @spec
@@ -91,6 +99,7 @@ class Running:
     task: Task
     process: subprocess.Popen[bytes]
     report_fd: int
+    hold: Hold
 
 
 class NodeAgent:
@@ -107,6 +116,7 @@ class NodeAgent:
         self._scratch: Path | None = None
         self._held: socket.socket | None = None
         self._started = False
+        self._marks = ""
 
     def prepare(self, shared: str, scratch: str, run_root: str) -> Berth:
         """The folder for the run's files on this node: that of `shared` if this node sees it, else a fresh one.
@@ -144,7 +154,7 @@ class NodeAgent:
         with self._lock:
             if self._started:
                 return
-            self._started = True
+            self._started, self._marks = True, order.marks
         threading.Thread(target=self._supervise, args=(order,), name="supervise", daemon=True).start()
 
     def poll(self, cursors: Mapping[str, Cursor] | None) -> Poll:
@@ -230,10 +240,15 @@ class NodeAgent:
     def _spawn(self, order: Order, task: Task) -> Running:
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
+        bits = order.devices[order.tasks.index(task)] if order.devices else 0
+        hold = take_hold(
+            order.job, rank=task.rank, bits=bits, accelerator=order.accelerator, given=process_environment()
+        )
         folder = order.folder if Path(order.folder).is_dir() else task.run_dir
         with tempfile.TemporaryFile() as orders, (Path(task.run_dir) / f"rank-{task.rank}.log").open("ab") as out:
             payload = json.loads(order.job.payload_json) | json.loads(order.job.secret_json)
-            orders.write(json.dumps({"task": asdict(task), "entry": order.job.entry, "payload": payload}).encode())
+            told = {"task": asdict(task), "entry": order.job.entry, "payload": payload, "bounds": asdict(hold.bounds)}
+            orders.write(json.dumps(told).encode())
             orders.seek(0)
             try:
                 process = subprocess.Popen(
@@ -244,16 +259,17 @@ class NodeAgent:
                     start_new_session=True,
                     pass_fds=(theirs,),
                     cwd=folder,
-                    env=rank_environment(order, task),
+                    env=rank_environment(order, task) | hold.environment,
                 )
             finally:
                 os.close(theirs)
-        return Running(task=task, process=process, report_fd=ours)
+        return Running(task=task, process=process, report_fd=ours, hold=hold)
 
     def _reap(self, rank: Running, *, node: str) -> None:
         # Kill the group before the leader is reaped: until then its number cannot belong to anybody else.
         _kill_group(rank.process.pid, signal.SIGKILL)
         status = rank.process.wait()
+        rank.hold.release()
         self._running.remove(rank)
         said = _read_report(rank.report_fd)
         name = _signal_name(-status) if status < 0 else ""
@@ -274,7 +290,12 @@ class NodeAgent:
     def _record(self, end: RankExit, *, at_s: float | None = None, stopped: str = "") -> None:
         with self._lock:
             at_s = time.time() if at_s is None else at_s
-            self._ends[end.rank] = RankEnd(exit=end, at_s=at_s, stopped=stopped)
+            self._ends[end.rank] = known = RankEnd(exit=end, at_s=at_s, stopped=stopped)
+        if self._marks:
+            mark = self.folder / f"{self._marks}{end.rank}"
+            with contextlib.suppress(OSError):  # a full disk: then the driver has to hear it from here
+                mark.with_name(f"{mark.name}.part").write_text(to_json(known), "utf-8")
+                mark.with_name(f"{mark.name}.part").replace(mark)
 
     def _signal(self, number: signal.Signals) -> None:
         for rank in self._running:

@@ -18,12 +18,13 @@ from mainspring.cluster.gang import Gang
 from mainspring.cluster.handle import Handle, result_of
 from mainspring.cluster.reconcile import group_name
 from mainspring.cluster.verdict import RankEnd, culprit, judge
-from mainspring.spec import Cancelled, JobRecord, JobState, MainspringError, Unavailable, WorkerLost
+from mainspring.spec import SAVED, Cancelled, JobRecord, JobState, MainspringError, Unavailable, WorkerLost
 from mainspring.store import Store
 
 Outcome = Literal["ended", "again", "left"]
 TICK_S = 0.1
 SAVE_S = 30.0  # how long ranks may take to save what they have when their node is taken away
+PATIENCE_S = 900.0  # how long a drain waits for a job to save what it has
 RETRY_S = 2.0
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ log = logging.getLogger(__name__)
 
 class LetGo(Exception):
     """The attempt is, or will be, another driver's."""
+
+
+class Displaced(Exception):
+    """The attempt has left its nodes because it had to; the message says why."""
 
 
 @dataclass(slots=True)
@@ -45,6 +50,8 @@ class Attempt:
     taken_over: bool = False
     gang: Gang | None = None
     running_s: float = 0.0
+    asked_s: float = 0.0  # when it was first asked to leave, and what it had said of its saves by then
+    saved: str = ""
 
     def run(self, members: Mapping[str, Member], *, scratch: str, run_root: str) -> Outcome:
         """Take it to its end, whatever happens. `again` if it waits for its next attempt."""
@@ -56,6 +63,8 @@ class Attempt:
             return "left"
         except Cancelled as error:
             state, reason = "CANCELLED", str(error)
+        except Displaced as error:
+            state, reason, lost = "FAILED", str(error), True
         except MainspringError as error:
             state, reason = "FAILED", f"{type(error).__name__}: {error}"
             lost = isinstance(error, WorkerLost) or self._was_lost(reason)
@@ -100,7 +109,7 @@ class Attempt:
             if self.handle.cancelled:
                 raise Cancelled(self.handle.cancelled)
             if self.handle.displaced:
-                raise WorkerLost(self.handle.displaced)
+                raise Displaced(self.handle.displaced)
             if gone := self._gone():
                 raise WorkerLost(f"node {gone[0]} left the cluster before the job started")
 
@@ -110,7 +119,7 @@ class Attempt:
         while len(ends := gang.poll()) < handle.job.ranks:
             self._heed()
             first = culprit(ends)
-            if not asked and (handle.cancelled or handle.displaced):
+            if not asked and (handle.cancelled or (handle.displaced and self._may_leave())):
                 asked = handle.cancelled or handle.displaced
                 gang.stop(asked, grace_s=GRACE_S if handle.cancelled else SAVE_S)
             elif not asked and first is not None:
@@ -118,10 +127,20 @@ class Attempt:
                 gang.stop(asked, grace_s=GRACE_S)
             tick.wait(TICK_S)
         if asked and asked == handle.displaced and culprit(ends) is None and any(end.stopped for end in ends):
-            raise WorkerLost(handle.displaced)
+            raise Displaced(handle.displaced)
         # A reason that is not ours is the agent's: a time limit, or a driver that fell silent.
         imposed = next((end.stopped for end in ends if end.stopped not in ("", asked)), "")
         return judge(ends, stopped=imposed, cancelled=handle.cancelled if asked == handle.cancelled else "")
+
+    def _may_leave(self) -> bool:
+        """Whether a job that has to leave may be stopped: it has saved something since, or never says when it does."""
+        try:
+            said = (self.handle.run_dir / SAVED).read_text("utf-8")
+        except FileNotFoundError:
+            return True
+        if self.asked_s == 0.0:
+            self.asked_s, self.saved = time.monotonic(), said
+        return self.handle.urgent or said != self.saved or time.monotonic() - self.asked_s > PATIENCE_S
 
     def _end(self, state: JobState, reason: str, *, lost: bool) -> Outcome:
         """Write the end down and clear up after it, or let the job wait for its next attempt."""
@@ -130,7 +149,7 @@ class Attempt:
             if lost and not handle.cancelled and record.losses + 1 < handle.job.starts:
                 self._release()
                 self._insist(lambda: self.store.requeue(record, reason, counted=True))
-                handle.displaced = ""
+                handle.displaced, handle.urgent = "", False
                 handle.move("PREEMPTED", reason)
                 handle.move("PENDING", reason)
                 return "again"

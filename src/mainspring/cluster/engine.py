@@ -9,8 +9,10 @@ A local Ray counts `LOCAL_CPUS_PER_CORE` cpus per core and at least `LOCAL_CPUS_
 shares of time and not places: a two-rank gang must run on one core, and beside a server that waits for requests.
 """
 
+import ctypes
 import logging
 import secrets
+import signal
 import socket
 import subprocess
 import tempfile
@@ -26,6 +28,7 @@ from mainspring.cluster.guard import open_guard
 from mainspring.cluster.placement import Capacity
 from mainspring.cluster.reach import sees
 from mainspring.hardware import limits
+from mainspring.hardware.census import Census, take_census
 from mainspring.spec import SpecError, Unavailable, spec
 from mainspring.spec.settings import quiet_third_parties, variable
 
@@ -37,6 +40,7 @@ _START_S = 90.0
 _REACH_S = 5.0
 _JOIN_ATTEMPTS = 3
 _OBJECT_STORE_BYTES = 80 << 20
+_SIGACTION_BYTES = 256  # more than `struct sigaction` takes anywhere
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,18 @@ class Engine:
             left = _available()
         return {node: _capacity(node, resources) for node, resources in left.items()}
 
+    def census(self, members: Sequence[Member]) -> dict[str, Census | None]:
+        """What the drivers of these nodes' accelerators say, by Ray node id; see `hardware.census`."""
+        import ray
+        from ray.exceptions import RayError
+
+        ask = ray.remote(num_cpus=0)(take_census)
+        asked = {each.id: ask.options(label_selector={"ray.io/node-id": each.id}).remote() for each in members}
+        try:
+            return dict(zip(asked, ray.get(list(asked.values()), timeout=_START_S), strict=True))
+        except RayError as error:
+            raise Unavailable(f"cannot ask the nodes of {self.address!r} what they have: {error}") from error
+
     def cluster_id(self) -> str:
         """Ray's own id of the cluster: another one after a restart, the same for every driver until then."""
         import ray
@@ -147,9 +163,8 @@ class Engine:
             try:
                 if self.address == "local":
                     held.enter_context(_own_token())
-                    self._start()
-                else:
-                    self._join()
+                with _own_sigterm():
+                    self._start() if self.address == "local" else self._join()
             except Exception as error:  # noqa: BLE001 the edge of the thread: `connect` raises it as Unavailable
                 self._problem = error
             self._wait_and_leave()
@@ -212,6 +227,21 @@ class Engine:
                 ray.shutdown()
             else:
                 return
+
+
+@contextmanager
+def _own_sigterm() -> Generator[None]:
+    """Keep what this process does about SIGTERM, also from a thread, where Python lets nobody set it.
+
+    Connecting, Ray replaces it with abseil's handler of crashes, which prints a C++ trace and aborts the process three
+    seconds later, however orderly it is ending by then.
+    """
+    libc, kept = ctypes.CDLL(None), ctypes.create_string_buffer(_SIGACTION_BYTES)
+    libc.sigaction(signal.SIGTERM, None, kept)
+    try:
+        yield
+    finally:
+        libc.sigaction(signal.SIGTERM, kept, None)
 
 
 @contextmanager

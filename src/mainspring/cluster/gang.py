@@ -20,6 +20,7 @@ from mainspring.cluster.engine import NAMESPACE, Member
 from mainspring.cluster.mirror import TAIL_BYTES, Chunk, Cursor, Mirror, followed, read_piece
 from mainspring.cluster.verdict import RankEnd
 from mainspring.spec import Job, Placement, RankExit, Task, Unavailable, WorkerLost
+from mainspring.store.parse import read_json
 
 ANSWER_S = 30.0
 RESERVE_S = 0.5
@@ -103,8 +104,8 @@ class Gang:
 
     @property
     def lost(self) -> bool:
-        """Whether a node agent is gone."""
-        return any(post.lost for post in self.posts)
+        """Whether a node agent is gone, and with it the end of a rank."""
+        return any(post.lost and self.ends[rank].exit.reason == post.lost for post in self.posts for rank in post.ranks)
 
     def reserve(self, *, existing: bool = False) -> None:
         """Ask Ray for the gang's places, or find those that an earlier driver asked for; see `reserved`."""
@@ -183,6 +184,9 @@ class Gang:
                 folder=self.job.folder or str(Path.cwd()),
                 address=post.member.address,
                 lease_s=LASTING_LEASE_S if self._lasting else LEASE_S,
+                marks=self._marks if post.mirror is None else "",
+                accelerator=post.member.accelerator,
+                devices=tuple(self.placement.devices[rank] for rank in post.ranks) if self.placement.devices else (),
             )
             answers.append(post.agent.start.remote(order))
         self._get(answers, "start the ranks")
@@ -221,7 +225,7 @@ class Gang:
                 log.warning("files were not copied back", extra={"node": post.node, "error": str(error)})
 
     def release(self) -> None:
-        """End the agents and give the places back."""
+        """End the agents, give the places back, and clear the marks away."""
         import ray
         from ray.exceptions import RayError
         from ray.util.placement_group import remove_placement_group
@@ -235,6 +239,8 @@ class Gang:
                 ray.kill(post.agent)
         if self._group is not None:
             remove_placement_group(self._group)
+        for rank in range(self.job.ranks):
+            (self.run_dir / f"{self._marks}{rank}").unlink(missing_ok=True)
 
     def _bundle(self, post: Post) -> dict[str, float]:
         need, count = self.job.resources, len(post.ranks)
@@ -253,12 +259,25 @@ class Gang:
         try:
             return ray.get(ref, timeout=0.001)
         except RayError as error:
-            post.lost = f"lost: its node agent on {post.node} is gone ({type(error).__name__})"
+            reason = f"lost: its node agent on {post.node} is gone ({type(error).__name__})"
             log.warning("node agent lost", extra={"node": post.node, "error": str(error)})
             for rank in post.ranks:
                 if rank not in self.ends:
-                    end = RankExit(rank=rank, node=post.node, code=None, reason=post.lost)
-                    self.ends[rank] = RankEnd(exit=end, at_s=0.0)
+                    end = RankExit(rank=rank, node=post.node, code=None, reason=reason)
+                    self.ends[rank] = self._marked(rank) or RankEnd(exit=end, at_s=0.0)
+            post.lost = reason
+            return None
+
+    @property
+    def _marks(self) -> str:
+        """How the marks of this attempt begin, in the run's folder."""
+        return f".end-{self._name.replace('/', '-')}-"
+
+    def _marked(self, rank: int) -> RankEnd | None:
+        """How a rank ended whose agent had no time to tell; None if it had not ended."""
+        try:
+            return read_json((self.run_dir / f"{self._marks}{rank}").read_text("utf-8"), RankEnd)
+        except FileNotFoundError:
             return None
 
     def _get(self, refs: list[Any], what: str, *, within_s: float = ANSWER_S) -> list[Any]:

@@ -18,9 +18,10 @@ log = logging.getLogger(__name__)
 class Handle:
     """A submitted job: wait for it, cancel it, read its logs. Safe to use from any thread."""
 
-    def __init__(self, job: Job, run_dir: Path, on_state: OnState | None = None) -> None:
+    def __init__(self, job: Job, run_dir: Path, on_state: OnState | None = None, *, lasting: bool = False) -> None:
         self.job = job
         self.run_dir = run_dir
+        self.lasting = lasting
         self._on_state = on_state
         self._state: JobState = "PENDING"
         self._reason = ""
@@ -29,6 +30,8 @@ class Handle:
         self._cancelled = ""
         self.displaced = ""
         """Why it has to leave its nodes for others; empty when it need not."""
+        self.urgent = False
+        """Whether it has to leave at once, and not when it has saved what it has."""
 
     @property
     def state(self) -> JobState:

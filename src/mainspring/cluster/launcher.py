@@ -22,9 +22,11 @@ from mainspring.cluster.attempt import Attempt
 from mainspring.cluster.books import write_machines
 from mainspring.cluster.engine import Engine, Member, connect
 from mainspring.cluster.handle import Handle, OnState, result_of
+from mainspring.cluster.inspection import lie_of, sick_notes, truthful
 from mainspring.cluster.pulse import BEAT_S, Pulse
 from mainspring.cluster.queue import QueueState, admit, machines_in, refusal
 from mainspring.cluster.reconcile import Group, group_of, reconcile
+from mainspring.hardware.census import Census
 from mainspring.spec import (
     ACTIVE,
     TERMINAL,
@@ -45,6 +47,7 @@ from mainspring.store import Store
 TICK_S = 0.1
 ADMIT_S = 0.5
 SWEEP_S = 5.0
+HEALTH_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +83,9 @@ class Launcher:
         self._cluster = ""
         self._told: tuple[Machine, ...] = ()
         self._pulse = Pulse()
-        self._swept_s = float("-inf")
+        self._swept_s = self._asked_s = float("-inf")
+        self._found: dict[str, Census | None] = {}
+        self._lies: dict[str, str] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._parted = threading.Event()
@@ -137,9 +142,8 @@ class Launcher:
         """Cancel what still runs, let go of lasting jobs, wait until that is done, and disconnect."""
         with self._lock:
             self._closed = True
-            lasting = {record.job.id for record, _ in self._live.values() if record.lasting}
-            for name, handle in self._handles.items():
-                if name not in lasting:
+            for handle in self._handles.values():
+                if not handle.lasting:
                     handle.cancel("the launcher was closed")
         self._leaving.set()
         self._wake.set()
@@ -160,6 +164,7 @@ class Launcher:
             self._engine = connect(self.address)
             self._cluster = self._engine.cluster_id()
             self.store.join(self.driver, self._cluster)
+            self.store.end_abandoned_jobs()
             threading.Thread(target=self._beat_forever, name="beat", daemon=True).start()
             self._spawn(self._look_forever, name="admission")
         return self._engine
@@ -167,9 +172,10 @@ class Launcher:
     def _within_reach(self, job: Job) -> Job:
         """`job`, kept to the nodes that see what it needs. Nodes that join later are not asked for this job."""
         engine = self._connect()
-        total = tuple(member.capacity for member in engine.members())
+        total = tuple(member.capacity for member in self._members(engine).values())
         if reason := refusal(job, total):
-            raise DoesNotFit(reason, hint="ask for fewer ranks or less per rank, or join a larger cluster")
+            lies = "; ".join(sorted(self._lies.values()))
+            raise DoesNotFit(reason, hint=lies or "ask for fewer ranks or less per rank, or join a larger cluster")
         if not job.needs or self.address == "local":
             return job
         seeing = engine.seeing(job.needs, run_root=str(self.run_root))
@@ -185,6 +191,29 @@ class Launcher:
                 "MAINSPRING_ARTIFACTS_URL to an object store, or share the disk among the nodes",
             )
         return replace(job, nodes=nodes)
+
+    def _members(self, engine: Engine) -> dict[str, Member]:
+        """The live nodes by name, with the devices that they really have."""
+        members = engine.members()
+        unseen = [each for each in members if each.accelerator and each.id not in self._found]
+        for each, census in zip(unseen, engine.census(unseen).values() if unseen else (), strict=True):
+            self._found[each.id] = census
+            if lie := lie_of(each, census):
+                self._lies[each.id] = lie
+                log.warning("a node promises more than it has", extra={"lie": lie})
+                self.store.emit("node.lie", each.capacity.node, {"reason": lie})
+        return {each.capacity.node: truthful(each, self._found.get(each.id)) for each in members}
+
+    def _health(self, engine: Engine, members: Mapping[str, Member], *, now_s: float) -> tuple[NodeNote, ...]:
+        """What is known of nodes; now and then devices are asked how they are."""
+        asked = [each for each in members.values() if self._found.get(each.id)]
+        if asked and now_s - self._asked_s > HEALTH_S:
+            self._asked_s = now_s
+            self._found |= engine.census(asked)
+            found = {each.capacity.node: census for each in asked if (census := self._found[each.id])}
+            for note in sick_notes(self._cluster, found, self.store.node_notes(self._cluster)):
+                self.store.note_node(note)
+        return self.store.node_notes(self._cluster)
 
     def _run_dir(self, job: Job) -> Path:
         folder = self.run_root / job.id
@@ -225,7 +254,8 @@ class Launcher:
     def _waiting(self) -> list[Handle]:
         with self._lock:
             live = {handle for _, handle in self._live.values()}
-            return [each for each in self._handles.values() if each.state not in TERMINAL and each not in live]
+            mine = [each for each in self._handles.values() if not (each.lasting and self._closed)]
+            return [each for each in mine if each.state not in TERMINAL and each not in live]
 
     def _look(self) -> None:
         """One pass: put the books in order, pass on what others wish, and start what finds a place."""
@@ -237,13 +267,13 @@ class Launcher:
         records = self.store.jobs_of(self._cluster, address=self.address)
         drivers = self.store.drivers()
         alive = self._pulse.alive(drivers, now_s=now_s) | {self.driver}
-        members = {member.capacity.node: member for member in engine.members()}
+        members = self._members(engine)
         self._tell(members)
         if sweeps:
             found = [group_of(self.store.id, name, number) for number, name in named]
             self._settle(records, [group for group in found if group], drivers=drivers, alive=alive, members=members)
             self._swept_s = now_s
-        notes = self.store.node_notes(self._cluster)
+        notes = self._health(engine, members, now_s=now_s)
         self._pass_on(records, notes)
         waiting = [each for each in records if each.state == "PENDING" and (not each.driver or each.driver in alive)]
         self._admit(self._not_cancelled(waiting), records, members=members, notes=notes)
@@ -291,9 +321,9 @@ class Launcher:
         for record, handle in live:
             if record.number in asked:
                 handle.cancel(asked[record.number])
-            why = displaced(record, notes)
-            if why and not handle.displaced and record.losses + 1 < record.job.starts:
-                handle.displaced = why
+            why, urgent = displaced(record, notes)
+            if why and record.losses + 1 < record.job.starts:
+                handle.displaced, handle.urgent = handle.displaced or why, handle.urgent or urgent
 
     def _not_cancelled(self, waiting: Sequence[JobRecord]) -> list[JobRecord]:
         """Those of `waiting` that shall still run; the others of this driver are ended."""
@@ -316,7 +346,7 @@ class Launcher:
                 return None
             handle = self._handles.get(record.job.id)
             if handle is None or handle.state in TERMINAL:
-                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job))
+                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job), lasting=True)
             return handle
 
     def _admit(
@@ -338,18 +368,20 @@ class Launcher:
             self._wake.set()  # somebody was faster: look again
             return
         by_id = {placement.job_id: placement for placement in placed}
+        refused = {held.job_id: held.reason for held in decision.refused}
+        waiting_for = {held.job_id: held.reason for held in decision.waiting}
+        said: dict[int, str] = {}
         for name, record in mine.items():
             handle = self._handle_of(record)
             if record.job.id in by_id:
                 self._start(self._placed(record, by_id[record.job.id]), members)
-                continue
-            for held in decision.refused:
-                if held.job_id == name and handle:
-                    self._finish(record, handle, "FAILED", held.reason)
-            for held in decision.waiting:
-                if held.job_id == name and handle and handle.reason != held.reason:
-                    self.store.advance(record, "PENDING", held.reason)
-                    handle.move("PENDING", held.reason)
+            elif handle and name in refused:
+                self._finish(record, handle, "FAILED", "; ".join([refused[name], *sorted(self._lies.values())]))
+            elif handle and handle.reason != waiting_for[name]:
+                said[record.number] = waiting_for[name]
+                handle.move("PENDING", waiting_for[name])
+        if said:
+            self.store.explain(said)
 
     def _placed(self, record: JobRecord, placement: Placement) -> JobRecord:
         """The record as `Ledger.assign` has written it."""
@@ -389,7 +421,7 @@ class Launcher:
         with self._lock:
             handle = self._handles.get(record.job.id)
             if handle is None or taken_over:
-                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job))
+                handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job), lasting=True)
             self._live[record.number] = (record, handle)
         attempt = Attempt(
             handle=handle,
@@ -417,22 +449,27 @@ class Launcher:
             handle.finish(result)
 
 
-def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> str:
-    """Why a job has to leave its places: a node of it is closed, or a device sick; empty when it may stay."""
+def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> tuple[str, bool]:
+    """Why a job has to leave its places, and whether at once; empty when it may stay.
+
+    A sick device cannot wait; a node that is closed can, until the job has saved what it has.
+    """
     placement = record.placement
     if placement is None:
-        return ""
+        return "", False
+    found = ("", False)
     for note in notes:
         for rank, node in enumerate(placement.nodes):
             if node != note.node:
                 continue
-            if note.closed:
-                return f"node {node} is drained" + (f": {note.reason}" if note.reason else "")
+            why = f": {note.reason}" if note.reason else ""
             bits = placement.devices[rank] if placement.devices else 0
             ill = [number for number in note.sick if bits >> number & 1]
             if ill:
-                return f"device {ill[0]} of node {node} is unhealthy" + (f": {note.reason}" if note.reason else "")
-    return ""
+                return f"device {ill[0]} of node {node} is unhealthy{why}", True
+            if note.closed:
+                found = (f"node {node} is drained{why}", False)
+    return found
 
 
 def check_job(job: Job) -> None:

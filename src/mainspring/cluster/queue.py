@@ -138,19 +138,21 @@ def _books(state: QueueState, jobs: Sequence[Job]) -> State:
         books = decide(books, known, now_ms=0).state
     for job, placement in state.running:
         _count(books, gang_of(job), placement)
-    free = {node.node: node for node in state.free}
-    left = books.fleet.free
-    for n, name in enumerate(books.fleet.names):
-        others = free.get(name, Capacity(node=name, cpus=0.0))
-        left.cpu[n] = min(left.cpu[n], round(1000 * others.cpus))
-        left.memory[n] = min(left.memory[n], others.memory_bytes // 2**20)
-        # Whatever somebody else has taken, nobody says of which device: of the last ones, as Ray begins with the first.
-        taken = int(left.devices[n].sum()) - round(WHOLE * others.devices)
-        for number in reversed(range(left.devices.shape[1])):
-            part = min(max(taken, 0), int(max(left.devices[n, number], 0)))
-            left.devices[n, number] = max(left.devices[n, number] - part, 0)
-            taken -= part
+    _cut_down(books, state.free)
     return books
+
+
+def _cut_down(books: State, free: Sequence[Capacity]) -> None:
+    """Let no node have more left than `free` says."""
+    left, told = books.fleet.free, {node.node: node for node in free}
+    found = [told.get(name) or Capacity(node=name, cpus=0.0) for name in books.fleet.names]
+    left.cpu[:] = np.minimum(left.cpu, [round(1000 * node.cpus) for node in found])
+    left.memory[:] = np.minimum(left.memory, [node.memory_bytes // 2**20 for node in found])
+    # What somebody else has taken, nobody says of which device: of the last ones, as Ray begins with the first.
+    left.devices[:] = np.maximum(left.devices, 0)
+    taken = left.devices.sum(axis=1) - [round(WHOLE * node.devices) for node in found]
+    after = left.devices[:, ::-1].cumsum(axis=1)[:, ::-1] - left.devices
+    left.devices[:] -= np.clip(taken[:, None] - after, 0, left.devices)
 
 
 def _count(books: State, gang: Gang, placement: Placement) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 import mainspring
+from mainspring.hardware.share import Bounds, apply
 from mainspring.spec import MainspringError, Task, logs
 from mainspring.spec.plugin import load_entry
 from mainspring.spec.settings import quiet_third_parties
@@ -44,10 +45,11 @@ def describe(error: BaseException) -> str:
     if isinstance(error, SystemExit) and error.code == _TERMINATED:
         cause = error.__context__
         return describe(cause) if isinstance(cause, Exception) else ""
+    if isinstance(error, MainspringError):  # whose hint a traceback shows too, as a note
+        told = f"{type(error).__name__}: {error}"
+        return f"{told} (hint: {error.hint})" if error.hint else told
     text = "".join(traceback.format_exception_only(error)).strip()
     text = text.removeprefix(f"{type(error).__module__}.")
-    if isinstance(error, MainspringError):
-        return f"{text} (hint: {error.hint})" if error.hint else text
     place = place_of(error)
     return f"{text[:LONGEST]} ({place})" if place else text[:LONGEST]
 
@@ -78,6 +80,7 @@ def main() -> None:
     faulthandler.enable()
     order = json.load(sys.stdin)
     task = Task(**order["task"])
+    apply(Bounds(**order["bounds"]))
     logs.configure("INFO")
     quiet_third_parties()
     try:

@@ -9,9 +9,9 @@ from collections.abc import Sequence, Set
 from typing import Literal
 
 from mainspring.spec import ACTIVE, TERMINAL, JobRecord, spec
+from mainspring.store.ledger import GONE
 
 StepKind = Literal["remove", "take", "again", "fail"]
-GONE = "the process that started it is gone"
 
 
 @spec

@@ -41,8 +41,8 @@ def quantize(
 ) -> Artifact:
     """Publish the model `model_ref` in fewer bits as `name` (its own name and the scheme by default).
 
-    The artifact's meta holds the scheme, the bytes before and after and each layer's error; with `texts` to
-    calibrate on also its error on real inputs, the KL divergence from the original and the top-1 agreement.
+    The artifact's meta holds the scheme, the parameters, the bytes before and after and each layer's error; with
+    `texts` to calibrate on also its error on real inputs, the KL divergence from the original and the top-1 agreement.
     """
     find_scheme(scheme)
     source = store.resolve(model_ref)
@@ -92,7 +92,8 @@ def quantize_folder(
     _copy_companions(source, target)
     progress(1.0, "done")
     sizes = {"bytes_before": _weight_bytes(source), "bytes_after": _weight_bytes(target)}
-    return {"scheme": scheme, **sizes, **whole, "layers": report}
+    parameters = sum(weight.numel() for weight in model.parameters())
+    return {"scheme": scheme, "parameters": parameters, **sizes, **whole, "layers": report}
 
 
 def find_scheme(name: str) -> Callable[[Decoder, Progress], dict[str, W8A8Linear]]:

@@ -52,7 +52,7 @@ class Bench:
         with ui.element("div").classes("split aside-right"):
             with ui.element("section").classes("panel stack"):
                 self._prompt = ui.textarea("Prompt", value="The ").props("outlined autogrow").classes("prompt")
-                self._prompt.props('input-style="min-height:96px"')
+                self._prompt.props('input-style="min-height:96px"').on("keydown.ctrl.enter.prevent", self._generate)
                 with ui.element("div").classes("row"):
                     press("Generate", self._generate, tone="primary")
                     self._end = press("Stop", self._stop)

@@ -20,6 +20,9 @@ class Run:
         self.id = run_id
         self._live = live
 
+    def __repr__(self) -> str:
+        return f"Run({self.id!r})"
+
     @property
     def record(self) -> RunRecord:
         """What the store knows of it now."""

@@ -112,6 +112,7 @@ def _entry(name: str, row: Mapping[str, Any]) -> Entry:
         bf16_flops_per_s=row["bf16_tflops"] * 1e12,
         int8_ops_per_s=row["int8_tops"] * 1e12,
         power_watts=float(row["watts"]),
+        **{name: row[name] for name in ("matmul_share", "attention_share") if name in row},
         source=row["source"] + (", low confidence" if row.get("confidence") == "low" else ""),
     )
     return Entry(device=device, link=find_link(row["link"]), matches=tuple(row.get("matches", ())))

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 SIDE = 2048  # of the square matrices: 17 GFLOP a product, 54 ms in fp32 on two Sapphire Rapids cores
 COPY_BYTES = 256 * 1024**2
-LOOPBACK_BYTES = 64 * 1024**2
+LOOPBACK_BYTES = 16 * 1024**2
 REPEATS = 5
+BUSY = 1.5  # runnable processes per core, from which on a measurement is not trusted for ever
 # FLOP per core and cycle with two FMA units, by instruction set (Intel Optimization Manual, section 2;
 # amx: one 16x16x64-byte tile product in 16 cycles).
 FP32_PER_CYCLE = (("avx512f", 64), ("avx2", 32), ("avx", 16), ("asimd", 16))
@@ -126,26 +127,38 @@ def cpu_model() -> str:
 def remembered(key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The figures measured earlier for exactly `key`, or measure and keep them under the platform's home.
 
-    A cache that cannot be read or written costs a second measurement and nothing else.
+    What was measured while other processes wanted the cores is measured again once fewer do. A cache that cannot be
+    read or written costs a second measurement and nothing else.
     """
     text = json.dumps(key, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = load_settings().home_path / "hardware" / f"{name}.json"
     try:
         kept = json.loads(path.read_text("utf-8"))
-        if kept["key"] == key:
+        if kept["key"] == key and not _calmer_than(kept.get("load", 0.0)):
             return kept["figures"]
     except (OSError, ValueError, KeyError, TypeError):
         log.debug("no usable hardware measurement", extra={"path": str(path)})
+    load = _load()
     figures = measure()
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"key": key, "figures": figures}, indent=1), "utf-8")
+        part.write_text(json.dumps({"key": key, "figures": figures, "load": load}, indent=1), "utf-8")
         part.replace(path)
     except OSError as error:
         log.warning("hardware measurement not kept", extra={"path": str(path), "reason": str(error)})
     return figures
+
+
+def _load() -> float:
+    """Runnable processes per core, over the last minute."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def _calmer_than(load: float) -> bool:
+    """Whether a machine that was busy at `load` has less than half as much to do now."""
+    return load > BUSY and _load() < load / 2
 
 
 def _product_rate(device: str, kind: str) -> float:
@@ -195,13 +208,15 @@ def _measure_loopback() -> dict[str, float]:
             far.sendall(b"!")
             near.recv(1)
             trips.append(time.perf_counter() - start)
-        reader = threading.Thread(target=_drain, args=(far, LOOPBACK_BYTES))
         payload = bytes(LOOPBACK_BYTES)
-        start = time.perf_counter()
-        reader.start()
-        near.sendall(payload)
-        reader.join()
-        seconds = time.perf_counter() - start
+
+        def send() -> None:
+            reader = threading.Thread(target=_drain, args=(far, LOOPBACK_BYTES))
+            reader.start()
+            near.sendall(payload)
+            reader.join()
+
+        seconds = _best_s(send, "cpu")
     return {"bytes_per_s": LOOPBACK_BYTES / seconds, "latency_s": sorted(trips)[len(trips) // 2] / 2}
 
 

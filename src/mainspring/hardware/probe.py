@@ -6,6 +6,7 @@ from pathlib import Path
 from mainspring.hardware import limits
 from mainspring.hardware.devices import DeviceBackend, backend, local_vendor
 from mainspring.hardware.health import judge
+from mainspring.hardware.share import isolation
 from mainspring.spec import Device, Health, Node
 
 
@@ -25,6 +26,7 @@ def probe_node(root: Path = limits.ROOT) -> Node:
         cpu_cores=limits.cores(root),
         memory_bytes=limits.memory_bytes(root),
         health=_judged(answers, devices),
+        isolation=isolation((vendor,), root=root),
     )
 
 

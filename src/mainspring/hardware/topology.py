@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mainspring.hardware import catalog
 from mainspring.hardware.probe import probe_node
-from mainspring.spec import Cluster, ClusterFile, Device, Link, LinkEntry, Node, NodeEntry, SpecError
+from mainspring.spec import Calibration, Cluster, ClusterFile, Device, Link, LinkEntry, Node, NodeEntry, SpecError
 
 GIB = 1024**3
 
@@ -31,6 +31,27 @@ def build_cluster(file: ClusterFile) -> Cluster:
         for _ in range(entry.count):
             nodes.append(_node(entry, device, link=link, number=len(nodes)))
     return Cluster(name=file.name, nodes=tuple(nodes), link=_read_link(file.link, "network", file.name))
+
+
+def calibrates(calibration: Calibration, cluster: Cluster) -> bool:
+    """Whether `calibration` is of a machine of `cluster` and of the devices it has today."""
+    return any(_is_of(calibration, node) for node in cluster.nodes)
+
+
+def calibrated(cluster: Cluster, calibration: Calibration) -> Cluster:
+    """`cluster` with the figures that one of its machines was found to have."""
+    nodes = tuple(_with_figures(node, calibration) if _is_of(calibration, node) else node for node in cluster.nodes)
+    alone = len(nodes) == 1 and calibration.link is not None
+    return replace(cluster, nodes=nodes, link=nodes[0].link if alone else cluster.link)
+
+
+def _is_of(calibration: Calibration, node: Node) -> bool:
+    return node.name == calibration.machine and any(device.name == calibration.probed for device in node.devices)
+
+
+def _with_figures(node: Node, calibration: Calibration) -> Node:
+    devices = tuple(calibration.device if d.name == calibration.probed else d for d in node.devices)
+    return replace(node, devices=devices, link=calibration.link or node.link)
 
 
 def _check_counts(entry: NodeEntry, where: str) -> None:

@@ -8,18 +8,18 @@ causal half that is computed: 2 N D per token and token of context, half of what
 Letters as in `transformer`: H hidden, N query heads, K key/value heads, D head width, F feed-forward, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from mainspring.spec import BlockSpec, DecoderConfig, ModelSpec, Precision
+from mainspring.models.divide import Region, regions, vocabulary
+from mainspring.models.measure import Figures, measured
+from mainspring.models.moe import Mixture
+from mainspring.models.structure import Structure, first_output, outermost_entries, read_structure
+from mainspring.spec import BlockSpec, DecoderConfig, ModelSpec, Precision, SpecError
 
 VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 
@@ -27,18 +27,10 @@ VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision: Precision = "fp32") -> ModelSpec:
     """The embedding, the layers and the head of `config`; activations are counted at `precision`.
 
-    What backward keeps of a layer, in values per token: 4 H (of each norm its input and the result), 2 N D + 2 K D
-    (queries, keys, values and attention's output), 4 F (gate, its activation, up, their product), with query/key
-    norms another N D + K D; and one float32 per norm and head. The head keeps its norm's two; what the loss keeps of
-    the logits is the planner's to add, from `output_bytes_per_token`.
+    The head keeps its norm's input and result for backward; what the loss keeps of the logits is the planner's to add,
+    from `output_bytes_per_token`.
     """
-    hidden, ffn, vocab = config.hidden, config.ffn, config.vocab
-    inner, shared = config.heads * config.width, config.kv_heads * config.width
-    matrices = hidden * (2 * inner + 2 * shared) + 3 * hidden * ffn
-    vectors = 2 * hidden + config.qkv_bias * (inner + 2 * shared) + config.qk_norm * 2 * config.width
-    kept = 4 * hidden + 4 * ffn + (2 + config.qk_norm) * (inner + shared)
-    scales = 2 + config.heads + config.qk_norm * (config.heads + config.kv_heads)
-    value_bytes = VALUE_BYTES[precision]
+    hidden, vocab, value_bytes = config.hidden, config.vocab, VALUE_BYTES[precision]
     stream_bytes = float(hidden * value_bytes)
     embedding = BlockSpec(
         name="embedding",
@@ -48,15 +40,9 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         attention_flops_per_token2=0.0,
         activation_bytes_per_token=0.0,
         output_bytes_per_token=stream_bytes,
-    )
-    layer = BlockSpec(
-        name="layer",
-        count=config.layers,
-        params=matrices + vectors,
-        flops_per_token=2.0 * matrices,
-        attention_flops_per_token2=2.0 * inner,
-        activation_bytes_per_token=float(kept * value_bytes + 4 * scales),
-        output_bytes_per_token=stream_bytes,
+        divisions=(("vocab", vocab),),
+        split_params=vocab * hidden,
+        reductions=(1, 0),
     )
     head = BlockSpec(
         name="head",
@@ -66,107 +52,188 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         attention_flops_per_token2=0.0,
         activation_bytes_per_token=2 * stream_bytes + 4,
         output_bytes_per_token=float(vocab * value_bytes),
+        divisions=(("vocab", vocab),),
+        split_params=vocab * hidden,
+        reductions=(0, 1),
     )
     return ModelSpec(
         name=name,
-        blocks=(embedding, layer, head),
+        blocks=(embedding, _layer(config, value_bytes), head),
         seq_len=seq_len,
         tied_params=vocab * hidden if config.tied else 0,
         element_bytes=value_bytes,
+        chain=True,
     )
 
 
-def profile_module(module: nn.Module, batch: tuple[Tensor, ...], *, name: str) -> ModelSpec:
+def _layer(config: DecoderConfig, value_bytes: int) -> BlockSpec:
+    """One of the repeated layers.
+
+    What backward keeps of it, in values per token: 4 H (of each norm its input and the result), 2 N D + 2 K D
+    (queries, keys, values and attention's output), 4 F (gate, its activation, up, their product), with query/key
+    norms another N D + K D; and one float32 per norm and head.
+    """
+    hidden, ffn = config.hidden, config.ffn
+    inner, shared = config.heads * config.width, config.kv_heads * config.width
+    matrices = hidden * (2 * inner + 2 * shared) + 3 * hidden * ffn
+    vectors = 2 * hidden + config.qkv_bias * (inner + 2 * shared) + config.qk_norm * 2 * config.width
+    kept = 4 * hidden + 4 * ffn + (2 + config.qk_norm) * (inner + shared)
+    scales = 2 + config.heads + config.qk_norm * (config.heads + config.kv_heads)
+    products = 3 * hidden + 2 * inner + 2 * shared + 2 * ffn  # its input, and what each matrix and attention give
+    return BlockSpec(
+        name="layer",
+        count=config.layers,
+        params=matrices + vectors,
+        flops_per_token=2.0 * matrices,
+        attention_flops_per_token2=2.0 * inner,
+        activation_bytes_per_token=float(kept * value_bytes + 4 * scales),
+        output_bytes_per_token=float(hidden * value_bytes),
+        divisions=(("heads", config.heads), ("kv_heads", config.kv_heads), ("ffn", ffn)),
+        split_params=matrices + config.qkv_bias * (inner + 2 * shared),
+        split_activation_bytes_per_token=float((kept - 4 * hidden) * value_bytes + 4 * (scales - 2)),
+        reductions=(2, 2),
+        partial_params=config.qk_norm * 2 * config.width,
+        selective_bytes_per_token=float(products * value_bytes + 4 * config.heads),
+        kv_bytes_per_token=float(2 * shared * value_bytes),
+    )
+
+
+def profile_module(
+    module: nn.Module, batch: tuple[Tensor, ...], *, name: str, seq_len: int | None = None, whole: Sequence[str] = ()
+) -> ModelSpec:
     """Any module, measured on one forward pass of `batch`, both best on the meta device, where it costs nothing.
 
-    The entries of its largest `ModuleList` or `Sequential` become blocks, equal neighbours counted together; the
-    rest of the module is the first block. A token is an entry of the leading two sizes of an integer batch (B, T),
-    else a sample; FLOPs are as executed at this length, attention included. On meta, attention runs unfused and
-    keeps its T x T weights.
+    Its chain of blocks (see `structure`) becomes the blocks of the profile, equal neighbours counted together, between
+    what comes before and after; without a chain the entries of its lists of modules, in front of them the rest. A token
+    is an entry of the leading two sizes of an integer batch (B, T), else a sample; `seq_len` says how many of a row are
+    tokens when the row holds more. Modules that a pattern of `whole` names are none that tensor parallelism divides.
     """
     lead = batch[0]
     by_token = lead.dim() > 1 and not lead.is_floating_point()
-    tokens, seq_len = (lead.numel(), lead.shape[1]) if by_token else (lead.shape[0], 1)
-    whole, parts = _Part(module), [_Part(child) for child in _repeated(module)]
-    with _measured([whole, *parts]):
+    length = seq_len or (lead.shape[1] if by_token else 1)
+    structure = read_structure(module, lambda model: _first(model(*batch)))
+    names = structure.blocks or tuple(name for name, _ in outermost_entries(module))
+    blocks = [module.get_submodule(each) for each in names]
+    found = regions(module, whole=whole)
+    with measured(
+        module, blocks, [module.get_submodule(region.name) for region in found], chain=bool(structure.blocks)
+    ) as measurement:
         module(*batch)
-    seen: set[int] = set()
-    inside = [(type(part.module).__name__, part.figures(tokens, seen)) for part in parts]
-    rest = _Part(module, flops=whole.flops - sum(part.flops for part in parts), kept_bytes=whole.kept_bytes)
-    rest.output_bytes = whole.output_bytes
-    blocks = [BlockSpec(name="rest", count=1, **rest.figures(tokens, seen))]
-    for (kind, figures), same in groupby(inside):
-        blocks.append(BlockSpec(name=kind, count=len(list(same)), **figures))
-    return ModelSpec(name=name, blocks=tuple(blocks), seq_len=seq_len)
+    figures = measurement.settle()
+    last = figures[-1 if structure.blocks else 0]
+    last.output_bytes = last.widest_bytes
+    reader = _Reader(module, found, structure, tokens=lead.shape[0] * length)
+    units = [reader.block(unit, each, names) for unit, each in enumerate(figures)]
+    sizes = {key: parameter.numel() for key, parameter in module.named_parameters()}
+    tied = sum(sizes[key] * (sum(key in needs for needs in structure.needs) - 1) for key in structure.shared)
+    runs = [list(same) for _, same in groupby(units)]
+    grouped = [replace(run[0], count=len(run)) for run in runs]
+    return ModelSpec(name=name, blocks=tuple(grouped), seq_len=length, tied_params=tied, chain=bool(structure.blocks))
 
 
-@dataclass(slots=True)
-class _Part:
-    """A module and what one forward pass of it cost; what its measured parts cost is not in `kept_bytes`."""
-
-    module: nn.Module
-    flops: int = 0
-    kept_bytes: int = 0
-    output_bytes: int = 0
-
-    def figures(self, tokens: int, seen: set[int]) -> dict[str, Any]:
-        """The fields of a `BlockSpec`. Parameters in `seen` belong to another block; ours are added to it."""
-        own = {id(p): p.numel() for p in self.module.parameters() if id(p) not in seen}
-        seen.update(own)
-        return {
-            "params": sum(own.values()),
-            "flops_per_token": self.flops / tokens,
-            "attention_flops_per_token2": 0.0,
-            "activation_bytes_per_token": self.kept_bytes / tokens,
-            "output_bytes_per_token": self.output_bytes / tokens,
-        }
+def _first(output: Any) -> Tensor:
+    """The loss, or the first that a module returns; transformers' classes return something like a dictionary."""
+    found = first_output(tuple(output.values()) if isinstance(output, Mapping) else output)
+    if found is None:
+        raise SpecError(f"the module returns {type(output).__name__}, expected a tensor or a tuple of them")
+    return found
 
 
-def _repeated(module: nn.Module) -> list[nn.Module]:
-    """The entries of the list of modules that holds most parameters; none when there is no list of two."""
-    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1]
-    return list(max(lists, key=lambda each: sum(p.numel() for p in each.parameters()), default=nn.ModuleList()))
+class _Reader:
+    """Turns what was measured of the units of a module into blocks."""
 
+    def __init__(self, module: nn.Module, found: Sequence[Region], structure: Structure, *, tokens: int) -> None:
+        self._module = module
+        self._regions = found
+        self._structure = structure
+        self._tokens = tokens
+        self._vocabulary = vocabulary(module)
+        self._parameters = dict(module.named_parameters())
+        self._seen: set[str] = set()
 
-@contextmanager
-def _measured(parts: Sequence[_Part]) -> Iterator[None]:
-    """While open, add to each part the FLOPs of its forward pass and the bytes backward keeps of it.
+    def block(self, unit: int, figures: Figures, names: Sequence[str]) -> BlockSpec:
+        """Unit number `unit`; a block if it is one of `names`."""
+        last = len(names) + 1
+        needs = self._needs(unit, names)
+        spec = BlockSpec(
+            name=self._name(unit, names),
+            count=1,
+            params=sum(self._parameters[key].numel() for key in needs),
+            flops_per_token=figures.flops / self._tokens,
+            attention_flops_per_token2=figures.attention_flops / self._tokens / max(1, figures.keys),
+            activation_bytes_per_token=figures.kept_bytes / self._tokens,
+            output_bytes_per_token=figures.output_bytes / self._tokens,
+            selective_bytes_per_token=figures.selective_bytes / self._tokens if 0 < unit < last else 0.0,
+            kv_bytes_per_token=figures.kv_bytes / self._tokens,
+        )
+        if 0 < unit < last:
+            return self._divided(self._expert(spec, names[unit - 1]), figures, names[unit - 1])
+        return self._words(spec, unit)
 
-    A tensor kept twice counts once, for the innermost part that kept it first; parameters do not count.
-    """
-    counter = FlopCounterMode(display=False)
-    running: list[_Part] = []
-    kept: dict[int, torch.UntypedStorage] = {}
-    weights = {_storage(p) for part in parts for p in part.module.parameters()}
+    def _needs(self, unit: int, names: Sequence[str]) -> list[str]:
+        """The parameters of a unit; without a chain each parameter belongs to the first unit that has it."""
+        if self._structure.blocks:
+            return sorted(self._structure.needs[unit])
+        if unit:
+            owned = {id(p) for p in self._module.get_submodule(names[unit - 1]).parameters()}
+        else:
+            inside = {id(p) for name in names for p in self._module.get_submodule(name).parameters()}
+            owned = {id(p) for p in self._parameters.values()} - inside
+        found = [key for key, p in self._parameters.items() if id(p) in owned and key not in self._seen]
+        self._seen.update(found)
+        return found
 
-    def enter(part: _Part, *_: object) -> None:
-        running.append(part)
-        part.flops -= counter.get_total_flops()
+    def _name(self, unit: int, names: Sequence[str]) -> str:
+        if 0 < unit <= len(names):
+            return type(self._module.get_submodule(names[unit - 1])).__name__
+        if not self._structure.blocks:
+            return "rest"
+        if self._vocabulary is None:
+            return "head" if unit else "stem"
+        return "head" if unit else "embedding"
 
-    def leave(part: _Part, _module: nn.Module, _inputs: object, output: Any) -> None:
-        running.pop()
-        part.flops += counter.get_total_flops()
-        tensors = output if isinstance(output, tuple | list) else [output]
-        part.output_bytes += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+    def _divided(self, spec: BlockSpec, figures: Figures, name: str) -> BlockSpec:
+        """What tensor parallelism divides of a block."""
+        here = [region for region in self._regions if region.name == name or region.name.startswith(f"{name}.")]
+        if not here:
+            return spec
+        return replace(
+            spec,
+            divisions=tuple(dict(size for region in here for size in region.sizes).items()),
+            split_params=sum(self._split_params(region) for region in here),
+            split_activation_bytes_per_token=figures.split_bytes / self._tokens,
+            reductions=(len(here), len(here)),
+            partial_params=sum(self._partial_params(region) for region in here),
+        )
 
-    def keep(tensor: Tensor) -> Tensor:
-        at = _storage(tensor)
-        if running and at not in weights and at not in kept:
-            kept[at] = tensor.untyped_storage()  # held, so that its identity is not used again
-            running[-1].kept_bytes += tensor.untyped_storage().nbytes()
-        return tensor
+    def _split_params(self, region: Region) -> int:
+        module, total = self._module.get_submodule(region.name), 0
+        for column, _ in region.columns:
+            total += sum(p.numel() for p in module.get_submodule(column).parameters())
+        return total + sum(module.get_submodule(row).get_parameter("weight").numel() for row in region.rows)
 
-    hooks = []
-    for part in parts:
-        hooks.append(part.module.register_forward_pre_hook(partial(enter, part)))
-        hooks.append(part.module.register_forward_hook(partial(leave, part)))
-    try:
-        with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def _partial_params(self, region: Region) -> int:
+        """What a region holds besides its matrices: all ranks have it, and each finds a part of its gradient."""
+        module = self._module.get_submodule(region.name)
+        layers = {*(name for name, _ in region.columns), *region.rows}
+        return sum(p.numel() for key, p in module.named_parameters() if key.rpartition(".")[0] not in layers)
 
+    def _words(self, spec: BlockSpec, unit: int) -> BlockSpec:
+        """The embedding or the head, of which the table of words is divided."""
+        if self._vocabulary is None or not self._structure.blocks:
+            return spec
+        table = self._module.get_submodule(self._vocabulary.embedding).get_parameter("weight").numel()
+        sizes = (("vocab", self._vocabulary.size),)
+        return replace(spec, divisions=sizes, split_params=table, reductions=(0, 1) if unit else (1, 0))
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # noqa: SLF001 meta tensors have no address to tell them apart
+    def _expert(self, spec: BlockSpec, name: str) -> BlockSpec:
+        """The experts of a block, if it has any."""
+        for module in self._module.get_submodule(name).modules():
+            if isinstance(module, Mixture):
+                return replace(
+                    spec,
+                    experts=module.config.experts,
+                    experts_per_token=module.config.experts_per_token,
+                    expert_params=sum(p.numel() for p in module.experts.parameters()),
+                )
+        return spec

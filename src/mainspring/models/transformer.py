@@ -109,12 +109,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: attention and feed-forward, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
+    def __init__(self, config: DecoderConfig, layer: int, feed_forward: nn.Module | None = None) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden, eps=config.rms_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden, eps=config.rms_eps)
-        self.mlp = FeedForward(config)
+        self.mlp = feed_forward or FeedForward(config)
 
     def forward(self, x_BTH: Tensor, angles: Angles, attend: Attend) -> Tensor:
         """Add both sub-layers to the residual stream."""
@@ -125,10 +125,12 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """Everything below the head; exists so that parameter names begin with `model.`."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, feed_forward: Callable[[], nn.Module] | None = None) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab, config.hidden)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.layers = nn.ModuleList(
+            Block(config, layer, feed_forward() if feed_forward else None) for layer in range(config.layers)
+        )
         self.norm = RMSNorm(config.hidden, eps=config.rms_eps)
 
 
@@ -149,12 +151,17 @@ class TiedHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The language model. Built under `torch.device("meta")` it costs nothing; call `init_weights` later."""
+    """The language model. Built under `torch.device("meta")` it costs nothing; call `init_weights` later.
 
-    def __init__(self, config: DecoderConfig, *, seed: int = 0) -> None:
+    `feed_forward` makes what stands in the place of each layer's `FeedForward`.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, *, seed: int = 0, feed_forward: Callable[[], nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.config = config
-        self.model = Trunk(config)
+        self.model = Trunk(config, feed_forward)
         self.lm_head: nn.Module = (
             TiedHead(self.model.embed_tokens) if config.tied else nn.Linear(config.hidden, config.vocab, bias=False)
         )

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from mainspring.models.config import describe_config, locate, parse_config, read_config, read_json
 from mainspring.models.linear import W8A8Linear, check_w8a8, describe_w8a8, replace_linears
+from mainspring.models.moe import describe_moe, to_hub
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
-from mainspring.spec import NotFound, SpecError, Unavailable
+from mainspring.spec import MoeConfig, NotFound, SpecError, Unavailable
 
-__all__ = ["load_pretrained", "locate", "read_config", "save_pretrained", "save_tensors"]
+__all__ = ["load_pretrained", "locate", "read_config", "save_moe", "save_pretrained", "save_tensors"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 1024**3
@@ -65,6 +66,17 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Path | str) -> None:
         _write_shards({name: _stored(name, tensor, None) for name, tensor in tensors.items()}, folder, SHARD_BYTES)
     except (OSError, SafetensorError) as error:
         raise Unavailable(f"cannot write the model to {folder}: {error}", hint="check the disk") from error
+
+
+def save_moe(config: MoeConfig, state: Mapping[str, Tensor], folder: Path | str) -> None:
+    """Write the whole weights of a mixture of experts as a Qwen3-MoE checkpoint, which transformers loads.
+
+    Raises `SpecError` for what such a checkpoint cannot say.
+    """
+    tensors = to_hub(state)
+    described = describe_moe(config, dtype=DTYPES[tensors["model.embed_tokens.weight"].dtype])
+    save_tensors(tensors, folder)
+    (Path(folder) / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def load_pretrained(

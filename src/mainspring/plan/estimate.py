@@ -1,173 +1,427 @@
-"""What one choice of mesh, micro-batch, recomputation and sharding costs in bytes and seconds.
+"""What one choice of mesh, micro-batch, recomputation, schedule and sharding costs in bytes and seconds.
 
-The communication is what `train` performs. Replicas (dp) reduce whole gradients once a step. ZeRO-2 gathers once and
-scatters once a step. ZeRO-3 gathers twice and scatters once for each micro-batch; with dp outside, the shards are
-then reduced across replicas. Accelerators hide part of it behind arithmetic: scattering behind the backward it
-belongs to, gathering behind the forward. A host CPU hides nothing: its cores do both.
+The communication is what `train` performs. Replicas reduce whole gradients once a step. ZeRO-1 and ZeRO-2 scatter
+once and gather once a step; ZeRO-3 gathers twice and scatters once for each micro-batch; shards are then reduced
+across the replicas outside. Accelerators hide part of it behind arithmetic: scattering behind the backward it belongs
+to, gathering behind the forward. A host CPU hides nothing: its cores do both.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mainspring.plan import network
-from mainspring.plan.flops import Work, microbatch_work, work_s
-from mainspring.plan.layout import HOST, Offer, even_count, fastest_counts
-from mainspring.plan.memory import USABLE, WORD_BYTES, rank_memory, shard_params, units
-from mainspring.plan.network import Ring, gather_s, reduce_s
-from mainspring.spec import Cluster, MemoryEstimate, Mesh, ModelSpec, Recompute, TimeEstimate, TrainConfig
+from mainspring.plan import blocks, network
+from mainspring.plan.blocks import Cut, Rank
+from mainspring.plan.layout import HOST, Layout, even_count, fastest_counts
+from mainspring.plan.limits import refusal
+from mainspring.plan.memory import USABLE, logits_bytes, rank_memory, stage_memory
+from mainspring.plan.pipeline import StageTimes, in_flight, least_s, stage_ranks
+from mainspring.plan.simulate import simulated_s
+from mainspring.plan.slices import Load, Slice, Spent, Sync, sync_rings
+from mainspring.plan.stack import TORCH, Stack
+from mainspring.spec import MemoryEstimate, Mesh, ModelSpec, Schedule, TimeEstimate, Zero
 
-HIDDEN = 0.8  # the share of the arithmetic beside it that an accelerator's communication can hide behind
-BUCKET_BYTES = 25 * 1024**2  # DistributedDataParallel's own
 ADAM_TRAFFIC_BYTES = 28  # per parameter: reads it, its gradient and two moments, writes all but the gradient
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One point of the search space. `mesh.world` ranks of `offer`, micro-batches of `rows` sequences."""
+    """One point of the search space. `cuts[i]` is the first unit of stage `i`, and the last entry ends the last."""
 
-    offer: Offer
     mesh: Mesh
-    rows: int
-    recompute: Recompute
-    reshard_after_forward: bool
+    cut: Cut
+    zero: Zero
+    schedule: Schedule
+    cuts: tuple[int, ...]
+
+    @property
+    def chunks(self) -> int:
+        """Stages of each pipeline rank."""
+        return (len(self.cuts) - 1) // self.mesh.pp
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a choice costs. `usable_bytes` is what the smallest rank may fill.
+    """What a choice costs on a layout.
 
-    `shares` has `(count, extra)` for each group of the offer: micro-batches of every rank, and how many run one more.
+    `shares` has `(count, extra)` for each column: micro-batches of every replica, and how many run one more.
+    `spent[c][s]` are the seconds of column c in stage s; `memory[p]` the bytes of pipeline rank p on its fullest
+    column, of which it may fill `usable_bytes[p]`; `stage_memory[s]` its part for stage s.
     """
 
     choice: Choice
+    layout: Layout
     shares: tuple[tuple[int, int], ...]
-    memory: MemoryEstimate
-    usable_bytes: int
+    spent: tuple[tuple[Spent, ...], ...]
+    memory: tuple[MemoryEstimate, ...]
+    stage_memory: tuple[MemoryEstimate, ...]
+    usable_bytes: tuple[int, ...]
     time: TimeEstimate
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Micro-batches of each rank."""
+        """Micro-batches of each replica."""
         found: list[int] = []
-        for (_, size), (count, extra) in zip(self.choice.offer.groups, self.shares, strict=True):
-            found += [count + 1] * extra + [count] * (size - extra)
+        for column, (count, extra) in zip(self.layout.columns, self.shares, strict=True):
+            found += [count + 1] * extra + [count] * (column.replicas - extra)
         return tuple(found)
 
     @property
+    def tightest(self) -> int:
+        """The pipeline rank with least to spare."""
+        spare = [usable - m.total_bytes for m, usable in zip(self.memory, self.usable_bytes, strict=True)]
+        return spare.index(min(spare))
+
+    @property
     def fits(self) -> bool:
-        """Whether the fullest rank stays within what it may use."""
-        return self.memory.total_bytes <= self.usable_bytes
+        """Whether every rank stays within what it may use."""
+        at = self.tightest
+        return self.memory[at].total_bytes <= self.usable_bytes[at]
+
+
+class Line:
+    """A pipeline with its stages: what all ways to spread its replicas' state share.
+
+    `shares` has `(count, extra)` for each column, `most` the micro-batches of its busiest replica; `bound_s` is a time
+    that no order of the passes beats.
+    """
+
+    __slots__ = ("_ends_s", "_loads", "bound_s", "choice", "grid", "layout", "most", "places", "shares", "spent")
+
+    def __init__(
+        self,
+        choice: Choice,
+        layout: Layout,
+        grid: tuple[tuple[Slice, ...], ...],
+        spent: tuple[tuple[Spent, ...], ...],
+        shares: tuple[tuple[int, int], ...],
+    ) -> None:
+        self.choice, self.layout, self.grid, self.spent, self.shares = choice, layout, grid, spent, shares
+        self.places = _places(choice)
+        self.most = [count + (extra > 0) for count, extra in shares]
+        self.bound_s = max(_bound_s(choice, column, count) for column, count in zip(spent, self.most, strict=True))
+        self._ends_s: list[float] | None = None
+        self._loads: list[list[Load]] | None = None
+
+    @property
+    def ends_s(self) -> list[float]:
+        """When each column has run its last pass."""
+        if self._ends_s is None:
+            pairs = zip(self.spent, self.most, strict=True)
+            self._ends_s = [pipeline_s(self.choice, column, count) for column, count in pairs]
+        return self._ends_s
+
+    @property
+    def loads(self) -> list[list[Load]]:
+        """What each pipeline rank of each column holds."""
+        if self._loads is None:
+            cuts = self.choice.cuts
+            ranges: list[list[tuple[int, int]]] = [[] for _ in range(self.choice.mesh.pp)]
+            for stage, place in enumerate(self.places):
+                ranges[place].append((cuts[stage], cuts[stage + 1]))
+            self._loads = [[part.load(mine) for part, mine in zip(parts, ranges, strict=True)] for parts in self.grid]
+        return self._loads
 
 
 class Estimator:
-    """Estimates choices for one model, cluster and configuration; shared parts are worked out once."""
+    """Estimates choices for one model and batch under one software stack; shared parts are worked out once."""
 
-    def __init__(self, model: ModelSpec, cluster: Cluster, config: TrainConfig) -> None:
-        self._model = model
-        self._cluster = cluster
-        self._config = config
-        self._work: dict[tuple[int, Recompute], Work] = {}
-        self._rings: dict[tuple[Offer, int], tuple[Ring, Ring]] = {}
-        root, blocks = units(model)
-        self._messages = (1 if root else 0) + sum(count for count, _ in blocks)
+    def __init__(
+        self, model: ModelSpec, *, global_batch: int, memory_share: float = USABLE, stack: Stack = TORCH
+    ) -> None:
+        self.model = model
+        self._batch = global_batch
+        self._memory_share = memory_share
+        self._stack = stack
+        self._slices: dict[tuple[Cut, Rank, network.Fabric], Slice] = {}
+        self._syncs: dict[tuple[network.Fabric, Mesh], Sync] = {}
 
-    def __call__(self, choice: Choice) -> Estimate | None:
-        """Bytes and seconds; None when the batch cannot be cut this way."""
-        config, offer = self._config, choice.offer
-        total, rest = divmod(config.global_batch, choice.rows)
-        if rest or len(offer.ranks) > total:
+    def __call__(self, choice: Choice, layout: Layout) -> Estimate | None:
+        """Bytes and seconds of `choice`; None when it cannot run or the batch cannot be shared this way."""
+        line = self.line(choice, layout)
+        return None if line is None else self.arranged(line, choice.mesh, choice.zero)
+
+    def line(self, choice: Choice, layout: Layout) -> Line | None:
+        """The pipeline of `choice`, whatever its ZeRO stage; None when it cannot run."""
+        total, rest = divmod(self._batch, choice.cut.rows)
+        if rest or total < sum(column.replicas for column in layout.columns):
             return None
-        each_s = self._microbatch_s(choice)
-        shares = _shares(offer, each_s, total)
-        if shares is None or (choice.reshard_after_forward and not _even(shares)):
-            return None  # uneven micro-batches that re-gather would wait for each other for ever
-        memory = rank_memory(
-            self._model,
-            choice.mesh,
-            tokens=choice.rows * config.seq_len,
-            microbatches=max(count + (extra > 0) for count, extra in shares),
-            precision=config.precision,
-            recompute=choice.recompute,
-            reshard_after_forward=choice.reshard_after_forward,
-        )
+        if len(layout.columns) == 1:
+            each = even_count(layout.columns[0].replicas, total)
+            if each is None or _refused(choice, ((each, 0),), zero=0):
+                return None
+        grid = self.slices(choice.cut, layout)
+        spent = self._spent(choice, layout, grid, None)
+        shares = _shares(layout, choice, spent, total)
+        if shares is None or _refused(choice, shares, zero=0):
+            return None
+        return Line(choice, layout, grid, spent, shares)
+
+    def arranged(self, line: Line, mesh: Mesh, zero: Zero, *, beat_s: float = math.inf) -> Estimate | None:
+        """`line` with its replicas as `mesh` has them and state spread as `zero` says.
+
+        None when that cannot run, or no order of the passes could beat `beat_s`.
+        """
+        layout = line.layout
+        choice = Choice(mesh=mesh, cut=line.choice.cut, zero=zero, schedule=line.choice.schedule, cuts=line.choice.cuts)
+        if line.bound_s >= beat_s or _refused(choice, line.shares, zero=zero):
+            return None
+        sync = self._sync(layout, mesh)
+        if zero == 3:
+            line = Line(choice, layout, line.grid, self._spent(choice, layout, line.grid, sync), line.shares)
+        once = _once_s(choice, line, sync=sync, hidden=self._hidden(layout))
+        if line.bound_s + sum(once) >= beat_s:
+            return None
+        stages, ranks, usable = self._memory(choice, line)
+        fits = all(memory.total_bytes <= room for memory, room in zip(ranks, usable, strict=True))
+        if fits and max(line.ends_s) + sum(once) >= beat_s:
+            return None
         return Estimate(
             choice=choice,
-            shares=shares,
-            memory=memory,
-            usable_bytes=int(USABLE * min(rank.memory_bytes for rank, _ in offer.groups)),
-            time=self._time(choice, shares, each_s),
+            layout=layout,
+            shares=line.shares,
+            spent=line.spent,
+            memory=ranks,
+            stage_memory=stages,
+            usable_bytes=usable,
+            time=_time(line, once, line.ends_s if fits else None),
         )
 
-    def _microbatch_s(self, choice: Choice) -> list[float]:
-        """Seconds of one micro-batch on a rank of each group."""
-        key = (choice.rows, choice.recompute)
-        if key not in self._work:
-            self._work[key] = microbatch_work(
-                self._model,
-                rows=choice.rows,
-                seq_len=self._config.seq_len,
-                precision=self._config.precision,
-                recompute=choice.recompute,
+    def floor_s(self, cut: Cut, layout: Layout) -> float:
+        """A step that nothing on these ranks beats: all their work, perfectly balanced and never waiting."""
+        pace = 0.0
+        for column in layout.columns:
+            for rank, count in column.kinds:
+                pace += column.replicas * count / self._slice(cut, rank, layout.fabric).all_s
+        return self._batch / cut.rows / pace
+
+    def exchange_floors_s(
+        self, cut: Cut, layout: Layout, arrangements: Sequence[tuple[Mesh, tuple[Zero, ...]]]
+    ) -> Iterator[tuple[float, Mesh, Zero]]:
+        """Seconds of exchanging state, and of the optimiser, that no stages avoid: some rank has a mean share or more.
+
+        All arithmetic of a micro-batch may hide it.
+        """
+        hidden = self._hidden(layout)
+        parts = [self._slice(cut, rank, layout.fabric) for rank in _distinct(layout)]
+        pp = arrangements[0][0].pp if arrangements else 1
+        loads = [(part, part.mean_load(pp)) for part in parts]
+        for mesh, zeros in arrangements:
+            sync = self._sync(layout, mesh)
+            counts = self._batch / cut.rows / mesh.replicas if len(layout.columns) == 1 else 1
+            exchanged = [part.sharding_s(load, sync=sync) if zeros != (0,) else (0.0, 0.0) for part, load in loads]
+            for zero in zeros:
+                least = math.inf
+                for (part, load), (gather, reduce) in zip(loads, exchanged, strict=True):
+                    shards = mesh.shards if zero else 1
+                    seconds = ADAM_TRAFFIC_BYTES * (load.params + load.expert_params) / shards / part.width
+                    if zero == 3:
+                        seconds += counts * max(0.0, gather - hidden * load.forward_s)
+                        seconds += counts * max(0.0, gather + reduce - hidden * load.backward_s)
+                    elif zero:
+                        seconds += part.once_s(load, zero=zero, exchanged=(gather, reduce), hidden=hidden)
+                    else:
+                        seconds += part.step_sync_s(load, zero=0, sync=sync, hidden=hidden)
+                    least = min(least, seconds)
+                yield least, mesh, zero
+
+    def hopeless(self, cut: Cut, layout: Layout, mesh: Mesh) -> bool:
+        """Whether not even an even share of all state and of one micro-batch's activations fits."""
+        part = self._slice(cut, layout.columns[0].ranks[0], layout.fabric)
+        stack = self._stack
+        held = part.params[-1] + part.expert_params[-1]
+        state = (stack.weight_bytes + stack.gradient_bytes + stack.optimizer_bytes) * held / (mesh.replicas * mesh.cp)
+        need = (state + part.kept_bytes[-1]) / mesh.pp
+        room = max(rank.memory_bytes for column in layout.columns for rank in column.ranks)
+        return need > self._memory_share * room
+
+    def crammed(self, line: Line, each: float) -> bool:
+        """Whether activations, and `each` bytes for a parameter, leave some rank of `line` without room."""
+        choice, mesh = line.choice, line.choice.mesh
+        held = in_flight(choice.schedule, pp=mesh.pp, chunks=choice.chunks, microbatches=max(line.most))
+        need = [each * (load.params + load.expert_params) for load in line.loads[0]]
+        for stage, place in enumerate(line.places):
+            sums = line.grid[0][place].kept_bytes
+            need[place] += held[place][stage // mesh.pp] * (sums[choice.cuts[stage + 1]] - sums[choice.cuts[stage]])
+        return any(count > self.usable_bytes(line.layout, place) for place, count in enumerate(need))
+
+    def usable_bytes(self, layout: Layout, place: int) -> int:
+        """What pipeline rank `place` may fill, on its smallest device."""
+        return int(self._memory_share * min(column.ranks[place].memory_bytes for column in layout.columns))
+
+    def thinnest(self, line: Line) -> float:
+        """Bytes of a parameter's state when all replicas share it."""
+        mesh, stack = line.choice.mesh, self._stack
+        return (stack.weight_bytes + stack.gradient_bytes + stack.optimizer_bytes) / (mesh.replicas * mesh.cp)
+
+    def state_bytes(self, mesh: Mesh, zero: Zero, line: Line) -> float:
+        """Bytes of a parameter's state and of its copy, without what is gathered for a moment."""
+        stack, cut = self._stack, line.choice.cut
+        parts = [mesh.shards if zero >= stage else 1 for stage in (3, 2 if max(line.most) == 1 else 3, 1)]
+        sizes = (stack.weight_bytes, stack.gradient_bytes, stack.optimizer_bytes)
+        each = sum(size / part for size, part in zip(sizes, parts, strict=True))
+        return each + (stack.copy_bytes if cut.precision == "bf16" and cut.recompute != "full" else 0)
+
+    def logits_bytes(self, part: Slice) -> int:
+        """Bytes of the scores of one micro-batch."""
+        return logits_bytes(self.model, part)
+
+    def slices(self, cut: Cut, layout: Layout) -> tuple[tuple[Slice, ...], ...]:
+        """The model under `cut` for each column and pipeline rank of `layout`."""
+        return tuple(tuple(self._slice(cut, rank, layout.fabric) for rank in column.ranks) for column in layout.columns)
+
+    def _slice(self, cut: Cut, rank: Rank, fabric: network.Fabric) -> Slice:
+        key = (cut, rank, fabric)
+        found = self._slices.get(key)
+        if found is None:
+            rings = blocks.inner_rings(fabric, Mesh(tp=cut.tp, cp=cut.cp, ep=cut.ep))
+            found = self._slices[key] = Slice(self.model, cut, rank=rank, rings=rings, stack=self._stack)
+        return found
+
+    def _sync(self, layout: Layout, mesh: Mesh) -> Sync:
+        key = (layout.fabric, mesh)
+        if key not in self._syncs:
+            self._syncs[key] = sync_rings(layout.fabric, mesh)
+        return self._syncs[key]
+
+    def _hidden(self, layout: Layout) -> float:
+        on_host = any(rank.device.vendor == HOST for rank in _distinct(layout))
+        return 0.0 if on_host else self._stack.hidden
+
+    def _spent(
+        self, choice: Choice, layout: Layout, grid: tuple[tuple[Slice, ...], ...], sync: Sync | None
+    ) -> tuple[tuple[Spent, ...], ...]:
+        """Seconds of one micro-batch in each stage of each column; with `sync`, gathering its parameters too."""
+        mesh, ends, hidden = choice.mesh, choice.cuts, self._hidden(layout)
+        places = _places(choice)
+        found: list[tuple[Spent, ...]] = []
+        for parts in grid:
+            send_s = self._send_s(parts[0], layout, mesh) if mesh.pp > 1 else 0.0
+            found.append(
+                tuple(
+                    parts[place].stage(ends[s], ends[s + 1], sync=sync, hidden=hidden, send_s=send_s)
+                    for s, place in enumerate(places)
+                )
             )
-        work, precision = self._work[key], self._config.precision
-        return [work_s(work, rank.device, precision=precision, share=rank.share) for rank, _ in choice.offer.groups]
+        return tuple(found)
 
-    def _time(self, choice: Choice, shares: tuple[tuple[int, int], ...], each_s: list[float]) -> TimeEstimate:
-        groups = choice.offer.groups
-        most = [count + (extra > 0) for count, extra in shares]
-        busy_s = [count * each for count, each in zip(most, each_s, strict=True)]
-        slowest = max(range(len(busy_s)), key=busy_s.__getitem__)
-        all_s = math.fsum(
-            (count * size + extra) * each
-            for (count, extra), (_, size), each in zip(shares, groups, each_s, strict=True)
-        )
-        mean_s = busy_s[slowest] if len(groups) == 1 else min(busy_s[slowest], all_s / choice.mesh.world)
-        hidden = 0.0 if any(rank.device.vendor == HOST for rank, _ in groups) else HIDDEN
-        state_bytes = ADAM_TRAFFIC_BYTES * shard_params(self._model, choice.mesh.fsdp)
-        return TimeEstimate(
-            compute_s=mean_s,
-            communication_s=self._exposed_s(choice, microbatches=most[slowest], each_s=hidden * min(each_s)),
-            bubble_s=busy_s[slowest] - mean_s,
-            optimizer_s=max(state_bytes / (rank.device.memory_bytes_per_s * rank.share) for rank, _ in groups),
-        )
+    def _send_s(self, part: Slice, layout: Layout, mesh: Mesh) -> float:
+        fabric = layout.fabric
+        # Where several stages share a node some hand on to another one all the same, and the slowest sets the pace.
+        link = fabric.inner if mesh.world <= fabric.per_node else fabric.outer
+        divided = mesh.tp if self._stack.divides_sends or part.cut.sequence_parallel else 1
+        return network.send_s(link, blocks.widening(part.cut, self._stack) * part.stream_bytes / divided)
 
-    def _exposed_s(self, choice: Choice, *, microbatches: int, each_s: float) -> float:
-        """Communication of a step that nothing hides, when each micro-batch can hide `each_s` of it."""
-        inner, outer = self._ring_pair(choice)
-        whole = WORD_BYTES * self._model.params
-        forward_s, backward_s = each_s / 3, each_s * 2 / 3
-        if choice.mesh.fsdp == 1:
-            return max(0.0, reduce_s(outer, whole, messages=math.ceil(whole / BUCKET_BYTES)) - backward_s)
-        # Units travel through a flat buffer: packed on one side, unpacked on the other.
-        packing = 4 * whole / min(rank.device.memory_bytes_per_s * rank.share for rank, _ in choice.offer.groups)
-        gather = gather_s(inner, whole, messages=self._messages) + packing
-        reduce = reduce_s(outer, whole / choice.mesh.fsdp, messages=self._messages)
-        if choice.reshard_after_forward:
-            once = max(0.0, gather - forward_s) + max(0.0, 2 * gather + reduce - backward_s)
-            return microbatches * once
-        return max(0.0, gather - forward_s) + max(0.0, gather + reduce - backward_s)
-
-    def _ring_pair(self, choice: Choice) -> tuple[Ring, Ring]:
-        """The slowest ring of the sharding groups (consecutive ranks), and of the replicas across them."""
-        key = (choice.offer, choice.mesh.fsdp)
-        if key not in self._rings:
-            ranks, size = choice.offer.ranks, choice.mesh.fsdp
-            shards = [ranks[start : start + size] for start in range(0, len(ranks), size)]
-            replicas = [ranks[start::size] for start in range(size)]
-            self._rings[key] = (
-                network.slowest_ring(self._cluster, shards),
-                network.slowest_ring(self._cluster, replicas),
+    def _memory(
+        self, choice: Choice, line: Line
+    ) -> tuple[tuple[MemoryEstimate, ...], tuple[MemoryEstimate, ...], tuple[int, ...]]:
+        """Bytes of each stage, of each pipeline rank, and what each rank may use."""
+        pp, microbatches = choice.mesh.pp, max(line.most)
+        held = in_flight(choice.schedule, pp=pp, chunks=choice.chunks, microbatches=microbatches)
+        stages: list[MemoryEstimate] = []
+        by_rank: list[list[MemoryEstimate]] = [[] for _ in range(pp)]
+        for stage, place in enumerate(line.places):
+            found = stage_memory(
+                self.model,
+                line.grid[0][place],
+                first=choice.cuts[stage],
+                end=choice.cuts[stage + 1],
+                zero=choice.zero,
+                shards=choice.mesh.shards if choice.zero else 1,
+                microbatches=microbatches,
+                held=held[place][stage // pp],
             )
-        return self._rings[key]
+            stages.append(found)
+            by_rank[place].append(found)
+        usable = tuple(self.usable_bytes(line.layout, place) for place in range(pp))
+        runtime = self._stack.runtime_bytes
+        return tuple(stages), tuple(rank_memory(each, runtime_bytes=runtime) for each in by_rank), usable
 
 
-def _shares(offer: Offer, each_s: list[float], total: int) -> tuple[tuple[int, int], ...] | None:
-    """Micro-batches for each group: evenly on one kind of device, by speed on several."""
-    if len(offer.groups) == 1:
-        each = even_count(len(offer.ranks), total)
+def _distinct(layout: Layout) -> list[Rank]:
+    """The kinds of rank on a layout."""
+    return list(dict.fromkeys(rank for column in layout.columns for rank, _ in column.kinds))
+
+
+def _places(choice: Choice) -> tuple[int, ...]:
+    """The pipeline rank of each stage."""
+    return stage_ranks(len(choice.cuts) - 1, choice.mesh.pp, choice.schedule)
+
+
+def _refused(choice: Choice, shares: Sequence[tuple[int, int]], *, zero: Zero) -> str:
+    counts = {count + more for count, extra in shares for more in ((0, 1) if extra else (0,))}
+    return refusal(
+        choice.mesh,
+        zero=zero,
+        schedule=choice.schedule,
+        chunks=choice.chunks,
+        recompute=choice.cut.recompute != "none",
+        microbatches=tuple(counts),
+    )
+
+
+def _once_s(choice: Choice, line: Line, *, sync: Sync, hidden: float) -> tuple[float, float]:
+    """Seconds of exchanging gradients and parameters once a step, and of the optimiser, on the slowest rank."""
+    shards = choice.mesh.shards if choice.zero else 1
+    after = optimizer = 0.0
+    for parts, loads in zip(line.grid, line.loads, strict=True):
+        for part, load in dict.fromkeys(zip(parts, loads, strict=True)):
+            after = max(after, part.step_sync_s(load, zero=choice.zero, sync=sync, hidden=hidden))
+            states = (load.params + load.expert_params) / shards
+            optimizer = max(optimizer, ADAM_TRAFFIC_BYTES * states / part.width)
+    return after, optimizer
+
+
+def _time(line: Line, once: tuple[float, float], ends: list[float] | None) -> TimeEstimate:
+    """The slowest column's step, by where it goes; of what does not fit, the least that it could take."""
+    ends = ends or [line.bound_s]
+    slowest = ends.index(max(ends))
+    compute, exposed = _mean_work(line.choice, line.spent[slowest], line.most[slowest])
+    after, optimizer = once
+    return TimeEstimate(
+        compute_s=compute,
+        communication_s=exposed + after,
+        bubble_s=max(0.0, ends[slowest] - compute - exposed),
+        optimizer_s=optimizer,
+    )
+
+
+def pipeline_s(choice: Choice, spent: Sequence[Spent], microbatches: int) -> float:
+    """Seconds of a column's forwards and backwards of a step."""
+    times = [each.times for each in spent]
+    pp = choice.mesh.pp
+    if pp == 1:
+        return microbatches * sum(each.forward_s + each.backward_s for each in times)
+    found = simulated_s(times, pp=pp, schedule=choice.schedule, microbatches=microbatches)
+    return max(found, least_s(times, pp=pp, schedule=choice.schedule, microbatches=microbatches))
+
+
+def _bound_s(choice: Choice, spent: Sequence[Spent], microbatches: int) -> float:
+    """A step of a column that no order beats."""
+    times: list[StageTimes] = [each.times for each in spent]
+    return least_s(times, pp=choice.mesh.pp, schedule=choice.schedule, microbatches=microbatches)
+
+
+def _mean_work(choice: Choice, spent: Sequence[Spent], microbatches: int) -> tuple[float, float]:
+    """Seconds that a rank of the column computes and that it waits for the network, on average over its ranks."""
+    pp = choice.mesh.pp
+    compute = sum(each.forward_s + each.backward_s for each in spent)
+    exposed = sum(each.forward_network_s + each.backward_network_s for each in spent)
+    exposed += 2 * sum(each.send_s for each in spent[:-1])
+    return microbatches * compute / pp, microbatches * exposed / pp
+
+
+def _shares(
+    layout: Layout, choice: Choice, spent: Sequence[Sequence[Spent]], total: int
+) -> tuple[tuple[int, int], ...] | None:
+    """Micro-batches for each column: evenly on one kind of replica, by speed on several."""
+    if len(layout.columns) == 1:
+        each = even_count(layout.columns[0].replicas, total)
         return None if each is None else ((each, 0),)
-    return fastest_counts([(s, size) for s, (_, size) in zip(each_s, offer.groups, strict=True)], total)
+    speeds = [(_pace_s(choice, times), c.replicas) for times, c in zip(spent, layout.columns, strict=True)]
+    return fastest_counts(speeds, total)
 
 
-def _even(shares: tuple[tuple[int, int], ...]) -> bool:
-    return len({count for count, _ in shares}) == 1 and not any(extra for _, extra in shares)
+def _pace_s(choice: Choice, spent: Sequence[Spent]) -> float:
+    """Seconds between two micro-batches of a full pipeline: its slowest rank's work."""
+    return max(_bound_s(choice, spent, 2) - _bound_s(choice, spent, 1), 1e-12)

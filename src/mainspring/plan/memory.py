@@ -1,90 +1,71 @@
 """How many bytes one rank needs: ZeRO's accounting (Rajbhandari et al. 2020, section 3) for how `train` executes it.
 
 Parameters, gradients and Adam's two moments are kept in fp32 at either precision (bf16 is autocast), 16 bytes per
-parameter over the sharding degree. ZeRO-3 holds the root's parameters and two blocks whole at a time and reduces
-after each micro-batch; ZeRO-2 and plain replicas hold everything whole, gradients too once they accumulate over
-micro-batches. Autocast saves a bf16 copy of each weight until its backward.
+parameter, each divided over the shards from its ZeRO stage on. ZeRO-3 holds the root's parameters and two blocks whole
+at a time and reduces after each micro-batch; ZeRO-2 and plain replicas hold everything whole, gradients too once they
+accumulate over micro-batches. Autocast saves a copy of each weight until its backward. A pipeline rank holds the
+activations of as many micro-batches as its schedule has in flight there (Narayanan et al. 2021, section 2.2).
 """
 
-from mainspring.plan.flops import activation_scale, logits_bytes
-from mainspring.spec import MemoryEstimate, Mesh, ModelSpec, Precision, Recompute
+from collections.abc import Sequence
 
-WORD_BYTES = 4
-ADAM_BYTES = 8
+from mainspring.plan import blocks
+from mainspring.plan.slices import Slice
+from mainspring.spec import MemoryEstimate, ModelSpec, Zero
+
 # The rest is the allocator's fragmentation, communication buffers and the runtime itself.
 USABLE = 0.9
 
 
-def rank_memory(
-    model: ModelSpec,
-    mesh: Mesh,
-    *,
-    tokens: int,
-    microbatches: int,
-    precision: Precision,
-    recompute: Recompute,
-    reshard_after_forward: bool,
+def stage_memory(
+    model: ModelSpec, part: Slice, *, first: int, end: int, zero: Zero, shards: int, microbatches: int, held: int
 ) -> MemoryEstimate:
-    """Bytes on the fullest rank for micro-batches of `tokens` tokens; `microbatches` is the most any rank runs."""
-    shard = shard_params(model, mesh.fsdp)
-    whole_gradients = mesh.fsdp == 1 or (not reshard_after_forward and microbatches > 1)
+    """Bytes of units `first` to `end` on one rank, with the activations of `held` micro-batches at most."""
+    stack, cut = part.stack, part.cut
+    whole = sum(part.held(first, end))
+    sharded = part.sharded(shards)
+    shard = sharded[end] - sharded[first] - (part.tied / shards if end - first == len(part.states) else 0)
+    present = part.present(first, end)
+    sizes = [(held.params + held.expert_params, count) for block, held, count in present if block.count > 1]
+    root = whole - sum(size * count for size, count in sizes)
+    largest = max((size for size, _ in sizes), default=0)
+    gathered = 0.0
+    if zero == 2:
+        gathered = stack.gather_bytes * whole
+    elif zero == 3:
+        gathered = stack.gather_bytes * (root + 2 * largest) + stack.reduce_bytes * largest
+    if cut.precision == "bf16":
+        copied = whole if cut.recompute != "full" else root + largest
+        gathered += stack.copy_bytes * copied
+    whole_gradients = zero < 2 or (zero == 2 and microbatches > 1)
+    scores = any(block is model.blocks[blocks.scorer(model)] for block, _, _ in present)
+    peak = max((held.whole_bytes - held.kept_bytes for _, held, _ in present), default=0.0)
+    activations = held * (part.kept_bytes[end] - part.kept_bytes[first]) + peak
     return MemoryEstimate(
-        params_bytes=WORD_BYTES * shard,
-        grads_bytes=WORD_BYTES * (model.params if whole_gradients else shard),
-        optimizer_bytes=ADAM_BYTES * shard,
-        activations_bytes=_activations(model, tokens=tokens, precision=precision, recompute=recompute),
-        logits_bytes=logits_bytes(model, tokens=tokens, precision=precision),
-        gathered_bytes=_gathered(model, mesh, reshard_after_forward)
-        + _autocast_copies(model, precision=precision, recompute=recompute),
+        params_bytes=round(stack.weight_bytes * (shard if zero >= 2 else whole)),
+        grads_bytes=round(stack.gradient_bytes * (whole if whole_gradients else shard)),
+        optimizer_bytes=round(stack.optimizer_bytes * (shard if zero else whole)),
+        activations_bytes=round(activations),
+        logits_bytes=logits_bytes(model, part) if scores else 0,
+        gathered_bytes=round(gathered),
     )
 
 
-def shard_params(model: ModelSpec, degree: int) -> int:
-    """Parameters on the fullest of `degree` ranks: each repeated block and the root are cut on their own.
-
-    `fully_shard` pads every unit to a multiple of the degree, so the shards together never hold less than the model.
-    """
-    root, blocks = units(model)
-    return _ceil(root, degree) + sum(count * _ceil(params, degree) for count, params in blocks)
-
-
-def units(model: ModelSpec) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """The sharding units `train` makes: parameters of the root, and `(count, params)` of the repeated blocks."""
-    root = sum(block.params for block in model.blocks if block.count == 1) - model.tied_params
-    return root, tuple((block.count, block.params) for block in model.blocks if block.count > 1)
+def rank_memory(stages: Sequence[MemoryEstimate], *, runtime_bytes: int) -> MemoryEstimate:
+    """All stages of one rank together."""
+    return MemoryEstimate(
+        params_bytes=sum(s.params_bytes for s in stages),
+        grads_bytes=sum(s.grads_bytes for s in stages),
+        optimizer_bytes=sum(s.optimizer_bytes for s in stages),
+        activations_bytes=sum(s.activations_bytes for s in stages),
+        logits_bytes=sum(s.logits_bytes for s in stages),
+        gathered_bytes=sum(s.gathered_bytes for s in stages),
+        runtime_bytes=runtime_bytes,
+    )
 
 
-def _activations(model: ModelSpec, *, tokens: int, precision: Precision, recompute: Recompute) -> int:
-    """What backward keeps of one micro-batch; with full recomputation a block keeps its input, and one block all."""
-    kept = largest = 0.0
-    for block in model.blocks:
-        if recompute == "full" and block.count > 1:
-            kept += block.count * block.output_bytes_per_token
-            largest = max(largest, block.activation_bytes_per_token)
-        else:
-            kept += block.count * block.activation_bytes_per_token
-    return round((kept + largest) * tokens * activation_scale(model, precision))
-
-
-def _gathered(model: ModelSpec, mesh: Mesh, reshard_after_forward: bool) -> int:  # noqa: FBT001  the plan's own field
-    """Parameters held whole next to the shard, and for ZeRO-3 the whole gradient of the block being reduced."""
-    if mesh.fsdp == 1:
-        return 0
-    if not reshard_after_forward:
-        return WORD_BYTES * model.params
-    root, blocks = units(model)
-    largest = max((params for _, params in blocks), default=0)
-    return WORD_BYTES * (root + 3 * largest)
-
-
-def _autocast_copies(model: ModelSpec, *, precision: Precision, recompute: Recompute) -> int:
-    if precision == "fp32":
-        return 0
-    if recompute != "full":
-        return 2 * model.params
-    root, blocks = units(model)
-    return 2 * (root + max((params for _, params in blocks), default=0))
-
-
-def _ceil(count: int, parts: int) -> int:
-    return -(-count // parts)
+def logits_bytes(model: ModelSpec, part: Slice) -> int:
+    """Bytes of scores and of their loss at its peak: fp32 scores and their log-softmax, and a bf16 copy if narrow."""
+    index = blocks.scorer(model)
+    each = 8 if part.cut.precision == "fp32" else part.stack.logit_bytes
+    return round(blocks.logit_values(model) * part.cut.tokens * each / part.cut.degree(model.blocks[index]))

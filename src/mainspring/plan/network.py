@@ -1,25 +1,25 @@
 """How long collectives take: the alpha-beta model of a ring (Thakur et al. 2005), with the group's place in it.
 
-A group of n ranks with k of them on each node leaves a node through k network ports at once: its bandwidth is k
-times a port's. Ignoring that overpredicts published multi-node ZeRO-3 runs by up to 2.4 times.
+A group with k ranks on each node leaves a node through k network ports at once: its bandwidth is k times a port's.
+Ignoring that overpredicts published multi-node ZeRO-3 runs by up to 2.4 times. Groups lie on a node-aligned mesh, so
+that their place follows from degrees and strides, whatever the number of ranks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mainspring.plan.layout import Rank
-from mainspring.spec import Cluster, Link
+from mainspring.spec import AXES, Link, Mesh
 
 # Shares of a link's rate that collectives reach: 343 of 450 GB/s on NVLink 4; between nodes the fit on published
 # multi-node runs, which holds congestion and ring imbalance too.
-INNER_SHARE = 0.76
-OUTER_SHARE = 0.5
-COLLECTIVE_S = 80e-6
+INNER_SHARE = 0.8
+OUTER_SHARE = 0.85
+COLLECTIVE_S = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A communication group: `ranks` members, the fewest on one node, and the slowest link of each tier per rank.
+    """A communication group: `ranks` members, `per_node` of them on each of `nodes`, and the links per rank.
 
     `outer` is None when all members share a node, `inner` when no two do.
     """
@@ -31,7 +31,40 @@ class Ring:
     outer: Link | None
 
 
-def gather_s(ring: Ring, whole_bytes: float, *, messages: int = 1) -> float:
+@dataclass(frozen=True, slots=True, eq=False)
+class Fabric:
+    """The links that ranks of a layout meet: the slowest inside any node, and between nodes; rates of one rank.
+
+    Layouts with equal links share one object, so that what is worked out for it is found again.
+    """
+
+    per_node: int
+    inner: Link
+    outer: Link
+
+
+def ring_of(fabric: Fabric, mesh: Mesh, axes: Sequence[str]) -> Ring:
+    """The group that spans `axes` of `mesh`, whose ranks lie node by node in the order of `AXES`."""
+    ranks = per_node = 1
+    stride = 1
+    for axis in reversed(AXES):
+        degree = getattr(mesh, axis)
+        if axis in axes:
+            ranks *= degree
+            per_node *= min(degree, max(1, fabric.per_node // stride))
+        stride *= degree
+    per_node = min(per_node, ranks)
+    nodes = -(-ranks // per_node)
+    return Ring(
+        ranks=ranks,
+        per_node=per_node,
+        nodes=nodes,
+        inner=fabric.inner if per_node > 1 else None,
+        outer=fabric.outer if nodes > 1 else None,
+    )
+
+
+def gather_s(ring: Ring, whole_bytes: float, *, messages: float = 1) -> float:
     """Seconds until every rank holds all `whole_bytes`, sent in `messages` collectives. Reduce-scatter is the same."""
     if ring.ranks == 1:
         return 0.0
@@ -50,30 +83,25 @@ def gather_s(ring: Ring, whole_bytes: float, *, messages: int = 1) -> float:
     return seconds + messages * (ring.nodes - 1) * ring.outer.latency_s + max(inner_s, outer_s)
 
 
-def reduce_s(ring: Ring, whole_bytes: float, *, messages: int = 1) -> float:
+def reduce_s(ring: Ring, whole_bytes: float, *, messages: float = 1) -> float:
     """Seconds of a ring all-reduce: a reduce-scatter and an all-gather."""
     return 2 * gather_s(ring, whole_bytes, messages=messages)
 
 
-def slowest_ring(cluster: Cluster, groups: Sequence[Sequence[Rank]]) -> Ring:
-    """The ring that all `groups`, which work at once and wait for each other, are as slow as."""
-    size = len(groups[0])
-    per_node, nodes, shared = size, 1, False
-    inner_rate = outer_rate = float("inf")
-    inner_latency = 0.0
-    for group in groups:
-        members: dict[int, int] = {}
-        for rank in group:
-            members[rank.node] = members.get(rank.node, 0) + 1
-        fewest = min(members.values())
-        per_node, nodes = min(per_node, fewest), max(nodes, len(members))
-        for rank in group:
-            outer_rate = min(outer_rate, cluster.link.bytes_per_s * rank.share)
-            if members[rank.node] > 1:
-                shared = True
-                link = cluster.nodes[rank.node].link
-                inner_rate = min(inner_rate, link.bytes_per_s * rank.share)
-                inner_latency = max(inner_latency, link.latency_s)
-    inner = Link(name="inner", bytes_per_s=inner_rate, latency_s=inner_latency) if shared else None
-    outer = Link(name="outer", bytes_per_s=outer_rate, latency_s=cluster.link.latency_s) if nodes > 1 else None
-    return Ring(ranks=size, per_node=per_node, nodes=nodes, inner=inner, outer=outer)
+def exchange_s(ring: Ring, sent_bytes: float, *, messages: float = 1) -> float:
+    """Seconds of an all-to-all in which each rank has `sent_bytes`, an equal part of them for every rank."""
+    if ring.ranks == 1:
+        return 0.0
+    seconds = messages * COLLECTIVE_S
+    if ring.inner is not None:
+        inside = sent_bytes * (ring.per_node - 1) / ring.ranks
+        seconds += inside / (ring.inner.bytes_per_s * INNER_SHARE)
+    if ring.outer is not None:
+        outside = sent_bytes * (ring.ranks - ring.per_node) / ring.ranks
+        seconds += outside / (ring.outer.bytes_per_s * OUTER_SHARE) + messages * ring.outer.latency_s
+    return seconds
+
+
+def send_s(link: Link, sent_bytes: float) -> float:
+    """Seconds of handing `sent_bytes` to one other rank."""
+    return link.latency_s + sent_bytes / link.bytes_per_s

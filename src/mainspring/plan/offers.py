@@ -1,28 +1,232 @@
-"""Plans as offers to the scheduler: what each takes of which device, and how fast the job runs with it."""
+"""Which devices a plan may use: kinds of them, node by node, and where a mesh comes to lie on them.
 
-from collections.abc import Iterable
+A kind is a device with its link. Ranks are counted on the first nodes that have enough of it, the same number on each,
+so that every group of a mesh has the same place on its nodes. What is offered for a kind never depends on how much
+more of it there is: a larger cluster offers all that a smaller one does, and can never be given a slower plan.
+"""
 
-from mainspring.spec import Offer, Plan, Request
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from mainspring.plan.blocks import Rank
+from mainspring.plan.layout import HOST, Column, Layout
+from mainspring.plan.network import Fabric
+from mainspring.spec import Cluster, Device, Link
+
+MOST_KINDS = 3  # whose orders along a pipeline are all tried
+FEW = 16  # pipeline ranks or replicas, up to which all ways to share them among kinds are tried
 
 
-def offers_of(plans: Iterable[Plan], *, device: str) -> tuple[Offer, ...]:
-    """One offer for each plan, whose ranks take one `device` each; speed is in tokens per second.
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """Devices of one sort: `nodes` as `(index, healthy devices)`, most first; cores instead for a host CPU."""
 
-    Plans for the same number of ranks differ in nothing that the scheduler sees: the fastest is kept.
+    device: Device
+    link: Link
+    nodes: tuple[tuple[int, int], ...]
+    memory_bytes: int
+    _capacities: tuple[int, ...]
+    _ranks: dict[int, Rank] = field(default_factory=dict[int, Rank])
+
+    @property
+    def most_per_node(self) -> int:
+        """Ranks that the fullest node can hold."""
+        return self.nodes[0][1]
+
+    @property
+    def room(self) -> int:
+        """Ranks there is room for in all."""
+        return self._capacities[0]
+
+    def capacity(self, per_node: int) -> int:
+        """Ranks there is room for, `per_node` on each node that has so many."""
+        return self._capacities[per_node]
+
+    def rank(self, per_node: int) -> Rank:
+        """One rank when a node holds `per_node` of them: they share a host CPU, and own an accelerator each."""
+        if per_node not in self._ranks:
+            share = 1 / per_node if self.device.vendor == HOST else 1.0
+            self._ranks[per_node] = Rank(device=self.device, share=share, memory_bytes=int(self.memory_bytes * share))
+        return self._ranks[per_node]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seat:
+    """`per_node` ranks of a kind on each of its nodes."""
+
+    kind: Kind
+    per_node: int
+
+    def nodes(self, first: int, count: int) -> Iterator[int]:
+        """Nodes of `count` ranks from the `first` of this seat on."""
+        fit = [index for index, room in self.kind.nodes if room >= self.per_node]
+        return (fit[(first + number) // self.per_node] for number in range(count))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """Seats and how a mesh lies on them: as columns of replicas, or as runs of pipeline ranks.
+
+    `replicas[i]` are on seat i at every stage, or else `stages[i]` pipeline ranks are, with all replicas.
     """
-    best: dict[int, Plan] = {}
-    for plan in plans:
-        known = best.setdefault(plan.mesh.world, plan)
-        if plan.tokens_per_s > known.tokens_per_s:
-            best[plan.mesh.world] = plan
-    return tuple(
-        Offer(
-            request=Request(devices=1, models=(device,)),
-            ranks=ranks,
-            speed=max(1, round(plan.tokens_per_s)),
-            plan=f"{plan.mesh.label} on {ranks} {device}",
-            watts=round(plan.watts),
-            milli_usd_per_hour=round(1000 * plan.price_usd_per_hour),
+
+    seats: tuple[Seat, ...]
+    replicas: tuple[int, ...] = ()
+    stages: tuple[int, ...] = ()
+
+    def layout(self, cluster: Cluster, pp: int) -> Layout:
+        """Ranks and links of a mesh with `pp` pipeline ranks."""
+        ranks = [seat.kind.rank(seat.per_node) for seat in self.seats]
+        if self.stages:
+            row = tuple(itertools.chain.from_iterable((r,) * n for r, n in zip(ranks, self.stages, strict=True)))
+            kinds = tuple(zip(ranks, self.stages, strict=True))
+            columns = (Column(replicas=self.replicas[0], ranks=row, kinds=kinds),)
+        else:
+            columns = tuple(
+                Column(replicas=n, ranks=(r,) * pp, kinds=((r, pp),)) for r, n in zip(ranks, self.replicas, strict=True)
+            )
+        share = min(rank.share for rank in ranks)
+        links = [seat.kind.link for seat in self.seats]
+        inner = Link(
+            name="inner",
+            bytes_per_s=min(link.bytes_per_s for link in links) * share,
+            latency_s=max(link.latency_s for link in links),
         )
-        for ranks, plan in sorted(best.items())
-    )
+        outer = Link(name="outer", bytes_per_s=cluster.link.bytes_per_s * share, latency_s=cluster.link.latency_s)
+        per_node = min(seat.per_node for seat in self.seats)
+        return Layout(columns=columns, fabric=_fabric(per_node, inner, outer))
+
+    def nodes(self, *, pp: int, inner: int) -> list[int]:
+        """The node of each rank, row-major over the mesh's axes; `inner` ranks make one replica's part of a stage."""
+        found: list[int] = []
+        if self.stages:
+            each = self.replicas[0] * inner
+            for seat, count in zip(self.seats, self.stages, strict=True):
+                found += seat.nodes(0, count * each)
+            return found
+        for stage in range(pp):
+            for seat, count in zip(self.seats, self.replicas, strict=True):
+                found += seat.nodes(stage * count * inner, count * inner)
+        return found
+
+
+@lru_cache(maxsize=1024)
+def _fabric(per_node: int, inner: Link, outer: Link) -> Fabric:
+    return Fabric(per_node=per_node, inner=inner, outer=outer)
+
+
+def enlarged(cluster: Cluster, ranks: int) -> Cluster:
+    """`cluster`, repeated as often as `ranks` need."""
+    room = sum(kind.room for kind in kinds(cluster))
+    times = -(-ranks // max(1, room))
+    if times <= 1:
+        return cluster
+    nodes = tuple(replace(node, name=f"{node.name}-{turn}") for turn in range(times) for node in cluster.nodes)
+    return replace(cluster, name=f"{times} x {cluster.name}", nodes=nodes)
+
+
+def healthy(cluster: Cluster) -> Iterator[tuple[int, Device]]:
+    """Devices fit for work, with their node. Health is listed in the order of the devices."""
+    for index, node in enumerate(cluster.nodes):
+        for position, device in enumerate(node.devices):
+            if position >= len(node.health) or node.health[position].state != "unhealthy":
+                yield index, device
+
+
+def kinds(cluster: Cluster) -> tuple[Kind, ...]:
+    """The kinds of a cluster, fastest first."""
+    counts: dict[tuple[Device, Link], dict[int, int]] = {}
+    for index, device in healthy(cluster):
+        node = cluster.nodes[index]
+        places = counts.setdefault((device, node.link), {})
+        places[index] = node.cpu_cores if device.vendor == HOST else places.get(index, 0) + 1
+    found: list[Kind] = []
+    for (device, link), places in counts.items():
+        memory = device.memory_bytes
+        if device.vendor == HOST:
+            memory = min(memory, *(cluster.nodes[index].memory_bytes for index in places))
+        nodes = tuple(sorted(places.items(), key=lambda place: (-place[1], place[0])))
+        room = sum(count for _, count in nodes)
+        each = (per_node * sum(count >= per_node for _, count in nodes) for per_node in range(1, nodes[0][1] + 1))
+        found.append(Kind(device=device, link=link, nodes=nodes, memory_bytes=memory, _capacities=(room, *each)))
+    return tuple(sorted(found, key=lambda kind: (-kind.device.bf16_flops_per_s, kind.device.name)))
+
+
+def seats(kind: Kind, ranks: int, *, outer: Link, step: int) -> list[Seat]:
+    """Ways to seat `ranks` ranks of a kind in multiples of `step` a node.
+
+    Neighbours whose link is at least as fast as the network are best seated densely. Ranks that share a host are not.
+    """
+    dense = kind.device.vendor != HOST and kind.link.bytes_per_s >= outer.bytes_per_s
+    found: list[Seat] = []
+    for per_node in range(min(ranks, kind.most_per_node), 0, -1):
+        if per_node % step == 0 and ranks % per_node == 0 and kind.capacity(per_node) >= ranks:
+            found.append(Seat(kind, per_node))
+            if dense:
+                break
+    return found
+
+
+def single(cluster: Cluster, kind: Kind, *, pp: int, replicas: int, inner: int, step: int) -> Iterator[Offer]:
+    """A mesh on one kind."""
+    for seat in seats(kind, pp * replicas * inner, outer=cluster.link, step=step):
+        yield Offer(seats=(seat,), replicas=(replicas,))
+
+
+def by_replica(cluster: Cluster, mix: Sequence[Kind], *, pp: int, inner: int, step: int, most: int) -> Iterator[Offer]:
+    """Replicas on several kinds, each kind holding some of at most `most` in all, one of them all it can."""
+    full = [min(most - 1, kind.room // (pp * inner)) for kind in mix]
+    choices = [
+        sorted({1 << power for power in range(top.bit_length())} | set(range(1, min(top, 8) + 1)) | {top})
+        for top in full
+    ]
+    for counts in itertools.product(*choices):
+        at_its_most = any(count == top for count, top in zip(counts, full, strict=True))
+        if min(counts) < 1 or sum(counts) > most or not (at_its_most or sum(counts) == most or most <= FEW):
+            continue
+        taken = [
+            seats(kind, pp * n * inner, outer=cluster.link, step=step) for kind, n in zip(mix, counts, strict=True)
+        ]
+        if all(taken):
+            yield Offer(seats=tuple(each[0] for each in taken), replicas=counts)
+
+
+def by_stage(
+    cluster: Cluster, mix: Sequence[Kind], *, pp: int, replicas: int, inner: int, step: int
+) -> Iterator[Offer]:
+    """A pipeline whose ranks are on several kinds, in every order of the kinds and every share of the ranks."""
+    for order in itertools.permutations(mix):
+        for counts in _stage_shares(order, pp):
+            taken = [
+                seats(kind, n * replicas * inner, outer=cluster.link, step=step)
+                for kind, n in zip(order, counts, strict=True)
+            ]
+            if all(taken):
+                yield Offer(seats=tuple(each[0] for each in taken), replicas=(replicas,), stages=counts)
+
+
+def mixtures(found: Sequence[Kind]) -> Iterator[tuple[Kind, ...]]:
+    """Sets of two and more kinds."""
+    for size in range(2, min(len(found), MOST_KINDS) + 1):
+        yield from itertools.combinations(found, size)
+
+
+def _stage_shares(order: Sequence[Kind], pp: int) -> Iterator[tuple[int, ...]]:
+    """How many pipeline ranks each kind gets: any of few ways, else in proportion to speed and to number."""
+    if pp <= FEW:
+        for cut in itertools.combinations(range(1, pp), len(order) - 1):
+            yield tuple(b - a for a, b in itertools.pairwise((0, *cut, pp)))
+        return
+    weights = [
+        [kind.room * kind.device.bf16_flops_per_s for kind in order],
+        [float(kind.room) for kind in order],
+    ]
+    found: set[tuple[int, ...]] = set()
+    for each in weights:
+        ends = [max(1, round(pp * part / sum(each))) for part in each[:-1]]
+        counts = (*ends, pp - sum(ends))
+        if counts[-1] > 0 and counts not in found:
+            found.add(counts)
+            yield counts

@@ -4,14 +4,22 @@ Rated power is an upper bound for the devices and leaves the host, cooling and i
 run says what it really was.
 """
 
-from mainspring.plan.layout import Offer
+from mainspring.plan.layout import Layout
+from mainspring.spec import Mesh
 
 
-def watts(offer: Offer) -> float:
+def nothing(_layout: Layout, _mesh: Mesh) -> float:
+    """The rate of what is compared by time alone."""
+    return 1.0
+
+
+def watts(layout: Layout, mesh: Mesh) -> float:
     """Power of the devices in use; a rank that owns a share of a device draws that share."""
-    return sum(rank.device.power_watts * rank.share * count for rank, count in offer.groups)
+    inner = mesh.tp * mesh.cp
+    return inner * sum(c.replicas * sum(r.device.power_watts * r.share for r in c.ranks) for c in layout.columns)
 
 
-def usd_per_hour(offer: Offer) -> float:
+def usd_per_hour(layout: Layout, mesh: Mesh) -> float:
     """Price of the devices in use."""
-    return sum(rank.device.price_usd_per_hour * rank.share * count for rank, count in offer.groups)
+    inner = mesh.tp * mesh.cp
+    return inner * sum(c.replicas * sum(r.device.price_usd_per_hour * r.share for r in c.ranks) for c in layout.columns)

@@ -1,35 +1,54 @@
 """The best plan for training a model on a cluster, and why not the others.
 
-Every combination of devices, dp and fsdp degrees, ZeRO stage, micro-batch and recomputation is estimated in closed
-form and the best that fits is chosen: a few thousand estimates, no measurement, the same answer every time. Tensor,
-pipeline, context and expert parallelism are further axes of `Choice.mesh`; they enter in `choices` and `Estimator`.
+Branch and bound over `space`: frames in the order of the least they could cost, refined until no frame left could be
+better than what was found. Stages are cut by `partition`, schedules are run event by event by `simulate`. Nothing is
+measured, nothing is left to chance: the same question gets the same answer.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from mainspring.plan import price
 from mainspring.plan.estimate import Choice, Estimate, Estimator
-from mainspring.plan.flops import model_flops, peak_flops_per_s
-from mainspring.plan.layout import HOST, capacity, divisors, offers
-from mainspring.plan.memory import USABLE, rank_memory
+from mainspring.plan.layout import Layout
+from mainspring.plan.limits import EXECUTABLE, Limits
+from mainspring.plan.offers import Offer
+from mainspring.plan.outcome import indivisible_batch, lacking, plan_of, rank_key, rejected, remedy, too_large
+from mainspring.plan.refine import CLOSE, Refiner
+from mainspring.plan.space import Space, indivisible, tensor_parallel
 from mainspring.spec import (
+    AXES,
     Cluster,
     DoesNotFit,
+    Hints,
     Mesh,
     ModelSpec,
     Objective,
     Plan,
-    Recompute,
-    Rejected,
     SpecError,
-    Stage,
     TrainConfig,
 )
-from mainspring.spec.plan import readable_bytes
 
-REJECTED_SHOWN = 5
 MOST_RANKS = 1 << 16
+FREE = Hints()
+RATES = {"time": price.nothing, "cost": price.usd_per_hour, "energy": price.watts}
+
+
+@dataclass(slots=True)
+class Found:
+    """What a search has seen: the best, and the best of each mesh (those that do not fit by what they lack)."""
+
+    best: Estimate | None = None
+    offer: Offer | None = None
+    by_mesh: dict[Mesh, Estimate] = field(default_factory=dict[Mesh, Estimate])
+    examined: int = 0
+
+    def least(self) -> Estimate | None:
+        """The choice that came nearest to fitting."""
+        return min(self.by_mesh.values(), key=lacking, default=None)
 
 
 def plan_training(
@@ -39,33 +58,49 @@ def plan_training(
     *,
     ranks: int | None = None,
     objective: Objective = "time",
+    hints: Hints = FREE,
+    limits: Limits = EXECUTABLE,
 ) -> Plan:
     """The plan that needs least of `objective`; with `ranks`, on exactly that many, else on any number.
 
-    Raises `SpecError` for a batch that cannot be cut, and `DoesNotFit`, with what is missing and what would do, when
-    nothing fits.
+    Only what `limits` allow is considered, and of it what `hints` ask for. Raises `SpecError` for a request that makes
+    no sense, and `DoesNotFit`, with what is missing and what would do, when nothing fits.
     """
-    _check(model, cluster, config, ranks=ranks, objective=objective)
-    found = estimates(model, cluster, config, ranks=ranks)
-    if not found:
-        raise _indivisible(config, ranks)
-    fitting = [estimate for estimate in found if estimate.fits]
-    if not fitting:
-        raise _too_large(model, config, found)
-    best = min(fitting, key=lambda estimate: rank_key(estimate, objective))
-    return _plan(model, cluster, config, best, objective=objective, rejected=_rejected(best, found, objective))
+    space = Space(model, cluster, config, hints=hints, limits=limits, ranks=ranks)
+    check(space, objective)
+    found = search(space, objective)
+    if found.best is None or found.offer is None:
+        least = smallest(space) or found.least()
+        if least is None:
+            raise indivisible_batch(config, ranks, hints)
+        raise too_large(model, least, _remedy(space, least))
+    estimator = Estimator(model, global_batch=config.global_batch, memory_share=hints.memory_share)
+    plan = plan_of(estimator, cluster, config, found.best, offer=found.offer, objective=objective)
+    others = (*found.by_mesh.values(), *alternatives(space, found.best.choice.mesh, objective))
+    return replace(plan, rejected=rejected(found.best, others, objective))
 
 
-def menu(model: ModelSpec, cluster: Cluster, config: TrainConfig, *, objective: Objective = "time") -> tuple[Plan, ...]:
+def menu(
+    model: ModelSpec,
+    cluster: Cluster,
+    config: TrainConfig,
+    *,
+    objective: Objective = "time",
+    hints: Hints = FREE,
+    limits: Limits = EXECUTABLE,
+) -> tuple[Plan, ...]:
     """One plan for each resource offer: 1, 2, 4 ... ranks and all of them, save those that nothing fits on."""
-    _check(model, cluster, config, ranks=None, objective=objective)
-    most = min(capacity(cluster), config.global_batch)
+    space = Space(model, cluster, config, hints=hints, limits=limits, ranks=None)
+    check(space, objective)
+    most = space.capacity()
     sizes = sorted({1 << power for power in range(most.bit_length())} | {most})
     plans: list[Plan] = []
     last: SpecError | None = None
     for ranks in sizes:
         try:
-            plans.append(plan_training(model, cluster, config, ranks=ranks, objective=objective))
+            plans.append(
+                plan_training(model, cluster, config, ranks=ranks, objective=objective, hints=hints, limits=limits)
+            )
         except SpecError as error:
             last = error
     if not plans and last is not None:
@@ -73,51 +108,118 @@ def menu(model: ModelSpec, cluster: Cluster, config: TrainConfig, *, objective: 
     return tuple(plans)
 
 
-def estimates(model: ModelSpec, cluster: Cluster, config: TrainConfig, *, ranks: int | None = None) -> list[Estimate]:
-    """What every choice costs, those that do not fit included."""
-    estimator = Estimator(model, cluster, config)
-    found = (estimator(choice) for choice in choices(cluster, config, ranks=ranks))
-    return [estimate for estimate in found if estimate is not None]
+def search(space: Space, objective: Objective) -> Found:
+    """Every frame that could hold the best plan, refined."""
+    found = Found()
+    estimator = Estimator(space.model, global_batch=space.config.global_batch, memory_share=space.hints.memory_share)
+    refiner = Refiner(space, estimator)
+    best = math.inf
+
+    def rate_of(layout: Layout, mesh: Mesh) -> float:
+        return RATES[objective](layout, mesh)
+
+    for floor, frame in space.ordered(estimator, rate_of):
+        if floor >= best:
+            break
+        beat_s = best / rate_of(frame.layout, frame.mesh)
+        for estimate in refiner.estimates(frame, beat_s=beat_s):
+            found.examined += 1
+            _remember(found, estimate, objective)
+            if not estimate.fits:
+                continue
+            if found.best is None or rank_key(estimate, objective) < rank_key(found.best, objective):
+                found.best, found.offer = estimate, frame.offer
+                best = min(best, rank_key(estimate, objective)[0] * CLOSE)
+    return found
 
 
-def choices(cluster: Cluster, config: TrainConfig, *, ranks: int | None = None) -> Iterator[Choice]:
-    """The search space, in a fixed order."""
-    all_rows = (config.microbatch,) if config.microbatch else divisors(config.global_batch)
-    for offer in offers(cluster, global_batch=config.global_batch, ranks=ranks):
-        world = len(offer.ranks)
-        for fsdp in divisors(world):
-            for regather in (False,) if fsdp == 1 else (False, True):
-                for rows in all_rows:
-                    if rows * world > config.global_batch:
-                        continue
-                    for recompute in get_args(Recompute):
-                        yield Choice(
-                            offer=offer,
-                            mesh=Mesh(dp=world // fsdp, fsdp=fsdp),
-                            rows=rows,
-                            recompute=recompute,
-                            reshard_after_forward=regather,
-                        )
+def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Estimate]:
+    """The best on meshes of as many ranks that a reader would have tried: each free axis given up for another."""
+    tried = {best}
+    for source, target in itertools.product(("pp", "tp", "cp", "ep", "fsdp", "dp"), ("dp", "fsdp", "tp", "pp")):
+        degree: int = getattr(best, source)
+        mesh = replace(best, **{source: 1, target: getattr(best, target) * degree}) if source != target else best
+        shape = {axis: getattr(mesh, axis) for axis in AXES}
+        wanted = all(getattr(space.hints, axis) in (0, degree) for axis, degree in shape.items())
+        if mesh in tried or not wanted or not space.limits.allows(mesh):
+            continue
+        tried.add(mesh)
+        asked = Space(
+            space.model,
+            space.cluster,
+            space.config,
+            hints=replace(space.hints, **shape),
+            limits=space.limits,
+            ranks=mesh.world,
+        )
+        found = search(asked, objective)
+        shown = found.best or smallest(asked) or found.least()
+        if shown is not None:
+            yield shown
 
 
-def rank_key(estimate: Estimate, objective: Objective) -> tuple[float, ...]:
-    """What is minimised; ties go to the faster, then to fewer ranks, less memory and the simpler plan."""
-    choice, step_s = estimate.choice, estimate.time.step_s
-    spent = {
-        "time": step_s,
-        "cost": step_s * price.usd_per_hour(choice.offer),
-        "energy": step_s * price.watts(choice.offer),
-    }
-    mesh = choice.mesh
-    return (spent[objective], step_s, mesh.world, estimate.memory.total_bytes, mesh.fsdp, choice.rows)
+def _remember(found: Found, estimate: Estimate, objective: Objective) -> None:
+    """Keep the best of each mesh: one that fits before one that does not."""
+
+    def order(each: Estimate) -> tuple[float, ...]:
+        return (0.0, *rank_key(each, objective)) if each.fits else (1.0, float(lacking(each)))
+
+    seen = found.by_mesh.get(estimate.choice.mesh)
+    if seen is None or order(estimate) < order(seen):
+        found.by_mesh[estimate.choice.mesh] = estimate
 
 
-def _check(model: ModelSpec, cluster: Cluster, config: TrainConfig, *, ranks: int | None, objective: Objective) -> None:
+def _remedy(space: Space, least: Estimate) -> str:
+    """What would hold the model: more such devices, or larger ones."""
+    config, hints = space.config, replace(space.hints, dp=0, fsdp=0, pp=0)
+    at = least.tightest
+    rank = min((column.ranks[at] for column in least.layout.columns), key=lambda rank: rank.memory_bytes)
+    node = next(n for n in space.cluster.nodes if rank.device in n.devices)
+    floor_bytes = least.memory[at].total_bytes
+    world = least.choice.mesh.world
+    while world < MOST_RANKS:
+        world *= 2
+        count = -(-world // len(node.devices))
+        larger = replace(space.cluster, nodes=(node,) * count)
+        enough = replace(config, global_batch=max(config.global_batch, world * max(1, config.microbatch)))
+        tried = Space(space.model, larger, enough, hints=hints, limits=space.limits, ranks=world)
+        found = smallest(tried)
+        if found is None:
+            continue
+        floor_bytes = min(floor_bytes, found.memory[found.tightest].total_bytes)
+        if found.fits:
+            return remedy(least, config, found.choice.mesh, floor_bytes)
+    return remedy(least, config, None, floor_bytes)
+
+
+def smallest(space: Space) -> Estimate | None:
+    """The choice that needs least memory: one sequence at a time, all recomputed, sharded as far as can be."""
+    estimator = Estimator(space.model, global_batch=space.config.global_batch, memory_share=space.hints.memory_share)
+    found: list[Estimate] = []
+    rows = space.config.microbatch or 1
+    for _, frame in space.ordered(estimator, price.nothing):
+        if frame.cut.rows != rows or frame.cut.recompute != space.limits.recompute[-1] or frame.mesh.pp > 1:
+            continue
+        for mesh, zero in space.meshes(frame):
+            if mesh.dp == max(1, space.hints.dp):
+                cuts = (0, space.unit_count)
+                choice = Choice(mesh=mesh, cut=frame.cut, zero=zero, schedule="1f1b", cuts=cuts)
+                estimate = estimator(choice, frame.layout)
+                found += [estimate] if estimate else []
+    return min(found, key=lacking, default=None)
+
+
+def check(space: Space, objective: Objective) -> None:
+    """Refuse a request that makes no sense, with its numbers."""
+    model, cluster, config, ranks = space.model, space.cluster, space.config, space.ranks
     if objective not in get_args(Objective):
         raise SpecError(f"no objective {objective!r}", hint="known: " + ", ".join(get_args(Objective)))
     if not model.blocks or model.params < 1:
         raise SpecError(f"model {model.name!r} has no parameters to train")
-    most = capacity(cluster)
+    for block in model.blocks:
+        if block.experts and not block.expert_params:
+            raise SpecError(f"block {block.name!r} of {model.name!r} has {block.experts} experts without parameters")
+    most = space.capacity()
     if not most:
         raise DoesNotFit(f"cluster {cluster.name!r} has no healthy device", hint=_sickness(cluster))
     if objective == "cost":
@@ -127,8 +229,12 @@ def _check(model: ModelSpec, cluster: Cluster, config: TrainConfig, *, ranks: in
                 f"no price is known for {', '.join(sorted(free))}, so plans cannot be compared by cost",
                 hint="give price_usd_per_hour in the cluster file, or choose by time or energy",
             )
-    if ranks is None:
-        return
+    if ranks is not None:
+        _check_ranks(cluster, config, ranks, most, alone=space.limits.axes <= {"dp", "fsdp"})
+    _check_hints(space)
+
+
+def _check_ranks(cluster: Cluster, config: TrainConfig, ranks: int, most: int, *, alone: bool) -> None:
     if ranks < 1:
         raise SpecError(f"ranks must be at least 1, got {ranks}")
     if ranks > most:
@@ -136,135 +242,36 @@ def _check(model: ModelSpec, cluster: Cluster, config: TrainConfig, *, ranks: in
             f"{ranks} ranks were asked for, cluster {cluster.name!r} has room for {most}",
             hint="one rank needs one accelerator, or one core of a host without accelerators",
         )
-    if config.global_batch < ranks:
+    if alone and config.global_batch < ranks:
         raise SpecError(
             f"a global batch of {config.global_batch} sequences is smaller than {ranks} ranks",
             hint=f"raise global_batch to a multiple of {ranks}, or use {config.global_batch} ranks",
         )
 
 
-def _indivisible(config: TrainConfig, ranks: int | None) -> SpecError:
-    """No choice at all: the batch has no even cut."""
-    batch = config.global_batch
-    unit = (ranks or 1) * max(1, config.microbatch)
-    said = f"{ranks or 1} ranks" + (f" x micro-batches of {config.microbatch}" if config.microbatch else "")
-    below, above = batch // unit * unit, -(-batch // unit) * unit
-    near = f"{below} or {above}" if below else str(above)
-    return SpecError(
-        f"a global batch of {batch} sequences is not a multiple of {said} = {unit}",
-        hint=f"set global_batch to {near}, or let the plan choose microbatch and ranks",
-    )
-
-
-def _too_large(model: ModelSpec, config: TrainConfig, found: Sequence[Estimate]) -> DoesNotFit:
-    """By how much the smallest choice misses, and what would hold it."""
-    least = min(found, key=lambda e: (e.memory.total_bytes - e.usable_bytes, e.choice.mesh.world))
-    rank = min(least.choice.offer.ranks, key=lambda rank: rank.memory_bytes)
-    need, usable = least.memory.total_bytes, least.usable_bytes
-    message = (
-        f"{model.name} needs {readable_bytes(need)} a rank at the least ({least.choice.mesh.label}), "
-        f"{rank.device.name} has {readable_bytes(rank.memory_bytes)}, {USABLE:.0%} of it usable: "
-        f"{readable_bytes(need - usable)} short"
-    )
-    return DoesNotFit(message, hint=_remedy(model, config, usable, tried=max(e.choice.mesh.world for e in found)))
-
-
-def _remedy(model: ModelSpec, config: TrainConfig, usable_bytes: int, *, tried: int) -> str:
-    """The fewest such devices that would hold the model fully sharded, or that no number would."""
-    rows = config.microbatch or 1
-    degree, need = tried, 0
-    while degree < MOST_RANKS:
-        degree *= 2
-        memory = rank_memory(
-            model,
-            Mesh(fsdp=degree),
-            tokens=rows * config.seq_len,
-            microbatches=1,
-            precision=config.precision,
-            recompute="full",
-            reshard_after_forward=True,
+def _check_hints(space: Space) -> None:
+    """Refuse degrees that the model or what can be executed does not have."""
+    hints, model, limits = space.hints, space.model, space.limits
+    for axis in ("pp", "cp", "ep", "tp"):
+        asked: int = getattr(hints, axis)
+        if asked > 1 and axis not in limits.axes:
+            raise SpecError(f"{axis} {asked} was asked for, and training cannot execute the axis {axis} yet")
+    if hints.tp > 1 and tensor_parallel(model, hints.tp, hints) is None:
+        raise indivisible(model, hints.tp)
+    experts = sorted({block.experts for block in model.blocks if block.experts})
+    if hints.ep > 1 and not space.divides_experts(hints.ep):
+        said = f"{experts} experts" if experts else "no experts"
+        raise SpecError(f"ep {hints.ep} was asked for, {model.name} has {said}", hint="ep must divide their number")
+    if hints.pp > 1 and not model.chain:
+        raise SpecError(f"pp {hints.pp} was asked for, {model.name} is no chain of blocks that could be cut")
+    if hints.pp > space.unit_count:
+        raise SpecError(f"pp {hints.pp} was asked for, {model.name} has {space.unit_count} blocks to cut between")
+    replicas = math.prod(max(1, getattr(hints, axis)) for axis in ("dp", "fsdp", "ep"))
+    if replicas > space.config.global_batch:
+        raise SpecError(
+            f"a global batch of {space.config.global_batch} sequences is smaller than {replicas} replicas",
+            hint=f"raise global_batch to a multiple of {replicas}",
         )
-        need = memory.total_bytes
-        if need <= usable_bytes:
-            batch = "" if degree * rows <= config.global_batch else f" (and a global_batch of {degree * rows})"
-            return f"{degree} such devices{batch}, or devices with {readable_bytes(need / USABLE)}, would hold it"
-    smaller = f"a microbatch below {rows}" if rows > 1 else f"a seq_len below {config.seq_len}"
-    return (
-        f"sharding further does not help: what cannot be sharded needs {readable_bytes(need)}; "
-        f"{smaller} or devices with {readable_bytes(need / USABLE)} would"
-    )
-
-
-def _rejected(best: Estimate, found: Sequence[Estimate], objective: Objective) -> tuple[Rejected, ...]:
-    """The best of every other mesh, nearest first, and what is wrong with it."""
-    by_mesh: dict[Mesh, Estimate] = {}
-    for estimate in sorted(found, key=lambda e: (not e.fits, rank_key(e, objective))):
-        by_mesh.setdefault(estimate.choice.mesh, estimate)
-    by_mesh.pop(best.choice.mesh, None)
-    least: dict[Mesh, Estimate] = {}
-    for estimate in found:
-        mesh = estimate.choice.mesh
-        if mesh not in least or estimate.memory.total_bytes < least[mesh].memory.total_bytes:
-            least[mesh] = estimate
-    # Those that use as many ranks come first: they are what a reader would have tried.
-    order = sorted(by_mesh.values(), key=lambda e: (e.choice.mesh.world != best.choice.mesh.world, not e.fits))
-    return tuple(_reject(e if e.fits else least[e.choice.mesh], best, objective) for e in order[:REJECTED_SHOWN])
-
-
-def _reject(estimate: Estimate, best: Estimate, objective: Objective) -> Rejected:
-    mesh = estimate.choice.mesh
-    if not estimate.fits:
-        need, usable = readable_bytes(estimate.memory.total_bytes), readable_bytes(estimate.usable_bytes)
-        return Rejected(mesh=mesh, reason=f"needs {need} a rank, {usable} are usable")
-    ratio = rank_key(estimate, objective)[0] / rank_key(best, objective)[0]
-    word = {"time": "time", "cost": "price", "energy": "energy"}[objective]
-    step_s = estimate.time.step_s
-    reason = f"{step_s:.3g} s a step, {ratio:.2f} times the {word}" if ratio >= 1.005 else "no better, and less simple"
-    return Rejected(mesh=mesh, reason=reason, step_s=step_s)
-
-
-def _plan(
-    model: ModelSpec,
-    cluster: Cluster,
-    config: TrainConfig,
-    best: Estimate,
-    *,
-    objective: Objective,
-    rejected: tuple[Rejected, ...],
-) -> Plan:
-    choice, offer = best.choice, best.choice.offer
-    ranks = offer.ranks
-    peak = sum(peak_flops_per_s(rank.device, config.precision) * rank.share for rank in ranks)
-    useful = model_flops(model, tokens=config.global_batch * config.seq_len, seq_len=config.seq_len)
-    stage = Stage(
-        blocks=sum(block.count for block in model.blocks),
-        device=" + ".join(dict.fromkeys(rank.device.name for rank in ranks)),
-        ranks=tuple(range(len(ranks))),
-        microbatches=best.counts,
-    )
-    return Plan(
-        model=model.name,
-        cluster=cluster.name,
-        mesh=choice.mesh,
-        stages=(stage,),
-        global_batch=config.global_batch,
-        microbatch=choice.rows,
-        seq_len=config.seq_len,
-        precision=config.precision,
-        recompute=choice.recompute,
-        reshard_after_forward=choice.reshard_after_forward,
-        memory=best.memory,
-        device_memory_bytes=min(rank.memory_bytes for rank in ranks),
-        time=best.time,
-        steps=config.steps,
-        watts=price.watts(offer),
-        price_usd_per_hour=price.usd_per_hour(offer),
-        mfu=useful / best.time.step_s / peak,
-        objective=objective,
-        rejected=rejected,
-        nodes=tuple(cluster.nodes[rank.node].name for rank in ranks),
-        accelerators=0 if any(rank.device.vendor == HOST for rank in ranks) else 1,
-    )
 
 
 def _sickness(cluster: Cluster) -> str:

@@ -13,7 +13,11 @@ HealthState = Literal["healthy", "degraded", "unhealthy"]
 
 @spec
 class Device:
-    """One accelerator (or the whole of a host's CPU) as the cost model sees it."""
+    """One accelerator (or the whole of a host's CPU) as the cost model sees it.
+
+    Large matrix products reach `matmul_share` of the peak, fused attention `attention_share`. A block of a model costs
+    `block_overhead_s` whatever its size; 0 where that was not measured on the device itself.
+    """
 
     vendor: str
     name: str
@@ -24,9 +28,15 @@ class Device:
     int8_ops_per_s: float
     power_watts: float
     price_usd_per_hour: float = 0.0
+    matmul_share: float = 0.8
+    attention_share: float = 0.5
+    block_overhead_s: float = 0.0
     source: str = ""
 
     def __post_init__(self) -> None:
+        for field in ("matmul_share", "attention_share"):
+            if not 0 < getattr(self, field) <= 1:
+                raise ValueError(f"{field} must be above 0 and at most 1, got {getattr(self, field)}")
         for field in ("memory_bytes", "memory_bytes_per_s", "fp32_flops_per_s", "bf16_flops_per_s"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
@@ -59,7 +69,10 @@ class Health:
 
 @spec
 class Node:
-    """A machine: its devices, the link among them, and what the host offers."""
+    """A machine: its devices, the link among them, and what the host offers.
+
+    `isolation` says, a sentence each, what keeps ranks apart that share it, and what does not.
+    """
 
     name: str
     devices: tuple[Device, ...]
@@ -68,6 +81,7 @@ class Node:
     memory_bytes: int
     address: str = "127.0.0.1"
     health: tuple[Health, ...] = ()
+    isolation: tuple[str, ...] = ()
 
 
 @spec
@@ -82,6 +96,41 @@ class Cluster:
     def device_count(self) -> int:
         """How many devices there are on all nodes."""
         return sum(len(node.devices) for node in self.nodes)
+
+
+@spec
+class Sample:
+    """One measurement: what was timed, how long it took, and what the fitted figures say it takes."""
+
+    what: str
+    measured_s: float
+    predicted_s: float
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, relative: 0.05 is 5 % too much."""
+        return self.predicted_s / self.measured_s - 1
+
+
+@spec
+class Calibration:
+    """Figures of one machine, fitted to what was measured on it; plans for this machine use them.
+
+    `probed` is the device as it was known before, by which it is recognised; `device` has the fitted figures. `link` is
+    what collectives of `ranks` processes reach together, None where one rank is all there is room for.
+    """
+
+    machine: str
+    probed: str
+    device: Device
+    ranks: int
+    link: Link | None = None
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def mean_error(self) -> float:
+        """Mean absolute relative error over the samples."""
+        return sum(abs(sample.error) for sample in self.samples) / max(1, len(self.samples))
 
 
 @spec

@@ -9,6 +9,8 @@ from typing import Literal
 from mainspring.spec._spec import spec
 
 JobState = Literal["PENDING", "ADMITTED", "PLACED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "PREEMPTED"]
+SAVED = "saved.txt"
+"""A file in the run's folder that a job writes anew whenever it has saved what it has, and then may be moved."""
 TERMINAL: frozenset[JobState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 ACTIVE: frozenset[JobState] = frozenset({"ADMITTED", "PLACED", "RUNNING"})
 """The states in which a job holds its places."""
@@ -16,11 +18,16 @@ ACTIVE: frozenset[JobState] = frozenset({"ADMITTED", "PLACED", "RUNNING"})
 
 @spec
 class Resources:
-    """What one rank needs. `devices` counts accelerators; a CPU rank has 0."""
+    """What one rank needs. `devices` counts accelerators, less than 1 is a share of one; a CPU rank has 0.
+
+    A limit of memory is enforced where it is stated. With `own_cores`, whole cpus are cores that nobody else is given
+    who asks for such; without, they are what is reserved, and a rank may compute on more.
+    """
 
     cpus: float = 1.0
     devices: float = 0.0
     memory_bytes: int = 0
+    own_cores: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("cpus", self.cpus), ("devices", self.devices), ("memory_bytes", self.memory_bytes)):

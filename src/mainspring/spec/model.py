@@ -66,6 +66,18 @@ class BlockSpec:
     `flops_per_token` is one forward pass without attention's quadratic term, which is
     `attention_flops_per_token2` times the context length. `activation_bytes_per_token` is what backward keeps;
     `output_bytes_per_token` is what crosses a cut after the block, and after the last one it is the logits.
+
+    Tensor parallelism divides `split_params` of the parameters, and saved bytes of which it divides
+    `split_activation_bytes_per_token` by itself and the rest only along the sequence. Its degree must divide every
+    size of `divisions`, named pairs such as `("heads", 32)`; empty means that the block must stay whole. `reductions`
+    is how often the residual stream is added up over its ranks in forward and in backward: (2, 2) for attention and
+    feed-forward, (1, 0) for an embedding, (0, 1) for a head. Each rank holds `partial_params` whole but finds a part of
+    their gradient: norms of queries and keys.
+
+    `selective_bytes_per_token` is what is kept when all but matrix products and attention is computed again, 0 where
+    that is not known. `kv_bytes_per_token` are keys and values, which context parallelism passes round; 0 where the
+    block does not look along the sequence. `expert_params` of the parameters are in `experts`, `experts_per_token` of
+    which work on each token.
     """
 
     name: str
@@ -75,6 +87,16 @@ class BlockSpec:
     attention_flops_per_token2: float
     activation_bytes_per_token: float
     output_bytes_per_token: float
+    divisions: tuple[tuple[str, int], ...] = ()
+    split_params: int = 0
+    split_activation_bytes_per_token: float = 0.0
+    reductions: tuple[int, int] = (0, 0)
+    partial_params: int = 0
+    selective_bytes_per_token: float = 0.0
+    kv_bytes_per_token: float = 0.0
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_params: int = 0
 
 
 @spec
@@ -82,7 +104,8 @@ class ModelSpec:
     """A model as the planner sees it: blocks in order, and what is shared.
 
     `element_bytes` is the width of an activation element that the blocks' byte figures were counted with; the planner
-    scales them to the training precision.
+    scales them to the training precision. In a `chain` each block needs nothing but the output of the one before, so
+    that a pipeline may cut anywhere between them.
     """
 
     name: str
@@ -90,6 +113,7 @@ class ModelSpec:
     seq_len: int
     tied_params: int = 0
     element_bytes: int = 4
+    chain: bool = False
 
     @property
     def params(self) -> int:
@@ -103,3 +127,27 @@ class ModelSpec:
             block.count * (block.flops_per_token + block.attention_flops_per_token2 * self.seq_len)
             for block in self.blocks
         )
+
+
+@spec
+class MoeConfig:
+    """A decoder whose feed-forwards are mixtures of `experts`, `experts_per_token` of which see each token.
+
+    `balance_rate` is how much an expert's chance moves after a step in which it saw more or fewer tokens than the mean
+    (Wang et al. 2024, without an auxiliary loss). Every `move_every` steps the experts are spread anew over the ranks
+    that share them, so that each has as many tokens to work on; 0 leaves them where they are.
+    """
+
+    decoder: DecoderConfig
+    experts: int
+    experts_per_token: int
+    expert_ffn: int
+    balance_rate: float = 0.0
+    move_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "experts_per_token", "expert_ffn"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token ({self.experts_per_token}) is above experts ({self.experts})")

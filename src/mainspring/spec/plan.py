@@ -1,21 +1,26 @@
 """The `Plan`: how a model will run on a cluster, and what it is expected to cost. Versioned JSON on disk.
 
 Mesh axes are the field's: `dp` replicates, `fsdp` shards parameters, gradients and optimiser state, `tp` splits
-matrices, `pp` splits layers, `cp` splits the sequence, `ep` splits experts. The search plans `dp` and `fsdp`, and
-`train` refuses a plan that uses another. `recompute` drops the activations of every repeated block in the forward pass
-("full") or keeps them all ("none"). A plan is exact enough to execute: `train` reads nothing else to decide how to
-build process groups.
+matrices, `pp` splits layers, `cp` splits the sequence, `ep` splits experts. The batch is shared over `dp`, `fsdp` and
+`ep`; to the dense parts of a model `ep` is one more data axis. Ranks count row-major over `AXES`. A plan is exact
+enough to execute: `train` reads nothing else to decide how to build process groups.
 """
 
-from typing import Literal
+import itertools
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from mainspring.spec._spec import spec
 
 Precision = Literal["fp32", "bf16"]
-Recompute = Literal["none", "full"]
+Recompute = Literal["none", "selective", "full"]
+Schedule = Literal["1f1b", "gpipe", "interleaved", "zero_bubble", "zbv", "dualpipev"]
+Zero = Literal[0, 1, 2, 3]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
 Objective = Literal["time", "cost", "energy"]
 AXES = ("pp", "dp", "fsdp", "cp", "ep", "tp")
-FORMAT = 1
+FORMAT = 2
+V_SHAPED: frozenset[Schedule] = frozenset({"zbv", "dualpipev"})
 
 
 @spec
@@ -40,23 +45,20 @@ class Mesh:
         return self.pp * self.dp * self.fsdp * self.cp * self.ep * self.tp
 
     @property
+    def replicas(self) -> int:
+        """Number of data replicas: parts that the global batch is cut into."""
+        return self.dp * self.fsdp * self.ep
+
+    @property
+    def shards(self) -> int:
+        """Number of ranks that ZeRO spreads a replica's state over: `fsdp` and `cp` together."""
+        return self.fsdp * self.cp
+
+    @property
     def label(self) -> str:
         """The axes above 1, e.g. `dp2 x fsdp4`; `single` on one rank."""
         used = [f"{axis}{getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
         return " x ".join(used) or "single"
-
-
-@spec
-class Stage:
-    """A pipeline stage: how many of the model's blocks it holds and on which ranks.
-
-    `microbatches[r]` is how many micro-batches data replica `r` runs per step: uneven on mixed devices.
-    """
-
-    blocks: int
-    device: str
-    ranks: tuple[int, ...]
-    microbatches: tuple[int, ...]
 
 
 @spec
@@ -69,6 +71,7 @@ class MemoryEstimate:
     activations_bytes: int
     logits_bytes: int
     gathered_bytes: int = 0
+    runtime_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -80,7 +83,51 @@ class MemoryEstimate:
             + self.activations_bytes
             + self.logits_bytes
             + self.gathered_bytes
+            + self.runtime_bytes
         )
+
+
+@spec
+class Stage:
+    """A virtual pipeline stage: which of the model's blocks it holds, on which ranks, and what it is expected to need.
+
+    `blocks` of them from the `first` on, counting repeats one by one in the model's order. `microbatches[r]` is how
+    many micro-batches data replica `r` runs per step: uneven on mixed devices, the same in all stages of a plan.
+    `forward_s[r]` and `backward_s[r]` are the seconds of one micro-batch of replica `r`, communication within the
+    stage included; a zero-bubble schedule may put `weight_s` of the latter off. `send_s` is that of handing one on,
+    and `memory` the fullest rank's part for this stage, whose smallest device has `device_memory_bytes`.
+    """
+
+    blocks: int
+    device: str
+    ranks: tuple[int, ...]
+    microbatches: tuple[int, ...]
+    first: int = 0
+    recompute: Recompute = "none"
+    forward_s: tuple[float, ...] = ()
+    backward_s: tuple[float, ...] = ()
+    weight_s: tuple[float, ...] = ()
+    send_s: float = 0.0
+    memory: MemoryEstimate | None = None
+    device_memory_bytes: int = 0
+
+
+@spec
+class Traffic:
+    """Collectives of one kind that one rank of stage `stage` takes part in during a step.
+
+    `group_ranks` members, `messages` calls, `payload_bytes` in all calls together: of the whole tensor for a gather,
+    of the input for the others. `exposed_s` of the `seconds` are not hidden behind arithmetic.
+    """
+
+    stage: int
+    axis: str
+    operation: Operation
+    group_ranks: int
+    messages: int
+    payload_bytes: int
+    seconds: float
+    exposed_s: float
 
 
 @spec
@@ -108,12 +155,48 @@ class Rejected:
 
 
 @spec
+class Hints:
+    """What the user wants of a plan; 0 and None leave a choice to the search.
+
+    `replicate` and `split` are patterns over block names (`*` matches anything): blocks that tensor parallelism must
+    leave whole, and blocks that it must divide whenever `tp` is above 1. `memory_share` is how much of a device's
+    memory may be planned for.
+    """
+
+    pp: int = 0
+    dp: int = 0
+    fsdp: int = 0
+    cp: int = 0
+    ep: int = 0
+    tp: int = 0
+    chunks: int = 0
+    zero: Zero | None = None
+    schedule: Schedule | None = None
+    recompute: Recompute | None = None
+    sequence_parallel: bool | None = None
+    replicate: tuple[str, ...] = ()
+    split: tuple[str, ...] = ()
+    memory_share: float = 0.9
+
+    def __post_init__(self) -> None:
+        for axis in (*AXES, "chunks"):
+            if getattr(self, axis) < 0:
+                raise ValueError(f"{axis} must be at least 1, or 0 for any, got {getattr(self, axis)}")
+        if not 0 < self.memory_share <= 1:
+            raise ValueError(f"memory_share must be above 0 and at most 1, got {self.memory_share}")
+
+
+@spec
 class Plan:
     """One way to train `model` on `cluster`.
 
-    `global_batch` and `microbatch` count sequences of `seq_len` tokens; `reshard_after_forward` is ZeRO-3 (False is
-    ZeRO-2); `nodes` names the machine each rank is counted on; `accelerators`
-    is how many each rank holds, 0 on host CPUs.
+    `global_batch` and `microbatch` count sequences of `seq_len` tokens. `stages` are in the model's order; with more
+    of them than `mesh.pp`, each rank holds several (`chunks`): stage `i` is on pipeline rank `i % pp`, or on a V there
+    and back where the schedule is `zbv` or `dualpipev`. `zero` says what each rank holds only its part of, spread over
+    `mesh.shards` ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too. `replicate` names the blocks that
+    `tp` leaves whole; `sequence_parallel` cuts along the sequence what lies between those that it divides.
+    `traffic` is what each stage's ranks send in a step. `nodes` names the machine each rank is counted on;
+    `accelerators` is how many each rank holds, 0 on host CPUs; `calibrations` are what its figures were measured by.
     """
 
     model: str
@@ -124,8 +207,6 @@ class Plan:
     microbatch: int
     seq_len: int
     precision: Precision
-    recompute: Recompute
-    reshard_after_forward: bool
     memory: MemoryEstimate
     device_memory_bytes: int
     time: TimeEstimate
@@ -134,10 +215,57 @@ class Plan:
     price_usd_per_hour: float
     mfu: float
     objective: Objective
+    zero: Zero = 0
+    schedule: Schedule = "1f1b"
+    sequence_parallel: bool = False
+    replicate: tuple[str, ...] = ()
+    traffic: tuple[Traffic, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     nodes: tuple[str, ...] = ()
     accelerators: int = 0
+    calibrations: tuple[str, ...] = ()
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"the plan has format {self.format}, this version reads {FORMAT}: plan again")
+        if (self.mesh.fsdp > 1 and not self.zero) or (self.zero and self.mesh.shards == 1):
+            raise ValueError(f"zero {self.zero} does not go with {self.mesh.label}: fsdp says over how many ranks")
+        if len(self.stages) % self.mesh.pp:
+            raise ValueError(f"{len(self.stages)} stages cannot be shared evenly by {self.mesh.pp} pipeline ranks")
+
+    @staticmethod
+    def upgraded(document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`document` as this version writes it: format 1 had one stage and said ZeRO-2 and ZeRO-3 by a flag."""
+        if document.get("format") != 1:
+            return document
+        changed = dict(document)
+        regather, recompute = changed.pop("reshard_after_forward"), changed.pop("recompute")
+        sharded = changed["mesh"].get("fsdp", 1) > 1
+        changed["zero"] = (3 if regather else 2) if sharded else 0
+        changed["stages"] = [stage | {"recompute": recompute} for stage in changed["stages"]]
+        return changed | {"format": FORMAT}
+
+    @property
+    def chunks(self) -> int:
+        """How many stages each pipeline rank holds."""
+        return len(self.stages) // self.mesh.pp
+
+    @property
+    def microbatches(self) -> tuple[int, ...]:
+        """Micro-batches of each data replica."""
+        return self.stages[0].microbatches
+
+    @property
+    def recompute(self) -> str:
+        """What is recomputed in backward, or `mixed` where stages differ."""
+        kinds = {stage.recompute for stage in self.stages}
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    def pipeline_rank(self, stage: int) -> int:
+        """Which pipeline rank holds stage number `stage`."""
+        turn, place = divmod(stage, self.mesh.pp)
+        return self.mesh.pp - 1 - place if turn % 2 and self.schedule in V_SHAPED else place
 
     @property
     def tokens_per_s(self) -> float:
@@ -162,23 +290,32 @@ class Plan:
     @property
     def sharding(self) -> str:
         """How the state is spread, in the field's words."""
-        if self.mesh.fsdp == 1:
-            return "replicated" if self.mesh.dp > 1 else "whole"
-        return "ZeRO-3" if self.reshard_after_forward else "ZeRO-2"
+        if self.zero:
+            return f"ZeRO-{self.zero}"
+        return "replicated" if self.mesh.replicas > 1 else "whole"
+
+    def _pipeline(self) -> list[str]:
+        """How the blocks are spread over stages, when they are."""
+        if len(self.stages) == 1:
+            return []
+        blocks = ", ".join(_runs([stage.blocks for stage in self.stages]))
+        return [f"pipeline  {len(self.stages)} stages on {self.mesh.pp} ranks, {self.schedule}: {blocks} blocks"]
 
     def __str__(self) -> str:
         memory, time = self.memory, self.time
         used = memory.total_bytes / self.device_memory_bytes
         machines = len(set(self.nodes))
         world = self.mesh.world
-        where = f"{_count(world, 'rank')} on {_count(machines, 'node')} of {self.stages[0].device}"
+        kinds = " | ".join(dict.fromkeys(stage.device for stage in self.stages))
+        where = f"{_count(world, 'rank')} on {_count(machines, 'node')} of {kinds}"
         price = f", {self.price_usd:.2f} USD" if self.price_usd_per_hour else ""
         lines = [
             f"plan      {self.model} on {self.cluster}: {self.mesh.label} ({self.sharding}), {self.precision}, "
             f"recompute {self.recompute}, chosen for {self.objective}",
-            f"where     {where}",
+            f"where     {where}" + (f", measured by {', '.join(self.calibrations)}" if self.calibrations else ""),
             f"batch     {self.global_batch} x {self.seq_len} tokens: micro-batches of {self.microbatch}, "
-            f"{_shares(self.stages[0].microbatches)}",
+            f"{_shares(self.microbatches)}",
+            *self._pipeline(),
             f"memory    {readable_bytes(memory.total_bytes)} of {readable_bytes(self.device_memory_bytes)} a rank "
             f"({used:.0%}): "
             + _parts(
@@ -188,6 +325,7 @@ class Plan:
                 activations=memory.activations_bytes,
                 logits=memory.logits_bytes,
                 gathered=memory.gathered_bytes,
+                runtime=memory.runtime_bytes,
             ),
             f"time      {time.step_s:.3g} s a step: compute {time.compute_s:.3g}, communication "
             f"{time.communication_s:.3g}, waiting {time.bubble_s:.3g}, optimiser {time.optimizer_s:.3g}",
@@ -222,6 +360,12 @@ def _shares(counts: tuple[int, ...]) -> str:
     if len(sizes) == 1:
         return f"{sizes[0]} a step" + (f" on each of {len(counts)} replicas" if len(counts) > 1 else "")
     return " and ".join(f"{size} a step on {counts.count(size)}" for size in sizes) + " replicas"
+
+
+def _runs(numbers: list[int]) -> list[str]:
+    """Equal neighbours together: `3 x 5`, `4`."""
+    groups = [(number, len(list(same))) for number, same in itertools.groupby(numbers)]
+    return [f"{times} x {number}" if times > 1 else str(number) for number, times in groups]
 
 
 def _duration(seconds: float) -> str:

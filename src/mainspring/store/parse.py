@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from mainspring.spec import MainspringError, NotFound, SpecError
+from mainspring.spec import MainspringError, NotFound, Plan, SpecError
 
 T = TypeVar("T")
 Key = str | int
@@ -69,10 +69,21 @@ def read_dict(data: Mapping[str, Any], kind: type[T], where: str = "") -> T:
 def read_json(text: str | bytes, kind: type[T], where: str = "") -> T:
     """Read JSON as a `kind` (a spec, or any type pydantic knows), strictly."""
     adapter: TypeAdapter[T] = _adapter(kind)
+    if kind is Plan:
+        text = _upgraded_plan(text)
     try:
         return adapter.validate_json(text, strict=True)
     except ValidationError as error:
         raise _explained(error, kind, where) from error
+
+
+def _upgraded_plan(text: str | bytes) -> str | bytes:
+    """A plan of an earlier format as one of today's; what is no plan at all is left for the reader to complain of."""
+    try:
+        document = json.loads(text)
+        return json.dumps(Plan.upgraded(document)) if isinstance(document, dict) else text
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return text
 
 
 def to_json(value: object) -> str:

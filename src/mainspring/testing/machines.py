@@ -1,5 +1,6 @@
 """Round-figure decoders, devices and clusters, so that planning is tested without a probe or a framework."""
 
+from dataclasses import replace
 from typing import Any
 
 from mainspring.spec import BlockSpec, Cluster, Device, Link, ModelSpec, Node
@@ -7,9 +8,12 @@ from mainspring.spec import BlockSpec, Cluster, Device, Link, ModelSpec, Node
 GIB = 1024**3
 
 
-def build_model(*, layers: int = 4, hidden: int = 256, vocab: int = 1000, gated: bool = True) -> ModelSpec:
-    """A Llama-like decoder with an untied head, in closed form."""
+def build_model(
+    *, layers: int = 4, hidden: int = 256, vocab: int = 1000, gated: bool = True, experts: int = 0
+) -> ModelSpec:
+    """A Llama-like decoder with heads 64 wide and an untied head, in closed form; with `experts`, two for a token."""
     ffn = 4 * hidden
+    forward = (3 if gated else 2) * hidden * ffn
     weights = 4 * hidden * hidden + (3 if gated else 2) * hidden * ffn
     blocks = (
         _block("embedding", 1, params=vocab * hidden, flops=0, attention=0, saved=0, output=hidden),
@@ -32,7 +36,26 @@ def build_model(*, layers: int = 4, hidden: int = 256, vocab: int = 1000, gated:
             output=vocab,
         ),
     )
-    return ModelSpec(name="toy", blocks=blocks, seq_len=128)
+    wide = {"divisions": (("vocab", vocab),), "split_params": vocab * hidden}
+    divided = (
+        replace(blocks[0], **wide, reductions=(1, 0)),
+        replace(
+            blocks[1],
+            params=blocks[1].params + max(0, experts - 1) * forward,
+            flops_per_token=blocks[1].flops_per_token + (2.0 * forward if experts else 0.0),
+            divisions=(("heads", hidden // 64), ("ffn", ffn)),
+            split_params=weights + max(0, experts - 1) * forward,
+            split_activation_bytes_per_token=4.0 * (4 * hidden + 4 * ffn),
+            reductions=(2, 2),
+            selective_bytes_per_token=4.0 * (6 * hidden + 2 * ffn),
+            kv_bytes_per_token=8.0 * hidden,
+            experts=experts,
+            experts_per_token=2 if experts else 0,
+            expert_params=experts * forward,
+        ),
+        replace(blocks[2], **wide, reductions=(0, 1)),
+    )
+    return ModelSpec(name="toy", blocks=divided, seq_len=128, chain=True)
 
 
 def _block(name: str, count: int, *, params: int, flops: float, attention: float, saved: int, output: int) -> BlockSpec:

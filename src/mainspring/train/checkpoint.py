@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from mainspring.spec import SpecError, Unavailable
 from mainspring.train.marks import MARKER, step_of
+from mainspring.train.parallel.layout import Layout
+from mainspring.train.parts import PartLoadPlanner, PartSavePlanner, parts_of
 from mainspring.train.place import MANIFEST, open_place, reader
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, rank: int, world: int, keep: int) -> None:
         self._place = open_place(folder)
         self.errors: list[str] = []
+        self.committed = 0  # the step of the last one on disk that this rank 0 has written
         self._rank = rank
         self._world = world
         self._keep = keep
@@ -87,10 +91,17 @@ class Checkpoints:
         if rank == 0:
             self._place.sweep()
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        notes: Mapping[str, Any],
+        *,
+        layouts: Mapping[str, Layout] = MappingProxyType({}),
+    ) -> None:
         """Begin to save `tensors`, which must not change before `wait_staged`. Waits for an earlier save to end.
 
-        `notes` are JSON, kept as they are now.
+        `notes` are JSON, kept as they are now; `layouts` say where tensors lie in their whole.
         """
         self.wait()
         if torch.accelerator.is_available():
@@ -98,7 +109,8 @@ class Checkpoints:
         staged = self._stager.stage(dict(tensors))
         assert isinstance(staged, Future), "asynchronous staging returns a future"
         self._staged = staged
-        self._written = self._writer.submit(self._write, step, staged, json.dumps(notes))
+        planner = PartSavePlanner(parts_of(tensors, layouts))
+        self._written = self._writer.submit(self._write, step, staged, json.dumps(notes), planner)
 
     def wait_staged(self) -> None:
         """Return once the copies are made and the tensors may change."""
@@ -130,10 +142,13 @@ class Checkpoints:
             log.warning("checkpoint damaged, falling back to an older one", extra=extra)
         return None
 
-    def load(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the saved values into `tensors`, however they are sharded now. Raises `SpecError` for a mismatch."""
+    def load(
+        self, saved: Saved, tensors: Mapping[str, Tensor], *, layouts: Mapping[str, Layout] = MappingProxyType({})
+    ) -> None:
+        """Copy the saved values into `tensors`, however they are laid out now. Raises `SpecError` for a mismatch."""
+        planner = PartLoadPlanner(parts_of(tensors, layouts))
         try:
-            dcp.load(dict(tensors), storage_reader=reader(saved.where), process_group=self._group)
+            dcp.load(dict(tensors), storage_reader=reader(saved.where), planner=planner, process_group=self._group)
         except (CheckpointException, RuntimeError, ValueError) as error:
             raise SpecError(
                 f"checkpoint {saved.where} does not fit this model: {error}",
@@ -154,16 +169,17 @@ class Checkpoints:
             return f"{error.filename or name}: {error.strerror or error}"
         return ""
 
-    def _write(self, step: int, staged: Future[Any], notes: str) -> None:
+    def _write(self, step: int, staged: Future[Any], notes: str, planner: PartSavePlanner) -> None:
         made = ""
         name: str = self._agree(self._place.begin(step) if self._rank == 0 else None)
         try:
             writer = self._place.writer(name)
-            dcp.save(staged.result(), storage_writer=writer, process_group=self._group)
+            dcp.save(staged.result(), storage_writer=writer, planner=planner, process_group=self._group)
             files = self._digests(writer)
             if self._rank == 0:
                 manifest = {"step": step, "world": self._world, "notes": json.loads(notes), "files": files}
                 made = self._place.commit(name, json.dumps(manifest, indent=1))
+                self.committed = step
         except (Exception, CheckpointException) as error:  # the library's own is a BaseException
             # Whatever it was, a failed save must not stop training.
             reason = _innermost(error)

@@ -21,7 +21,7 @@ import gc
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,24 +163,36 @@ class Tape(TorchDispatchMode):
 
 
 class Deferred:
-    """A model whose tensors hold nothing yet, and how to make each."""
+    """A model whose parameters hold nothing yet, on meta, and how to make each. What else it holds is made at once."""
 
     def __init__(self, model: nn.Module, tape: Tape) -> None:
         self.model = model
         self._tape = tape
+        self._views: dict[str, View] = {}
         kept = {_number(tensor) for _, _, tensor in _unmade(model)}
         if tape.in_use() - kept:
             raise NotDeferrableError("a tensor is kept that is no parameter, buffer or attribute of a module")
-
-    def make(self, part: nn.Module) -> None:
-        """Give the tensors in `part` of the model their values; one that is there twice stays one."""
-        made: dict[int, Tensor] = {}
-        for module, name, fake in list(_unmade(part)):
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, FakeTensor):
+                self._views[name] = tape.view(parameter)
+        made: dict[int, Tensor] = {}  # one that is there twice stays one
+        for module, name, fake in list(_unmade(model)):
             if id(fake) not in made:
-                value = self._tape.value(self._tape.view(fake))
-                trained = isinstance(fake, nn.Parameter)
-                made[id(fake)] = nn.Parameter(value, requires_grad=fake.requires_grad) if trained else value
+                made[id(fake)] = self._stand_for(fake)
             setattr(module, name, made[id(fake)])
+
+    def fill(self, take: Callable[[str, Tensor], None], wanted: Collection[str] | None = None) -> None:
+        """Make the parameters `wanted` by name, or all, one after the other, and have `take` make use of each."""
+        for name, view in self._views.items():
+            if wanted is None or name in wanted:
+                take(name, self._tape.value(view))
+
+    def _stand_for(self, fake: FakeTensor) -> Tensor:
+        view = self._tape.view(fake)
+        if not isinstance(fake, nn.Parameter):
+            return self._tape.value(view)
+        empty = torch.empty_strided(view.size, view.stride, dtype=view.dtype, device="meta")
+        return nn.Parameter(empty, requires_grad=fake.requires_grad)
 
 
 def build(make: Callable[[], nn.Module]) -> Deferred:

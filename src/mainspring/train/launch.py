@@ -6,20 +6,23 @@ on from the newest undamaged checkpoint, on the same number of ranks or another.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mainspring.cluster import Handle, Launcher, require_success
 from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
-from mainspring.plan.search import plan_training
+from mainspring.plan.offers import enlarged
+from mainspring.plan.search import menu, plan_training
 from mainspring.spec import (
     Artifact,
     Cluster,
+    Hints,
     Job,
     ModelSpec,
     Objective,
@@ -35,9 +38,13 @@ from mainspring.store import Store, parse
 from mainspring.train.recipe import Facts, load_recipe
 from mainspring.train.resume import checkpoints_of
 
+if TYPE_CHECKING:
+    from mainspring.train.dryrun import DryRun
+
 ENTRY = "mainspring.train.worker:main"
 METRICS, RESULT = "metrics.jsonl", "result.json"  # written by the worker
 POLL_S = 0.25
+STARTS = 5  # after a lost or drained node training goes on elsewhere, from its last checkpoint
 BEAT_S = 1.0  # `progress` is called at least this often: it is how a caller stops a run, whatever the run is doing
 TAIL_BYTES = 1 << 16  # holds the newest row of the metrics
 CANCEL_S = 30.0
@@ -73,15 +80,6 @@ def facts_of(store: Store, ref: str) -> Facts:
     return {"vocab": read_token_set(source.tokens).vocab, "eos_id": words.eos_id, "bos_id": words.bos_id}
 
 
-def profile(recipe: str | Path, *, facts: Facts | None = None, overrides: Sequence[str] = ()) -> ModelSpec:
-    """The recipe's model as the planner sees it."""
-    from mainspring.train.profile import profile_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    known = facts or {"vocab": DEFAULT_VOCAB, "eos_id": None, "bos_id": None}
-    return profile_recipe(loaded.recipe, known, name=loaded.path.stem)
-
-
 def plan_for(
     recipe: str | Path,
     *,
@@ -91,10 +89,68 @@ def plan_for(
     objective: Objective = "time",
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """The best way to train `recipe` on `cluster`. Without `facts` its vocabulary is taken as `DEFAULT_VOCAB`."""
-    model = profile(recipe, facts=facts, overrides=overrides)
-    config = load_recipe(recipe, overrides).recipe.config
-    return plan_training(model, cluster, config, ranks=ranks, objective=objective)
+    """The best way to train `recipe` on `cluster`. Without `facts` its vocabulary is taken as `DEFAULT_VOCAB`.
+
+    Overrides that are named like a field of `Hints` say what the plan must be; the others belong to the recipe.
+    """
+    model, config, hints = study(recipe, facts=facts, overrides=overrides)
+    return plan_training(model, cluster, config, ranks=ranks, objective=objective, hints=hints)
+
+
+def menu_for(
+    recipe: str | Path,
+    *,
+    cluster: Cluster,
+    facts: Facts | None = None,
+    objective: Objective = "time",
+    overrides: Sequence[str] = (),
+) -> tuple[Plan, ...]:
+    """The best ways to train `recipe` on 1, 2, 4 ... and all ranks of `cluster`, for a scheduler to choose from."""
+    model, config, hints = study(recipe, facts=facts, overrides=overrides)
+    return menu(model, cluster, config, objective=objective, hints=hints)
+
+
+def dry_run_of(
+    recipe: str | Path,
+    *,
+    facts: Facts,
+    plan: Plan | None,
+    cluster: Cluster | None,
+    world: int,
+    rank: int = 0,
+    overrides: Sequence[str] = (),
+) -> DryRun:
+    """What `rank` of `plan`, or of the best plan for `world` ranks on machines like `cluster`'s, holds and sends."""
+    from mainspring.train.dryrun import dry_run
+
+    model, config, hints = study(recipe, facts=facts, overrides=overrides)
+    if plan is None:
+        if world < 1 or cluster is None:
+            raise SpecError(f"a dry run needs a plan or a number of ranks, world is {world}", hint="give --world 4096")
+        plan = plan_training(model, enlarged(cluster, world), config, ranks=world, hints=hints)
+    loaded = load_recipe(recipe, split_hints(overrides)[1])
+    return dry_run(loaded.recipe, model, plan, rank=rank, facts=facts)
+
+
+def study(
+    recipe: str | Path, *, facts: Facts | None = None, overrides: Sequence[str] = ()
+) -> tuple[ModelSpec, TrainConfig, Hints]:
+    """What a planner must know of a recipe: its model, its numbers, and what the plan must be."""
+    from mainspring.train.profile import study_recipe
+
+    hints, rest = split_hints(overrides)
+    loaded = load_recipe(recipe, rest)
+    known = facts or {"vocab": DEFAULT_VOCAB, "eos_id": None, "bos_id": None}
+    model, hints = study_recipe(loaded.recipe, known, name=loaded.path.stem, hints=hints)
+    return model, loaded.recipe.config, hints
+
+
+def split_hints(overrides: Sequence[str]) -> tuple[Hints, tuple[str, ...]]:
+    """`tp=2`, `schedule=gpipe` and the like as hints for the plan, and the overrides that are the recipe's."""
+    names = {field.name for field in dataclasses.fields(Hints)}
+    mine = [each for each in overrides if each.partition("=")[0].strip() in names]
+    rest = tuple(each for each in overrides if each not in mine)
+    return parse.read_dict(parse.apply_overrides({}, mine), Hints, where="plan"), rest
 
 
 def train(
@@ -116,11 +172,13 @@ def train(
     the reason of the rank that ended it and the end of its log; the checkpoints stay for the next call.
     """
     # Torch is imported by what follows, which is why planning comes without it.
+    from mainspring.train.profile import check_recipe
     from mainspring.train.travel import settings_for_ranks, sources_of, split_secret
 
-    loaded = load_recipe(recipe_path, overrides)
+    loaded = load_recipe(recipe_path, split_hints(overrides)[1])
     source = open_tokens(store, tokens_ref)
     config = _agreed(loaded.recipe.config, plan)
+    check_recipe(loaded.recipe, facts_of(store, tokens_ref), plan)
     # Too few tokens for one sample is known now, not when every rank has started.
     for split in (TRAIN, HELD_OUT) if config.eval_every else (TRAIN,):
         TokenLoader(source.tokens, split, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
@@ -164,6 +222,7 @@ def _job(store: Store, plan: Plan, run_id: str) -> Job:
         ranks=plan.mesh.world,
         resources=_resources(plan),
         needs=store.needs(run_id),
+        starts=STARTS,
     )
 
 

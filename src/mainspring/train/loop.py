@@ -11,6 +11,7 @@ the same weights (`rebuild`), and its weights handed to a running engine between
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -23,11 +24,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from mainspring.spec import Failed, Plan, SpecError, TrainConfig
 from mainspring.train.checkpoint import Checkpoints
 from mainspring.train.parallel import Group, Parallel, local, share_of, whole
+from mainspring.train.parallel.clip import square_part
+from mainspring.train.parallel.layout import Layout
 from mainspring.train.recipe import Facts, LoadedRecipe
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,11 @@ class Trainer:
         """Checkpoints that could not be written, and why."""
         return tuple(self._checkpoints.errors)
 
+    @property
+    def saved_step(self) -> int:
+        """The step of the last checkpoint that is on disk, as rank 0 knows it; 0 before the first."""
+        return self._checkpoints.committed
+
     def steps(self) -> Iterator[StepResult]:
         """Train to the configured number of steps, yielding each; checkpoints are begun after the caller saw the step.
 
@@ -136,14 +143,14 @@ class Trainer:
     def save(self) -> None:
         """Begin a checkpoint of this step; it is on disk after the next `save`, or after `close`."""
         # Buffers may change in the next forward, parameters and slots only in the next optimizer.step.
-        buffers = {f"model.{name}" for name, _ in self.model.named_buffers()}
+        buffers = {f"model.{name}" for name, t in self._parallel.tensors().items() if not isinstance(t, nn.Parameter)}
         tensors = {n: t.clone() if n in buffers else t for n, t in self._tensors().items()}
         notes = {
             "config": numerics(self.config),
             "recipe": self._digest,
             "data": dict(self._data.train.state()),
         }
-        self._checkpoints.save(self.step, tensors, notes)
+        self._checkpoints.save(self.step, tensors, notes, layouts=self._layouts(tensors))
 
     def restore(self) -> bool:
         """Continue from the newest undamaged checkpoint, of any world size; False when there is none."""
@@ -161,7 +168,9 @@ class Trainer:
             log.warning("the recipe file changed since the checkpoint", extra={"step": saved.step})
         self._data.train.load_state(saved.notes["data"])
         self._allocate(saved.shapes())
-        self._checkpoints.load(saved, self._tensors())
+        tensors = self._tensors()
+        self._checkpoints.load(saved, tensors, layouts=self._layouts(tensors))
+        self._parallel.updated()
         self.step = saved.step
         return True
 
@@ -170,19 +179,23 @@ class Trainer:
 
         Every rank calls this, with an epoch none has used; training goes on from the same step.
         """
-        kept = self._tensors()
+        kept, slots = self._tensors(), self._parallel.slots
         self._dissolve()
         self._form(group_epoch)
-        self._allocate({name: (tensor.shape, tensor.dtype) for name, tensor in kept.items()})
+        self._parallel.adopt(slots)
+        layouts = self._layouts(kept)
+        self._allocate({name: (layouts[name].shape, tensor.dtype) for name, tensor in kept.items()})
         for name, tensor in self._tensors().items():
             local(tensor).copy_(local(kept[name]))
+        self._parallel.updated()
 
     def full_state(self) -> dict[str, Tensor]:
         """All weights, unsharded on rank 0's host under the model's own names; empty on other ranks.
 
         Every rank must call it, between two steps. For a model of the Hugging Face layout the names are that layout's.
         """
-        return whole(_named_tensors(self.model), keep=self._task.rank == 0)
+        found = {name: tensor.detach() for name, tensor in self._parallel.tensors().items()}
+        return whole(found, self._parallel.layouts, device=self._device)
 
     def wait(self) -> None:
         """Return once the checkpoint in flight is on disk, or has failed."""
@@ -195,8 +208,14 @@ class Trainer:
     def _form(self, group_epoch: int) -> None:
         self._group.join(group_epoch)
         _seed_all(self.config.seed)
-        make = partial(self.recipe.build, {**self._data.facts, "seed": self.config.seed})
-        self._parallel = Parallel(make, self.recipe.loss, self._plan, self._device)
+        self._parallel = Parallel(
+            partial(self.recipe.build, {**self._data.facts, "seed": self.config.seed}),
+            self.recipe.loss,
+            self._plan,
+            rank=self._task.rank,
+            device=self._device,
+            around=self._around,
+        )
         self._optimizer = self.recipe.optimizer(self.model, self.config)
         self._peak_lrs = [group["lr"] for group in self._optimizer.param_groups]
         self._checkpoints = Checkpoints(
@@ -212,74 +231,56 @@ class Trainer:
 
     def _run_step(self) -> StepResult:
         self._optimizer.zero_grad(set_to_none=True)
-        totals = self._accumulate()
+        rows = self._rows(self._data.train, self.step)
+        found = self._parallel.accumulate(rows)
         gradients = self._parallel.gradients()
-        # Every shard is held by `replicas` ranks, so the sum over all ranks counts each square that often.
-        totals[2] = get_total_norm(gradients).double().square() / self._parallel.replicas
-        loss_sum, count, square = self._group.sum(totals).tolist()
+        square = square_part(gradients).to(self._device)
+        loss_sum, count, square = self._group.sum(torch.cat([found, square[None]])).tolist()
         if not count:
             raise Failed(
                 f"step {self.step + 1}: the recipe's loss counted nothing in the whole global batch",
                 hint="it returned (sum, 0) for every micro-batch: look at what it masks, or raise global_batch",
             )
-        to_mean = self._task.world / count
+        to_mean = self._parallel.divided_by / count
         loss, norm = loss_sum / count, math.sqrt(square) * to_mean
         self._check_finite(loss, norm)
         clip = min(1.0, self.config.clip_norm / (norm + 1e-6)) if self.config.clip_norm else 1.0
-        for gradient in gradients:
+        for gradient, _ in gradients:
             gradient.mul_(to_mean * clip)
         factor = lr_factor(self.step, self.config)
         for group, peak in zip(self._optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
         self._checkpoints.wait_staged()
         self._optimizer.step()
+        self._parallel.updated()
         self.step += 1
+        self._parallel.balance(self.step, self._optimizer.state)
         self._data.train.position = self.step
         every = self.config.eval_every
         held_out = self._evaluate() if every and self.step % every == 0 and self._data.held_out else None
         return StepResult(self.step, loss, norm, self.config.lr * factor, held_out)
 
-    def _accumulate(self) -> Tensor:
-        """Run this rank's micro-batches; returns float64 (sum of losses, count, 0), gradients are on the parameters."""
-        totals = torch.zeros(3, dtype=torch.float64, device=self._device)
-        for index, batch in enumerate(self._microbatches(self._data.train, self.step)):
-            self._seed(self._share.first // self._share.rows + index)
-            with self._parallel.microbatch(last=index == self._share.count - 1):
-                with self._autocast():
-                    total, count = self._parallel.module(batch)
-                total.backward()
-            totals[0] += total.detach()
-            totals[1] += count
-        return totals
-
     @torch.no_grad()
     def _evaluate(self) -> float | None:
         assert self._data.held_out is not None
         totals = torch.zeros(2, dtype=torch.float64, device=self._device)
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
         for index in range(EVAL_BATCHES):
-            for batch in self._microbatches(self._data.held_out, index):
-                with self._autocast():
-                    total, count = self._parallel.inner(batch)
-                totals += torch.stack([total, count]).double()
-        for module in training:  # a part that the recipe has frozen stays so
-            module.training = True
-        self._parallel.reshard()
+            totals += self._parallel.test(self._rows(self._data.held_out, index))
         loss_sum, count = self._group.sum(totals).tolist()
         return loss_sum / count if count else None
 
-    def _microbatches(self, batches: Batches, step: int) -> tuple[Tensor, ...]:
-        rows = torch.from_numpy(batches.batch(step, self._share.first, self._share.all_rows)).to(self._device)
-        return rows.split(self._share.rows)
+    def _rows(self, batches: Batches, step: int) -> Tensor:
+        """This replica's part of the batch of a step."""
+        return torch.from_numpy(batches.batch(step, self._share.first, self._share.all_rows)).to(self._device)
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self._plan.precision == "bf16"
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def _seed(self, microbatch: int) -> None:
+    @contextlib.contextmanager
+    def _around(self, index: int) -> Iterator[None]:
+        """What each forward of micro-batch `index` of this replica runs in: its seeds and its precision."""
         # Integers hash alike in every process.
-        _seed_all(hash((self.config.seed, self.step, microbatch)) & (2**63 - 1))
+        _seed_all(hash((self.config.seed, self.step, self._share.first // self._share.rows + index)) & (2**63 - 1))
+        enabled = self._plan.precision == "bf16"
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
+            yield
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -290,7 +291,7 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that makes up the state of the run, by name; changing a tensor changes the run."""
-        found = {f"model.{name}": tensor.detach() for name, tensor in _named_tensors(self.model).items()}
+        found = {f"model.{name}": tensor.detach() for name, tensor in self._parallel.tensors().items()}
         for name, parameter in self.model.named_parameters():
             for slot, value in self._optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, Tensor):
@@ -301,9 +302,20 @@ class Trainer:
                 found[f"optimizer.{name}.{slot}"] = value
         return found
 
-    def _allocate(self, shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> None:
+    def _layouts(self, tensors: Mapping[str, Tensor]) -> dict[str, Layout]:
+        """Where each of `tensors` lies in the whole: slots of a parameter's shape as the parameter does."""
+        parameters, layouts = dict(self.model.named_parameters()), self._parallel.layouts
+        found = {}
+        for full_name, tensor in tensors.items():
+            kind, _, name = full_name.partition(".")
+            name = name if kind == "model" else name.rpartition(".")[0]
+            like = name in layouts and tensor.shape == parameters[name].shape
+            found[full_name] = layouts[name] if like else Layout(tuple(tensor.shape))
+        return found
+
+    def _allocate(self, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
         """Make the optimiser slots named in `shapes`, laid out like their parameters, to be filled."""
-        parameters = dict(self.model.named_parameters())
+        parameters, layouts = dict(self.model.named_parameters()), self._parallel.layouts
         # torch.optim keeps counters on the host, unless one kernel does the whole step on the device.
         on_device = any(group.get("fused") or group.get("capturable") for group in self._optimizer.param_groups)
         counter = torch.empty((), device=self._device if on_device else "cpu")
@@ -312,7 +324,7 @@ class Trainer:
             name, _, slot = name.rpartition(".")
             if kind == "optimizer" and name in parameters:
                 parameter = parameters[name]
-                like = parameter.detach() if shape == parameter.shape else counter.expand(shape)
+                like = parameter.detach() if tuple(shape) == layouts[name].shape else counter.expand(shape)
                 self._optimizer.state[parameter][slot] = torch.zeros_like(like, dtype=dtype)
 
 
@@ -321,14 +333,3 @@ def _seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed & 0xFFFF_FFFF)
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, a shared one under its first name only."""
-    seen: set[int] = set()
-    found: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor
-    return found

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import torch
+from torch import nn
+
+from mainspring.models.annotate import matching, read_marks
+from mainspring.models.divide import regions, vocabulary
 from mainspring.models.profile import profile_decoder, profile_module
+from mainspring.models.structure import set_cache
 from mainspring.models.transformer import Decoder
-from mainspring.spec import ModelSpec, Precision, SpecError, TrainConfig
+from mainspring.spec import Hints, ModelSpec, Plan, Precision, SpecError, TrainConfig
 from mainspring.train.parallel import LossModule
+from mainspring.train.parallel.read import read_model
+from mainspring.train.parallel.share import check_plan
 from mainspring.train.recipe import Facts, Recipe
+
+ENDS = ("embedding", "head")  # what profiles call the two units round the blocks of a language model
+FREE = Hints()
 
 
 def profile_recipe(recipe: Recipe, facts: Facts, *, name: str) -> ModelSpec:
@@ -16,19 +28,96 @@ def profile_recipe(recipe: Recipe, facts: Facts, *, name: str) -> ModelSpec:
 
     Raises `SpecError` for a model or loss that cannot run on the meta device.
     """
+    return study_recipe(recipe, facts, name=name, hints=FREE)[0]
+
+
+def study_recipe(recipe: Recipe, facts: Facts, *, name: str, hints: Hints) -> tuple[ModelSpec, Hints]:
+    """The recipe's model as the planner sees it, and `hints` with what the recipe says of the model's parts.
+
+    Raises `SpecError` for a model or loss that cannot run on the meta device, and for patterns that mean nothing in it.
+    """
     config = recipe.config
+    with torch.device("meta"):
+        model = _built(recipe, {**facts, "seq_len": config.seq_len, "seed": config.seed})
+        hints = _with_marks(model, hints)
+        patterns = tuple(pattern for pattern in hints.replicate if pattern not in ENDS)
+        if type(model) is Decoder and not patterns:
+            return _profile_decoder(model, config, name=name, precision=config.precision), hints
+        row = torch.zeros((1, config.seq_len + 1), dtype=torch.int64)
+        module = LossModule(set_cache(model, used=True), recipe.loss)
+        whole = (*patterns, *(f"model.{pattern}" for pattern in patterns))
+        try:
+            return profile_module(module, (row,), name=name, seq_len=config.seq_len, whole=whole), hints
+        except (NotImplementedError, RuntimeError) as error:
+            raise _not_profiled(error) from error
+
+
+def _built(recipe: Recipe, facts: Facts) -> nn.Module:
     try:
-        with torch.device("meta"):
-            model = recipe.build({**facts, "seq_len": config.seq_len, "seed": config.seed})
-            if isinstance(model, Decoder):
-                return _profile_decoder(model, config, name=name, precision=config.precision)
-            row = torch.zeros((1, config.seq_len + 1), dtype=torch.int64)
-            return profile_module(LossModule(model, recipe.loss), (row,), name=name)
+        return recipe.build(facts)
     except (NotImplementedError, RuntimeError) as error:
+        raise _not_profiled(error) from error
+
+
+def _not_profiled(error: Exception) -> SpecError:
+    return SpecError(
+        f"the recipe's model cannot be profiled without computing: {error}",
+        hint="a model must not look at tensor values (.item(), if tensor > 0) in __init__ or forward",
+    )
+
+
+def _with_marks(model: nn.Module, hints: Hints) -> Hints:
+    """`hints` and the annotations of `model`, as names of blocks (`embedding`, `head`, classes) and of modules."""
+    marks = read_marks(model)
+    if marks.degree and hints.tp not in (0, marks.degree):
         raise SpecError(
-            f"the recipe's model cannot be profiled without computing: {error}",
-            hint="a model must not look at tensor values (.item(), if tensor > 0) in __init__ or forward",
-        ) from error
+            f"tp {hints.tp} was asked for, the recipe splits parts of the model over {marks.degree}",
+            hint="leave one of them out",
+        )
+    if not (marks.replicate or marks.split or hints.replicate or hints.split):
+        return hints
+    words, found = vocabulary(model), regions(model)
+    ends = {"embedding": words.embedding, "head": words.head} if words else {}
+    for pattern in (*hints.replicate, *hints.split):
+        if pattern not in ENDS and not matching(model, pattern):
+            raise SpecError(
+                f"no module of the model is called {pattern!r}",
+                hint=f"give a path, a class, or one of {' and '.join(ENDS)}; * stands for anything",
+            )
+    for pattern in (*marks.split, *(p for p in hints.split if p not in ENDS)):
+        names = [*(region.name for region in found), *ends.values()]
+        if not any(_within(name, other) for other in matching(model, pattern) for name in names):
+            raise SpecError(
+                f"{pattern} shall be split, and nothing in it can be divided",
+                hint="attention and feed-forwards can, and a vocabulary; take split() away from the rest",
+            )
+    replicate, split = (
+        tuple(dict.fromkeys((*given, *marked, *_ends_meant(model, (*given, *marked), ends))))
+        for given, marked in ((hints.replicate, marks.replicate), (hints.split, marks.split))
+    )
+    return replace(hints, replicate=replicate, split=split, tp=marks.degree or hints.tp)
+
+
+def _ends_meant(model: nn.Module, patterns: Sequence[str], ends: Mapping[str, str]) -> Iterator[str]:
+    """Which ends of the model lie in modules that `patterns` mean."""
+    for pattern in patterns:
+        for name in matching(model, pattern):
+            yield from (end for end, module in ends.items() if _within(module, name))
+
+
+def _within(name: str, other: str) -> bool:
+    return name == other or name.startswith(f"{other}.")
+
+
+def check_recipe(recipe: Recipe, facts: Facts, plan: Plan) -> None:
+    """Raise `SpecError` when `plan` cannot be carried out with the recipe's model, before any rank starts."""
+    mesh = plan.mesh
+    if mesh.pp == mesh.tp == mesh.cp == mesh.ep == 1:
+        check_plan(plan)  # replicas and shards do not look into the model
+        return
+    with torch.device("meta"):
+        model = recipe.build({**facts, "seq_len": plan.seq_len, "seed": recipe.config.seed})
+    read_model(model, recipe.loss, plan)
 
 
 def _profile_decoder(model: Decoder, config: TrainConfig, *, name: str, precision: Precision) -> ModelSpec:

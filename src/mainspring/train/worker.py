@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
 from mainspring.hardware import limits
+from mainspring.models.moe import MoeDecoder
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
-from mainspring.models.weights import save_pretrained, save_tensors
-from mainspring.spec import Plan, Task, TrainConfig, TrainPayload
+from mainspring.models.weights import save_moe, save_pretrained, save_tensors
+from mainspring.spec import SAVED, Plan, Task, TrainConfig, TrainPayload
 from mainspring.store import Store, parse
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.metrics import FILE, Recorder
@@ -50,7 +51,7 @@ def main(task: Task, payload: Mapping[str, Any]) -> None:
     data = _open_data(inputs.tokens, config, facts)
     trainer = Trainer(loaded, plan, group, data=data, folder=order.checkpoints)
     try:
-        state = _train(trainer, recorder)
+        state = _train(trainer, recorder, Path(task.run_dir))
     except BaseException:
         # The checkpoint being written is worth keeping. The group is left as it is: the others must not hear of
         # the broken connection before the launcher has heard from this rank.
@@ -91,7 +92,8 @@ def _open_data(tokens: Path, config: TrainConfig, facts: Facts) -> TrainingData:
     return TrainingData(train=loader(TRAIN), facts=facts, held_out=loader(HELD_OUT) if config.eval_every else None)
 
 
-def _train(trainer: Trainer, recorder: Recorder | None) -> dict[str, Tensor]:
+def _train(trainer: Trainer, recorder: Recorder | None, run_dir: Path) -> dict[str, Tensor]:
+    saved = 0
     if trainer.restore():
         log.info("resumed from a checkpoint", extra={"step": trainer.step})
     if recorder is not None:
@@ -100,6 +102,9 @@ def _train(trainer: Trainer, recorder: Recorder | None) -> dict[str, Tensor]:
         if recorder is not None:
             failed = len(trainer.save_errors)
             recorder.record(result, final_step=trainer.config.steps, failed_saves=failed)
+            if trainer.saved_step != saved:
+                saved = trainer.saved_step
+                (run_dir / SAVED).write_text(f"step {saved}\n", "utf-8")
     return trainer.full_state()
 
 
@@ -128,6 +133,10 @@ def _write_result(run_dir: Path, ref: str, *, meta: Mapping[str, Any], recorder:
 def export(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *, tokenizer: Path) -> None:
     """Write `state`, the whole weights of `model`, to `folder`: a `Decoder` in the Hugging Face layout."""
     words = Tokenizer.load(tokenizer)
+    if isinstance(model, MoeDecoder):
+        save_moe(model.moe, state, folder)
+        words.save(folder)
+        return
     if not isinstance(model, Decoder):
         save_tensors(state, folder)
         words.save(folder)

@@ -36,6 +36,9 @@ class Records:
     def __init__(self, store: Store) -> None:
         self.store = store
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.store.home)!r})"
+
     # -- data and reports
 
     def data_report(self, ref: Named) -> CurationReport:

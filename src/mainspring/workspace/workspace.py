@@ -19,7 +19,6 @@ from mainspring.spec import (
     Deployment,
     Feedback,
     Identity,
-    Objective,
     Plan,
     Settings,
     SpecError,
@@ -30,6 +29,7 @@ from mainspring.spec.settings import quiet_third_parties
 from mainspring.store import Store, parse
 from mainspring.store.catalogue import check_name
 from mainspring.workspace.jobs import Jobs
+from mainspring.workspace.plans import VOCAB, Plans
 from mainspring.workspace.records import Named, ref_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from mainspring.flow.run import FlowEvent, FlowResult
     from mainspring.remote import RemoteWorkspace
 
-VOCAB = 4096
 CALIBRATION = 32
 MAKES = {"data": "dataset", "train": "model", "app": "app"}
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -50,7 +49,7 @@ Say = Callable[[str], None]
 OnEvent = Callable[["FlowEvent"], None]
 
 
-class Workspace(Jobs):
+class Workspace(Jobs, Plans):
     """A workspace of this machine: its store, its cluster and the verbs. Close it, or use it in `with`."""
 
     def __init__(self, settings: Settings) -> None:
@@ -93,6 +92,18 @@ class Workspace(Jobs):
 
         return Dataset(self.store, name)
 
+    def calibrate(self) -> Run:
+        """Measure this machine for about a minute and publish `calibration:<machine>`, which later plans use."""
+        from mainspring.hardware import probe
+        from mainspring.train.calibrate import publish_calibration
+
+        node = probe.probe_node()
+
+        def body(work: Execution) -> Artifact:
+            return publish_calibration(self.store, node, run=work.id, progress=work.progress)
+
+        return self._start(body, kind="calibrate", name=node.name, config={"devices": [d.name for d in node.devices]})
+
     def publish_data(self, name: str, *, source: str, dedup: Dedup = "balanced") -> Run:
         """Read `source`, clean and deduplicate it, and publish the next version of dataset `name`."""
         chain = self.dataset(name).read(source).clean()
@@ -104,30 +115,6 @@ class Workspace(Jobs):
         return self._start(body, kind="data", name=name, config={"source": source, "dedup": dedup})
 
     # -- from documents to a model
-
-    def plan(
-        self,
-        recipe: str | Path,
-        *,
-        data: Named = "",
-        optimize: Objective = "time",
-        ranks: int | None = None,
-        cluster: str | Path = "",
-        vocab: int = VOCAB,
-        overrides: Sequence[str] = (),
-    ) -> Plan:
-        """How `recipe` would run: mesh, bytes, seconds, watts and price, before spending any."""
-        from mainspring.train import launch
-
-        packed = bool(data) and self.artifact(data).kind == "tokens"
-        return launch.plan_for(
-            recipe,
-            facts=launch.facts_of(self.store, ref_of(data)) if packed else {"vocab": vocab, "eos_id": 0, "bos_id": 0},
-            cluster=self.hardware(cluster),
-            ranks=ranks,
-            objective=optimize,
-            overrides=overrides,
-        )
 
     def train(
         self,
@@ -172,7 +159,7 @@ class Workspace(Jobs):
 
         config = {"recipe": str(Path(recipe).absolute()), "data": source, "vocab": vocab, "resume": first}
         config |= {"plan": parse.to_dict(chosen), "overrides": list(overrides)}
-        return self._start(body, kind="train", name=name, config=config, inputs=(source,))
+        return self._start(body, kind="train", name=name, config=config, inputs=(source, *chosen.calibrations))
 
     def resume(self, run_id: str) -> Run:
         """Go on with training that was stopped or failed: same recipe, data and plan, from its last checkpoint."""

@@ -8,12 +8,17 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mainspring.cluster.agent import NodeAgent, Order, rank_environment
+from mainspring.cluster.hold import take_hold
+from mainspring.cluster.verdict import RankEnd
+from mainspring.hardware.share import Bounds
 from mainspring.spec import Job, Resources, Task
+from mainspring.store.parse import read_json
 from mainspring.testing.processes import eventually, marked
 
 ENTRIES = """
@@ -61,6 +66,15 @@ def parent(task, payload):
 def tells(task, payload):
     import json
     (Path(task.run_dir) / "told.json").write_text(json.dumps(payload))
+
+def bounded(task, payload):
+    import os
+    told = {"cores": len(os.sched_getaffinity(0)), "shown": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    try:
+        bytearray(1 << 30)
+    except MemoryError:
+        told["refused"] = True
+    tells(task, told)
 
 def shy(task, payload):
     (Path(task.run_dir) / f"rank-{task.rank}.log").unlink()
@@ -283,3 +297,42 @@ def test_the_port_of_a_gang_is_held_for_its_first_rank_alone() -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past the connection that has just ended
         other.bind(("127.0.0.1", port))
+
+
+def test_a_rank_is_held_to_what_it_has_reserved(start, tmp_path):
+    limit = Resources(cpus=1, memory_bytes=512 << 20, own_cores=True)
+    finish(start("bounded", resources=limit), 1)
+    told = json.loads((tmp_path / "run/told.json").read_text())
+    assert told == {"cores": 1, "refused": True, "shown": None}
+
+
+def test_a_rank_is_shown_its_own_devices_and_one_without_any_none(tmp_path):
+    need, given = Resources(devices=0.5), {"CUDA_VISIBLE_DEVICES": "3,5"}
+    job = Job(id="j", name="j", entry="m:f", resources=need)
+    hold = take_hold(job, rank=0, bits=0b10, accelerator="GPU", given=given)
+    assert hold.environment["CUDA_VISIBLE_DEVICES"] == "5"
+    assert hold.bounds == Bounds(device_share=0.5)
+    hold.release()
+    none = take_hold(replace(job, resources=Resources()), rank=0, bits=0, accelerator="GPU", given=given)
+    assert none.environment["CUDA_VISIBLE_DEVICES"] == ""
+    none.release()
+
+
+def test_how_a_rank_ended_is_left_for_a_driver_that_cannot_ask_any_more(tmp_path):
+    (tmp_path / "agent_entries.py").write_text(ENTRIES)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.shared").touch()
+    agent = NodeAgent()
+    agent.prepare(str(tmp_path / "run/.shared"), "", "")
+    agent.start(replace(order(tmp_path, "raises", payload={}), marks=".end-7-1-"))
+    (end,) = finish(agent, 1)
+    assert eventually((tmp_path / "run/.end-7-1-0").exists, within_s=5)
+    assert read_json((tmp_path / "run/.end-7-1-0").read_text(), RankEnd) == end
+
+
+def test_starting_twice_starts_once(start, tmp_path):
+    agent = start("tells", payload={"n": 1})
+    agent.start(order(tmp_path, "tells", payload={"n": 2}))
+    finish(agent, 1)
+    assert json.loads((tmp_path / "run/told.json").read_text()) == {"n": 1}
+    assert agent.prepare("anything", "", "").started

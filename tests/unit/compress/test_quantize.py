@@ -115,6 +115,7 @@ def test_publishing_records_size_errors_and_lineage(trained: Path, store: Store)
     meta = json.loads(made.meta_json)
     assert meta["scheme"] == "w8a8"
     assert meta["source"] == source.ref
+    assert meta["parameters"] == sum(weight.numel() for weight in load_pretrained(store.fetch(source)).parameters())
     assert meta["bytes_after"] < 0.35 * meta["bytes_before"]
     errors = meta["layers"]
     assert len(errors) == 22

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mainspring.plan.estimate import Choice, Estimator
-from mainspring.plan.layout import Rank, offer_of
-from mainspring.plan.search import estimates, menu, plan_training
-from mainspring.spec import Cluster, DoesNotFit, Link, Mesh, ModelSpec, SpecError, TrainConfig
+from mainspring.plan.limits import EVERYTHING, Limits, beyond, plan_refusal
+from mainspring.plan.search import menu, plan_training
+from mainspring.spec import DoesNotFit, Hints, Link, Mesh, SpecError, TrainConfig
+from mainspring.testing.exhaustive import fastest_by_brute_force
 from mainspring.testing.machines import GIB, build_cluster, build_device, build_model
 
 SMALL = build_model(layers=4, hidden=256)
@@ -17,73 +17,62 @@ MEDIUM = build_model(layers=12, hidden=1024)  # 0.2 billion parameters
 LARGE = build_model(layers=24, hidden=2048, vocab=32000)  # 1.7 billion parameters
 CONFIG = TrainConfig(steps=10, global_batch=16, seq_len=128)
 DEVICE = build_device()
+DATA_ONLY = replace(EVERYTHING, axes=frozenset({"dp", "fsdp"}))
 
 
 def batch(size: int, **changes: object) -> TrainConfig:
     return replace(CONFIG, global_batch=size, **changes)
 
 
-def fastest_by_brute_force(model: ModelSpec, cluster: Cluster, config: TrainConfig) -> float:
-    """The least step time over every legal combination on a cluster of one kind, written without `search`."""
-    estimator = Estimator(model, cluster, config)
-    places = [
-        Rank(node=index, device=device, share=1.0, memory_bytes=device.memory_bytes)
-        for index, node in enumerate(cluster.nodes)
-        for device in node.devices
-    ]
-    best = float("inf")
-    for world in range(1, len(places) + 1):
-        for fsdp in range(1, world + 1):
-            for rows in range(1, config.global_batch + 1):
-                for recompute in ("none", "full"):
-                    for regather in (False, True):
-                        if world % fsdp or config.global_batch % (world * rows) or (regather and fsdp == 1):
-                            continue
-                        mesh = Mesh(dp=world // fsdp, fsdp=fsdp)
-                        found = estimator(Choice(offer_of(places[:world]), mesh, rows, recompute, regather))
-                        if found is not None and found.fits:
-                            best = min(best, found.time.step_s)
-    return best
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
-    layers=st.integers(1, 30),
+    layers=st.integers(1, 3),
     hidden=st.sampled_from([128, 512, 2048]),
-    size=st.sampled_from([1, 6, 16, 24]),
-    per_node=st.integers(1, 4),
-    nodes=st.integers(1, 3),
-    memory_gib=st.floats(2, 40),
+    size=st.sampled_from([1, 2, 6, 8]),
+    shape=st.sampled_from([(1, 1), (2, 1), (1, 3), (4, 1), (2, 2), (1, 4)]),
+    memory_gib=st.floats(0.3, 20),
     network=st.floats(0.1, 50),
     precision=st.sampled_from(["fp32", "bf16"]),
+    seq_len=st.sampled_from([128, 1024]),
 )
 def test_the_search_finds_what_brute_force_finds(
     layers: int,
     hidden: int,
     size: int,
-    per_node: int,
-    nodes: int,
+    shape: tuple[int, int],
     memory_gib: float,
     network: float,
     precision: str,
+    seq_len: int,
 ) -> None:
     model = build_model(layers=layers, hidden=hidden)
     device = build_device(memory_bytes=int(memory_gib * GIB))
-    cluster = build_cluster((device, per_node, nodes), network_gbps=network)
-    config = batch(size, precision=precision)
+    cluster = build_cluster((device, *shape), network_gbps=network)
+    config = batch(size, precision=precision, seq_len=seq_len)
     best = fastest_by_brute_force(model, cluster, config)
     try:
         plan = plan_training(model, cluster, config)
     except DoesNotFit:
         assert best == float("inf")
     else:
-        assert plan.time.step_s == best
+        assert plan.time.step_s == pytest.approx(best, rel=1e-9)
         assert plan.memory.total_bytes <= 0.9 * device.memory_bytes
-        assert sum(plan.stages[0].microbatches) * plan.microbatch == size
-        assert plan.mesh.world == len(plan.stages[0].ranks) == len(plan.nodes)
+        assert sum(plan.microbatches) * plan.microbatch == size
+        assert plan.mesh.world == len({rank for stage in plan.stages for rank in stage.ranks}) == len(plan.nodes)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize(("pp", "size", "nodes"), [(2, 8, 1), (3, 6, 1), (4, 8, 2)])
+def test_of_twelve_blocks_every_cut_is_considered(pp: int, size: int, nodes: int) -> None:
+    """Ten layers, the embedding and the head: every schedule, cut and ZeRO stage on eight and sixteen devices."""
+    model = build_model(layers=10, hidden=512)
+    cluster = build_cluster((build_device(memory_bytes=2 * GIB), 8, nodes), network_gbps=5)
+    config = batch(size, microbatch=1, seq_len=256)
+    hints = Hints(pp=pp, tp=1, cp=1, recompute="none")
+    best = fastest_by_brute_force(model, cluster, config, hints=hints)
+    assert plan_training(model, cluster, config, hints=hints).time.step_s == pytest.approx(best, rel=1e-9)
+
+
+@settings(max_examples=12, deadline=None)
 @given(
     better=st.sampled_from(["memory", "link", "network", "memory speed", "peak", "devices", "nodes"]),
     factor=st.floats(1, 8),
@@ -95,7 +84,7 @@ def test_the_search_finds_what_brute_force_finds(
 def test_better_hardware_never_gets_a_slower_plan(
     better: str, factor: float, per_node: int, nodes: int, size: int, hidden: int
 ) -> None:
-    model = build_model(layers=12, hidden=hidden)
+    model = build_model(layers=6, hidden=hidden)
 
     def step_s(scale: dict[str, float], extra_devices: int, extra_nodes: int) -> float:
         device = build_device(
@@ -130,24 +119,28 @@ def test_the_same_question_gets_the_same_answer() -> None:
 
 def test_mixed_devices_share_the_batch_by_speed() -> None:
     slow = build_device("old", fp32_flops_per_s=5e12, bf16_flops_per_s=2e13, memory_bytes_per_s=2.5e11)
-    plan = plan_training(MEDIUM, build_cluster((DEVICE, 1, 1), (slow, 1, 1)), batch(64, microbatch=1), ranks=2)
+    cluster = build_cluster((DEVICE, 1, 1), (slow, 1, 1))
+    plan = plan_training(MEDIUM, cluster, batch(64, microbatch=1), ranks=2, limits=DATA_ONLY)
     first, second = plan.stages[0].microbatches
     assert first + second == 64
-    assert 3.5 < first / second < 4.5
+    assert 2.9 < first / second < 4.5  # a quarter of the speed, and the same time to launch kernels
     assert plan.stages[0].device == "X1 + old"
-    assert not plan.reshard_after_forward  # uneven micro-batches that re-gather never end
+    assert plan.zero < 3  # uneven micro-batches that re-gather never end
     assert plan.time.bubble_s < 0.1 * plan.time.compute_s
 
 
-def test_uneven_microbatches_never_re_gather() -> None:
+@pytest.mark.parametrize("limits", [EVERYTHING, DATA_ONLY])
+def test_every_plan_that_is_found_may_run(limits: Limits) -> None:
     slow = build_device("old", fp32_flops_per_s=5e12)
-    for found in estimates(SMALL, build_cluster((DEVICE, 2, 1), (slow, 2, 1)), batch(12)):
-        if len(set(found.counts)) > 1:
-            assert not found.choice.reshard_after_forward
+    cluster = build_cluster((DEVICE, 2, 2), (slow, 2, 2))
+    for config in (batch(12), batch(16, precision="bf16"), batch(30, microbatch=1)):
+        for plan in menu(SMALL, cluster, config, limits=limits):
+            assert plan_refusal(plan) == ""
+            assert not beyond(plan, limits)
 
 
 def test_a_model_too_large_to_replicate_is_sharded() -> None:
-    plan = plan_training(LARGE, build_cluster((DEVICE, 8, 1)), batch(8))
+    plan = plan_training(LARGE, build_cluster((DEVICE, 8, 1)), batch(8), limits=DATA_ONLY)
     assert plan.mesh.fsdp > 1
     assert any("usable" in other.reason for other in plan.rejected)
     assert plan.mesh not in {other.mesh for other in plan.rejected}
@@ -155,7 +148,7 @@ def test_a_model_too_large_to_replicate_is_sharded() -> None:
 
 def test_sharding_stays_within_nodes_when_the_network_is_slow() -> None:
     cluster = build_cluster((build_device(memory_bytes=7 * GIB), 8, 4), link_gbps=300, network_gbps=0.5)
-    plan = plan_training(LARGE, cluster, batch(256), ranks=32)
+    plan = plan_training(LARGE, cluster, batch(256), ranks=32, limits=DATA_ONLY)
     assert plan.mesh == Mesh(dp=4, fsdp=8)
 
 
@@ -181,7 +174,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
 def test_a_sequence_that_no_sharding_helps_says_so() -> None:
     cluster = build_cluster((build_device(memory_bytes=GIB // 2), 2, 1))
     with pytest.raises(DoesNotFit) as caught:
-        plan_training(SMALL, cluster, replace(CONFIG, seq_len=1_000_000))
+        plan_training(SMALL, cluster, replace(CONFIG, seq_len=1_000_000), limits=DATA_ONLY)
     assert "sharding further does not help" in caught.value.hint
     assert "seq_len below 1000000" in caught.value.hint
 
@@ -200,7 +193,7 @@ def test_a_request_that_cannot_be_is_refused_with_its_numbers(
     config: TrainConfig, ranks: int, words: str, hint: str
 ) -> None:
     with pytest.raises(SpecError) as caught:
-        plan_training(SMALL, build_cluster((DEVICE, 4, 2)), config, ranks=ranks)
+        plan_training(SMALL, build_cluster((DEVICE, 4, 2)), config, ranks=ranks, limits=DATA_ONLY)
     assert words in str(caught.value)
     assert hint in caught.value.hint
 

@@ -113,6 +113,23 @@ def test_a_job_left_by_a_driver_that_is_gone_does_not_block_its_id(store: Store)
         enqueue(store, "lasting")
 
 
+def test_why_jobs_wait_is_said_of_those_that_still_do(store: Store):
+    numbers = {name: enqueue(store, name).number for name in "ab"}
+    store.assign(C, [on("b", "n0")], driver="me", beside=())
+    store.explain({numbers["a"]: "0 would fit now", numbers["b"]: "late"})
+    assert [store.job(name).reason for name in "ab"] == ["0 would fit now", ""]
+
+
+def test_what_a_driver_has_left_ends_and_what_others_see_to_does_not(store: Store):
+    store.join("me", C)
+    for name, driver in (("left", "never-joined"), ("mine", "me")):
+        enqueue(store, name, driver=driver)
+    store.enqueue(job("lasting"), address="local")
+    store.end_abandoned_jobs()
+    assert [store.job(name).state for name in ("left", "mine", "lasting")] == ["FAILED", "PENDING", "PENDING"]
+    assert store.job("left").reason == "the process that started it is gone"
+
+
 def test_secrets_are_not_written_down(store: Store):
     enqueue(store, "j", secret_json='{"password": "correct-horse"}')
     assert store.job("j").job.secret_json == "{}"

@@ -3,13 +3,16 @@
 import copy
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from parallel_pool import MODELS as PARALLEL
+from parallel_pool import VOCAB
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from training_gang import TiedModel, decoder
 
 from mainspring.train import deferred
@@ -73,10 +76,44 @@ def seeded(make: Callable[[], object]) -> object:
 
 
 def empty(model: nn.Module) -> list[str]:
-    return [name for name, parameter in model.named_parameters() if isinstance(parameter, FakeTensor)]
+    return [name for name, parameter in model.named_parameters() if parameter.is_meta]
 
 
-@pytest.mark.parametrize("make", [lambda: decoder(48), lambda: TiedModel(48), encoder, Everything])
+def made(found: deferred.Deferred, wanted: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """The model's state, with the parameters that are wanted made."""
+    state: dict[str, torch.Tensor] = dict(found.model.state_dict())
+    names: dict[int, list[str]] = {}
+    for name, parameter in found.model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    first = {group[0]: group for group in names.values()}
+    found.fill(lambda name, value: state.update(dict.fromkeys(first[name], value)), wanted)
+    return state
+
+
+class Loaded(nn.Module):
+    """Starts from weights that somebody has, seeds in between, ties and freezes."""
+
+    weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(11))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64)
+        torch.manual_seed(5)
+        self.second = nn.Linear(64, 64)
+        nn.init.trunc_normal_(self.first.weight, std=0.02)
+        with torch.no_grad():
+            self.second.weight.copy_(self.weights)
+            self.second.weight[3].zero_()
+        self.third = nn.Linear(64, 64)
+        self.third.weight = self.first.weight
+        self.third.bias.requires_grad_(requires_grad=False)
+        self.register_buffer("mask", torch.ones(64, 64).tril())
+
+
+FAMILIES = [partial(make, VOCAB) for make in PARALLEL.values()]
+
+
+@pytest.mark.parametrize("make", [lambda: decoder(48), lambda: TiedModel(48), encoder, Everything, Loaded, *FAMILIES])
 def test_every_value_is_the_same_to_the_last_bit_and_so_is_the_next_draw(make):
     plain = seeded(make)
     after = torch.rand(2), random.random()
@@ -84,19 +121,17 @@ def test_every_value_is_the_same_to_the_last_bit_and_so_is_the_next_draw(make):
     assert torch.equal(torch.rand(2), after[0])
     assert random.random() == after[1]
     assert empty(found.model) == [name for name, _ in plain.named_parameters()]
-    found.make(found.model)
-    expected, made = plain.state_dict(), found.model.state_dict()
-    assert expected.keys() == made.keys()
+    expected, state = plain.state_dict(), made(found)
+    assert expected.keys() == state.keys()
     for name, value in expected.items():
-        assert (value.dtype, value.stride()) == (made[name].dtype, made[name].stride())
-        assert torch.equal(value, made[name]), name
+        assert (value.dtype, value.stride()) == (state[name].dtype, state[name].stride())
+        assert torch.equal(value, state[name]), name
     trained = {name: parameter.requires_grad for name, parameter in plain.named_parameters()}
     assert trained == {name: parameter.requires_grad for name, parameter in found.model.named_parameters()}
 
 
 def test_what_is_no_parameter_and_what_is_shared_stays_so():
     plain, found = seeded(Everything), seeded(lambda: deferred.build(Everything))
-    found.make(found.model)
     assert torch.equal(found.model.frequencies, plain.frequencies)
     assert torch.equal(found.model.own, plain.own)
     assert found.model.tied.weight is found.model.embed.weight
@@ -105,10 +140,26 @@ def test_what_is_no_parameter_and_what_is_shared_stays_so():
 
 def test_one_part_is_made_without_the_others():
     plain, found = seeded(encoder), seeded(lambda: deferred.build(encoder))
-    found.make(found.model.layers[1])
-    assert all(name.startswith("layers.0.") for name in empty(found.model))
-    for name, value in plain.layers[1].state_dict().items():
-        assert torch.equal(value, found.model.layers[1].state_dict()[name])
+    wanted = {name for name, _ in plain.named_parameters() if name.startswith("layers.1.")}
+    state = made(found, wanted)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, state[name]) if name in wanted else state[name].is_meta
+
+
+def test_no_more_than_one_large_parameter_is_whole_at_once():
+    """Each is 1 MiB; a working copy of what is drawn may be there, too."""
+    found = seeded(lambda: deferred.build(lambda: nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(16)))))
+    alive: list[StorageWeakRef] = []
+    most = 0
+
+    def take(_: str, tensor: torch.Tensor) -> None:
+        nonlocal most
+        alive.append(StorageWeakRef(tensor.untyped_storage()))
+        most = max(most, sum(not storage.expired() for storage in alive))
+
+    found.fill(take)
+    assert len(alive) == 16
+    assert most <= 2
 
 
 def test_what_cannot_be_deferred_is_made_at_once_with_the_same_values_and_the_log_says_why(caplog):

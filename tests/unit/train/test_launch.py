@@ -6,6 +6,7 @@ import json
 import pydoc
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,19 @@ from mainspring.cluster import Handle, Launcher
 from mainspring.cluster.handle import result_of
 from mainspring.models.tokenizer import Tokenizer, train_bpe
 from mainspring.models.weights import load_pretrained
-from mainspring.spec import Cancelled, Failed, Job, Mesh, Settings, SpecError, TokenSet, TokenSplit
+from mainspring.spec import (
+    SAVED,
+    Cancelled,
+    Failed,
+    Job,
+    Mesh,
+    NodeNote,
+    Settings,
+    SpecError,
+    Stage,
+    TokenSet,
+    TokenSplit,
+)
 from mainspring.store import Store, parse
 from mainspring.testing.processes import eventually
 from mainspring.train import launch
@@ -24,6 +37,7 @@ from mainspring.train import launch
 pytestmark = pytest.mark.slow
 
 RECIPE = f"""
+import os, signal, time
 from itertools import count
 from pathlib import Path
 import torch.distributed as dist
@@ -32,7 +46,7 @@ from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig
 from mainspring.train.recipe import next_token_loss
 
-FAULT, calls = Path(FOLDER) / "fault", count()
+FAULT, LOSS, SLOW, calls = *(Path(FOLDER) / name for name in ("fault", "loss", "slow")), count()
 
 def model(vocab, eos_id):
     return Decoder(DecoderConfig(
@@ -41,6 +55,12 @@ def model(vocab, eos_id):
 def loss(model, batch):
     if FAULT.exists() and dist.get_rank() == 1 and next(calls) == 17:  # step 5, after 2 calls a step and 8 to evaluate
         raise RuntimeError("this recipe is broken on rank 1")
+    if SLOW.exists():
+        time.sleep(0.3)
+    if LOSS.exists() and dist.get_rank() == 1 and next(calls) == 17:
+        LOSS.unlink()
+        time.sleep(3)  # by now the checkpoint of step 4 is on disk
+        os.kill(os.getppid(), signal.SIGKILL)  # what starts and watches ranks, as when its node is lost
     return next_token_loss(model, batch)
 
 recipe = ms.Recipe(model=model, loss=loss, config=ms.TrainConfig(
@@ -76,6 +96,27 @@ def home(tmp_path_factory) -> Iterator[tuple[Store, Launcher, str]]:
             tokens_ref = store.publish("tokens", "docs", scratch).ref
         with Launcher(store, address="local") as launcher:
             yield store, launcher, tokens_ref
+
+
+def test_a_pipeline_of_two_replicas_publishes_the_model_one_rank_publishes(home, recipe):
+    store, launcher, tokens = home
+    runs = [store.start_run("train", name, config={}).id for name in ("alone", "piped")]
+    one = launch.train(store, launcher, recipe, plan=plan_of(steps=6), tokens_ref=tokens, name="alone", run=runs[0])
+    pieces = [Stage(blocks=2, device="cpu", ranks=(), microbatches=(2, 6), first=first) for first in (0, 2)]
+    plan = replace(
+        plan_of(microbatch=1), mesh=Mesh(pp=2, fsdp=2), zero=1, stages=tuple(pieces), schedule="1f1b", steps=6
+    )
+    two = launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="piped", run=runs[1])
+    first, second = (load_pretrained(store.fetch(made)).state_dict() for made in (one, two))
+    for name, tensor in first.items():
+        np.testing.assert_allclose(second[name], tensor, atol=1e-4, err_msg=name)
+
+
+def test_a_plan_that_does_not_fit_the_model_is_refused_before_any_rank_starts(home, recipe):
+    store, launcher, tokens = home
+    with pytest.raises(SpecError, match="self_attn has 1 kv_heads, which 2 ranks cannot share evenly"):
+        launch.train(store, launcher, recipe, plan=plan_of(Mesh(tp=2), steps=6), tokens_ref=tokens, name="no", run="no")
+    assert not (launcher.run_root / "no").exists()
 
 
 @pytest.fixture
@@ -136,6 +177,48 @@ def test_a_run_that_failed_on_one_rank_is_resumed_and_publishes_its_model_with_l
     assert (folder / "recipe.py").read_bytes() == recipe.read_bytes()
 
 
+def test_training_goes_on_from_its_last_checkpoint_when_its_node_agent_is_lost(home, recipe):
+    store, launcher, tokens = home
+    run = store.start_run("train", "lost", config={}).id
+    recipe.with_name("loss").touch()
+    plan = plan_of(Mesh(dp=2), steps=6)
+    artifact = launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="lost", run=run)
+    assert (store.job(run).attempt, store.job(run).losses) == (2, 1)
+    assert "resumed from a checkpoint" in (store.run_dir(run) / "rank-0.log").read_text()
+    assert [row["step"] for row in rows(store, run)] == [1, 2, 3, 4, 5, 6]
+    straight = store.start_run("train", "straight", config={}).id
+    launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="straight", run=straight)
+    assert [row["loss"] for row in rows(store, straight)] == [row["loss"] for row in rows(store, run)]
+    assert json.loads(artifact.meta_json)["final_loss"] == rows(store, straight)[-1]["loss"]
+
+
+def test_training_leaves_a_drained_node_when_it_has_saved_and_goes_on_when_it_may(home, recipe):
+    store, launcher, tokens = home
+    run = store.start_run("train", "moved", config={}).id
+    recipe.with_name("slow").touch()
+    plan, done = plan_of(Mesh(dp=2), steps=6), []
+
+    def train() -> None:
+        done.append(launch.train(store, launcher, recipe, plan=plan, tokens_ref=tokens, name="moved", run=run))
+
+    training = threading.Thread(target=train)
+    training.start()
+    saved = store.run_dir(run) / SAVED
+    assert eventually(saved.exists, within_s=60)
+    record = store.job(run)
+    assert record.placement is not None
+    note = NodeNote(cluster=record.cluster, node=record.placement.nodes[0], closed=True, reason="new memory")
+    store.note_node(note)
+    assert eventually(lambda: store.job(run).losses == 1, within_s=60)
+    assert saved.read_text() == "step 4\n"
+    recipe.with_name("slow").unlink()
+    store.note_node(replace(note, closed=False))
+    training.join(60)
+    assert [artifact.name for artifact in done] == ["moved"]
+    assert "resumed from a checkpoint" in (store.run_dir(run) / "rank-0.log").read_text()
+    assert [row["step"] for row in rows(store, run)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_what_cannot_be_trained_is_refused_before_a_process_starts(home, recipe):
     store, launcher, tokens = home
     stale = plan_of(steps=5)
@@ -186,4 +269,4 @@ def test_a_plan_for_the_data_knows_its_vocabulary(home, recipe):
     assert plan.steps == 9
     assert plan.mesh.world == 1
     assert facts["vocab"] == 320
-    assert launch.profile(recipe, facts=facts).params < launch.profile(recipe).params
+    assert launch.study(recipe, facts=facts)[0].params < launch.study(recipe)[0].params

@@ -209,7 +209,6 @@ def test_the_shares_of_all_ranks_make_up_the_global_batch(counts, rows):
 @pytest.mark.parametrize(
     ("plan", "complaint"),
     [
-        (plan_of(Mesh(tp=2)), "dp and fsdp, the plan is tp2"),
         (plan_of(DP2, counts=(4, 0)), "at least one"),
         (plan_of(DP2, counts=(1, 2)), "make 6 rows, the global batch has 8"),
         (plan_of(FSDP2, counts=(1, 3)), "wait for ever"),

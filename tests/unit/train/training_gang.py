@@ -25,6 +25,7 @@ from mainspring.spec import (
     MemoryEstimate,
     Mesh,
     Plan,
+    Recompute,
     Stage,
     Task,
     TimeEstimate,
@@ -203,11 +204,12 @@ def plan_of(
     microbatch: int = 2,
     counts: tuple[int, ...] | None = None,
     regather: bool = True,
+    recompute: Recompute = "none",
     **changes: Any,
 ) -> Plan:
     ranks = mesh.dp * mesh.fsdp
     counts = counts or (GLOBAL_BATCH // microbatch // ranks,) * ranks
-    stage = Stage(blocks=1, device="cpu", ranks=tuple(range(ranks)), microbatches=counts)
+    stage = Stage(blocks=1, device="cpu", ranks=tuple(range(ranks)), microbatches=counts, recompute=recompute)
     nothing = MemoryEstimate(params_bytes=0, grads_bytes=0, optimizer_bytes=0, activations_bytes=0, logits_bytes=0)
     plan = Plan(
         model="tiny",
@@ -218,8 +220,7 @@ def plan_of(
         microbatch=microbatch,
         seq_len=SEQ_LEN,
         precision="fp32",
-        recompute="none",
-        reshard_after_forward=regather,
+        zero=0 if mesh.fsdp == 1 else 3 if regather else 2,
         memory=nothing,
         device_memory_bytes=1 << 30,
         time=TimeEstimate(compute_s=1.0, communication_s=0.0, bubble_s=0.0, optimizer_s=0.0),

@@ -14,6 +14,7 @@ TEMPERATURE_GPU = 0
 THRESHOLD_SLOWDOWN = 1
 UNCORRECTED = 1
 VOLATILE = 0
+TEXT_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE, and that of a UUID
 # nvmlClocksThrottleReason*: the bits that mean trouble (idle and application clocks do not).
 THROTTLE = {
     0x04: "the power cap",
@@ -53,6 +54,40 @@ class Nvml:
         if code != SUCCESS:
             raise Unavailable(f"the NVIDIA driver does not know {full}: NVML error {code}")
         return found
+
+    def handle_at(self, number: int) -> ctypes.c_void_p:
+        """The device with this number, in the order of PCI buses and whatever CUDA_VISIBLE_DEVICES says."""
+        found = ctypes.c_void_p()
+        code = self._library.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(found))
+        if code != SUCCESS:
+            raise Unavailable(f"the NVIDIA driver does not give out device {number}: NVML error {code}")
+        return found
+
+    def count(self) -> int:
+        """How many devices the driver has."""
+        found = ctypes.c_uint()
+        code = self._library.nvmlDeviceGetCount_v2(ctypes.byref(found))
+        if code != SUCCESS:
+            raise Unavailable(f"the NVIDIA driver does not count its devices: NVML error {code}")
+        return found.value
+
+    def name(self, handle: ctypes.c_void_p) -> str:
+        """The device's model as the driver calls it."""
+        return self._text("nvmlDeviceGetName", handle)
+
+    def uuid(self, handle: ctypes.c_void_p) -> str:
+        """What CUDA_VISIBLE_DEVICES takes for this device, or for this part of one."""
+        return self._text("nvmlDeviceGetUUID", handle)
+
+    def slices(self, handle: ctypes.c_void_p) -> tuple[ctypes.c_void_p, ...]:
+        """The MIG instances that the device is cut into; none when it is whole."""
+        most = self._number(ctypes.c_uint, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0
+        found: list[ctypes.c_void_p] = []
+        for number in range(most):
+            part = ctypes.c_void_p()
+            if self._library.nvmlDeviceGetMigDeviceHandleByIndex(handle, number, ctypes.byref(part)) == SUCCESS:
+                found.append(part)
+        return tuple(found)
 
     def memory(self, handle: ctypes.c_void_p) -> tuple[int, int]:
         """`(total, used)` bytes."""
@@ -94,6 +129,13 @@ class Nvml:
         """Energy since the driver was loaded (Volta and later)."""
         found = self._number(ctypes.c_ulonglong, "nvmlDeviceGetTotalEnergyConsumption", handle)
         return None if found is None else found / 1000
+
+    def _text(self, name: str, handle: ctypes.c_void_p) -> str:
+        found = ctypes.create_string_buffer(TEXT_BYTES)
+        code = getattr(self._library, name)(handle, found, TEXT_BYTES)
+        if code != SUCCESS:
+            raise Unavailable(f"the NVIDIA driver does not answer {name}: NVML error {code}")
+        return found.value.decode()
 
     def _number(self, kind: type[Any], name: str, handle: ctypes.c_void_p, *arguments: int) -> int | None:
         """One figure, or None when this device does not have it."""

@@ -2,7 +2,7 @@
 
 from mainspring.hardware.topology import build_cluster
 from mainspring.models.profile import profile_decoder
-from mainspring.plan.offers import offers_of
+from mainspring.plan.menu import offers_of
 from mainspring.plan.search import menu
 from mainspring.spec import ClusterFile, DecoderConfig, LinkEntry, NodeEntry, TrainConfig
 

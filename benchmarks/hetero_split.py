@@ -1,0 +1,249 @@
+"""Does an uneven split pay on devices of different speed?
+
+A decoder of 8 layers is planned for machines of two kinds, one three times as fast as the other: once as the planner
+splits it, once evenly over the same mesh. Both plans are run by the real executor, every message sent. The devices are
+emulated without fighting for this machine's cores: a tiny model with as many layers does the arithmetic, and every
+layer then waits for as long as its operations would take on the rank's device, forward once and backward twice that.
+
+Ceiling: work shared in proportion to speed is (3 + 1) / 2 = 2 times as fast as an even split in two. Whale (Jia et al.
+2022) reports 1.2 to 1.4 on V100 and P100.
+
+Run: python benchmarks/hetero_split.py [--quick] [--rounds 3] [--steps 2]
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from mainspring.models.transformer import Decoder
+from mainspring.plan.search import plan_training
+from mainspring.spec import BlockSpec, Cluster, DecoderConfig, Hints, Plan, Task, TrainConfig
+from mainspring.testing.gangs import CONTEXT, PRELOAD, FileGroup, Pool
+from mainspring.testing.machines import build_cluster, build_device, build_model
+from mainspring.train.loop import Trainer, TrainingData
+from mainspring.train.recipe import LoadedRecipe, Recipe
+from measure import Findings, parse_options, publish, ratios, spread, take_turns
+
+LAYERS, BATCH, PLANNED_LENGTH, LENGTH, VOCAB = 8, 8, 2048, 8, 64
+SLOW_FLOPS_PER_S = 3e13
+SPEED = {"quick": 3.0, "slow": 1.0}
+LAYER_S = 0.04  # of one layer forward on the slow device, for one micro-batch
+UNEVEN, EVEN = "as planned", "even"
+
+CONTEXT.set_forkserver_preload([*PRELOAD, "__main__"])
+
+
+class _Wait(torch.autograd.Function):
+    """Takes time each way, and does nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
+        ctx.seconds = seconds
+        _wait(x, seconds)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        _wait(grads[0], 2 * ctx.seconds)
+        return grads[0], None
+
+
+def _wait(x: Tensor, seconds: float) -> None:
+    if not x.is_meta:
+        threading.Event().wait(seconds * len(x))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a gang runs: a plan, the seconds of each rank's layers and head for a row, and how many steps."""
+
+    plan: Plan
+    layer_s: tuple[float, ...]
+    head_s: tuple[float, ...]
+    steps: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Machines, and what the planner is told."""
+
+    key: str
+    name: str
+    cluster: Cluster
+    hints: Hints
+
+
+def machines(each: int) -> Cluster:
+    """`each` machines with one device, of both kinds."""
+    kinds = [build_device(name, fp32_flops_per_s=speed * SLOW_FLOPS_PER_S) for name, speed in SPEED.items()]
+    return build_cluster(*((kind, 1, each) for kind in kinds), network_gbps=50.0)
+
+
+CASES = (
+    Case("replicas", "2 replicas", machines(1), Hints(dp=2)),
+    Case("stages", "2 stages", machines(1), Hints(pp=2)),
+    Case("four", "4 devices, any plan", machines(2), Hints()),
+)
+
+
+def planned(case: Case) -> Plan:
+    """The planner's choice, for a model that is worth spreading, with the length of rows that is run here."""
+    model = build_model(layers=LAYERS, hidden=2048, vocab=8192)
+    config = TrainConfig(steps=1, global_batch=BATCH, seq_len=PLANNED_LENGTH, microbatch=1)
+    ranks = len(case.cluster.nodes)
+    found = plan_training(replace(model, seq_len=PLANNED_LENGTH), case.cluster, config, ranks=ranks, hints=case.hints)
+    return replace(found, seq_len=LENGTH)
+
+
+def evened(plan: Plan) -> Plan:
+    """The same mesh with as many blocks on each stage and as many micro-batches for each replica."""
+    count, units = plan.global_batch // plan.microbatch // plan.mesh.replicas, sum(s.blocks for s in plan.stages)
+    stages, first = [], 0
+    for number, stage in enumerate(plan.stages, start=1):
+        blocks = units * number // len(plan.stages) - first
+        stages.append(replace(stage, first=first, blocks=blocks, microbatches=(count,) * plan.mesh.replicas))
+        first += blocks
+    return replace(plan, stages=tuple(stages))
+
+
+def order_of(plan: Plan, *, steps: int, folder: str) -> Order:
+    """`plan` with the pace of each rank: as many seconds as the operations of a row are on its device."""
+    _, layer, head = build_model(layers=LAYERS, hidden=2048, vocab=8192).blocks
+    speeds = [SPEED[node.partition("-")[0]] for node in plan.nodes]
+    share = _flops(head) / _flops(layer)
+    return Order(
+        plan,
+        layer_s=tuple(LAYER_S / speed for speed in speeds),
+        head_s=tuple(share * LAYER_S / speed for speed in speeds),
+        steps=steps,
+        folder=folder,
+    )
+
+
+def _flops(block: BlockSpec) -> float:
+    return block.flops_per_token + block.attention_flops_per_token2 * PLANNED_LENGTH
+
+
+class Rows:
+    """Rows that depend on the step alone."""
+
+    position = 0
+
+    def batch(self, step: int, first: int, count: int) -> np.ndarray:
+        return np.random.default_rng(step).integers(0, VOCAB, (BATCH, LENGTH + 1), np.int64)[first : first + count]
+
+    def state(self) -> Mapping[str, int | str]:
+        return {"position": self.position}
+
+    def load_state(self, state: Mapping[str, int | str]) -> None:
+        self.position = int(state["position"])
+
+
+def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    return cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+
+
+def run_rank(task: Task, order: Order) -> tuple[list[float], list[float]]:
+    """The seconds of each step but the first, which meets the others and learns shapes, and all losses."""
+    sizes = DecoderConfig(vocab=VOCAB, hidden=16, layers=LAYERS, heads=2, kv_heads=2, ffn=32, context=LENGTH)
+
+    def build() -> nn.Module:
+        model = Decoder(sizes)
+        for block in model.blocks:
+            block.mlp.register_forward_hook(_waiting(order.layer_s[task.rank]))
+        model.lm_head.register_forward_hook(_waiting(order.head_s[task.rank]))
+        return model
+
+    config = TrainConfig(steps=order.steps + 1, global_batch=BATCH, seq_len=LENGTH, microbatch=1, checkpoint_every=0)
+    loaded = LoadedRecipe(recipe=Recipe(model=build, loss=loss, config=config), path=Path(__file__), digest="0" * 64)
+    data = TrainingData(train=Rows(), facts={})
+    trainer = Trainer(loaded, order.plan, FileGroup(task), data=data, folder=order.folder)
+    seconds, losses, before = [], [], time.perf_counter()
+    for result in trainer.steps():
+        losses.append(result.loss)
+        now = time.perf_counter()
+        seconds.append(now - before)
+        before = now
+    trainer.close()
+    return seconds[1:], losses
+
+
+def _waiting(seconds: float) -> Any:
+    return lambda module, args, output: _Wait.apply(output, seconds)  # noqa: ARG005 torch's call
+
+
+def describe(plan: Plan) -> str:
+    """The mesh, and what is uneven in it."""
+    parts = [plan.mesh.label]
+    if len(plan.stages) > 1:
+        parts.append("blocks " + "|".join(str(stage.blocks) for stage in plan.stages))
+    if plan.mesh.replicas > 1:
+        parts.append("micro-batches " + "|".join(map(str, plan.microbatches)))
+    return ", ".join(parts)
+
+
+def measure_case(case: Case, pool: Pool, *, rounds: int, steps: int, folder: str) -> tuple[Plan, dict[str, list[Any]]]:
+    """Seconds of a step and losses of both plans, in turn."""
+    plan = planned(case)
+
+    def arm(which: Plan) -> Any:
+        order = order_of(which, steps=steps, folder=folder)
+        return lambda number: pool.run(which.mesh.world, run_rank, order)[0]  # noqa: ARG005 rounds are alike
+
+    return plan, take_turns({UNEVEN: arm(plan), EVEN: arm(evened(plan))}, rounds=rounds)
+
+
+def farthest(runs: Sequence[Sequence[tuple[list[float], list[float]]]]) -> float:
+    """The largest difference between losses of the same step."""
+    losses = np.array([losses for arm in runs for _, losses in arm])
+    return float(np.abs(losses - losses[0]).max())
+
+
+def main() -> None:
+    options = parse_options(__doc__, rounds=3, steps=2)
+    rounds = 1 if options.quick else options.rounds
+    rows: list[tuple[str, ...]] = []
+    numbers: dict[str, float] = {}
+    samples: dict[str, Any] = {}
+    pool = Pool(patience_s=240.0)
+    checkpoints = tempfile.TemporaryDirectory()
+    try:
+        for case in CASES[:1] if options.quick else CASES:
+            plan, found = measure_case(case, pool, rounds=rounds, steps=options.steps, folder=checkpoints.name)
+            clock = {arm: [float(np.mean(seconds)) for seconds, _ in runs] for arm, runs in found.items()}
+            faster = spread(ratios(clock[EVEN], clock[UNEVEN]))
+            apart = farthest(list(found.values()))
+            cells = (f"{spread(clock[arm]).median:.2f}" for arm in (EVEN, UNEVEN))
+            rows.append((case.name, describe(plan), *cells, f"{faster}", f"{apart:.1g}"))
+            numbers |= {f"{case.key}_faster": faster.median, f"{case.key}_loss_difference": apart}
+            samples[case.name] = clock
+    finally:
+        pool.close()
+        checkpoints.cleanup()
+    least = min(number for name, number in numbers.items() if name.endswith("_faster"))
+    publish(
+        Findings(
+            benchmark="hetero_split",
+            headline=f"At least {least:.2f} times as fast as an even split over the same devices, with the same losses",
+            columns=("devices 3:1", "plan", "even, s a step", "planned, s a step", "faster", "losses differ by"),
+            rows=tuple(rows),
+            numbers=numbers,
+            spec={"layers": LAYERS, "global_batch": BATCH, "rounds": rounds, "steps": options.steps},
+            samples=samples,
+        ),
+        packages=("torch",),
+    )
+
+
+if __name__ == "__main__":
+    main()

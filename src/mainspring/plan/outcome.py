@@ -1,0 +1,212 @@
+"""What a search says: the plan with its figures, why others lost, or what is missing for any."""
+
+from collections.abc import Iterable
+
+from mainspring.plan import price
+from mainspring.plan.blocks import Rank
+from mainspring.plan.estimate import Estimate, Estimator
+from mainspring.plan.flops import model_flops, peak_flops_per_s
+from mainspring.plan.layout import HOST
+from mainspring.plan.offers import Offer
+from mainspring.plan.pipeline import rank_of
+from mainspring.plan.traffic import traffic_of
+from mainspring.spec import (
+    Cluster,
+    DoesNotFit,
+    Hints,
+    Mesh,
+    ModelSpec,
+    Objective,
+    Plan,
+    Rejected,
+    SpecError,
+    Stage,
+    TrainConfig,
+)
+from mainspring.spec.plan import readable_bytes
+
+REJECTED_SHOWN = 5
+
+
+def rate(estimate: Estimate, objective: Objective) -> float:
+    """What a second of it costs, in the objective's unit."""
+    spend = {"time": price.nothing, "cost": price.usd_per_hour, "energy": price.watts}[objective]
+    return spend(estimate.layout, estimate.choice.mesh)
+
+
+def rank_key(estimate: Estimate, objective: Objective) -> tuple[float, ...]:
+    """What is minimised; ties go to the faster, then to fewer ranks, less memory and the simpler plan."""
+    choice, step_s = estimate.choice, estimate.time.step_s
+    mesh = choice.mesh
+    axes = (mesh.pp, mesh.tp, mesh.cp, mesh.ep, mesh.fsdp)
+    bytes_held = estimate.memory[estimate.tightest].total_bytes
+    return (step_s * rate(estimate, objective), step_s, mesh.world, bytes_held, *axes, choice.cut.rows)
+
+
+def lacking(estimate: Estimate) -> int:
+    """Bytes that the fullest rank has too few; negative where it has some to spare."""
+    at = estimate.tightest
+    return estimate.memory[at].total_bytes - estimate.usable_bytes[at]
+
+
+def plan_of(
+    estimator: Estimator, cluster: Cluster, config: TrainConfig, best: Estimate, *, offer: Offer, objective: Objective
+) -> Plan:
+    """The plan that `best` is on `offer`, without what it was chosen over."""
+    choice, layout, model = best.choice, best.layout, estimator.model
+    mesh = choice.mesh
+    inner = mesh.tp * mesh.cp
+    peak = inner * sum(
+        column.replicas * sum(peak_flops_per_s(rank.device, config.precision) * rank.share for rank in column.ranks)
+        for column in layout.columns
+    )
+    useful = model_flops(model, tokens=config.global_batch * config.seq_len, seq_len=config.seq_len)
+    at = best.tightest
+    nodes = offer.nodes(pp=mesh.pp, inner=inner)
+    on_host = any(rank.device.vendor == HOST for column in layout.columns for rank in column.ranks)
+    return Plan(
+        model=model.name,
+        cluster=cluster.name,
+        mesh=mesh,
+        stages=_stages(best),
+        global_batch=config.global_batch,
+        microbatch=choice.cut.rows,
+        seq_len=config.seq_len,
+        precision=config.precision,
+        memory=best.memory[at],
+        device_memory_bytes=min(column.ranks[at].memory_bytes for column in layout.columns),
+        time=best.time,
+        steps=config.steps,
+        watts=price.watts(layout, mesh),
+        price_usd_per_hour=price.usd_per_hour(layout, mesh),
+        mfu=useful / best.time.step_s / peak,
+        objective=objective,
+        zero=choice.zero,
+        schedule=choice.schedule,
+        sequence_parallel=choice.cut.sequence_parallel,
+        replicate=choice.cut.replicate,
+        traffic=traffic_of(estimator, best),
+        nodes=tuple(cluster.nodes[node].name for node in nodes),
+        accelerators=0 if on_host else 1,
+    )
+
+
+def _stages(best: Estimate) -> tuple[Stage, ...]:
+    choice, columns = best.choice, best.layout.columns
+    per_stage = choice.mesh.world // choice.mesh.pp
+    found: list[Stage] = []
+    for stage, memory in enumerate(best.stage_memory):
+        place = rank_of(stage, pp=choice.mesh.pp, schedule=choice.schedule)
+        times = [spent[stage].times for spent in best.spent]
+        found.append(
+            Stage(
+                blocks=choice.cuts[stage + 1] - choice.cuts[stage],
+                first=choice.cuts[stage],
+                device=device_names(column.ranks[place] for column in columns),
+                ranks=tuple(range(place * per_stage, (place + 1) * per_stage)),
+                microbatches=best.counts,
+                recompute=choice.cut.recompute,
+                forward_s=_each(best, [each.forward_s for each in times]),
+                backward_s=_each(best, [each.backward_s for each in times]),
+                weight_s=_each(best, [each.weight_s for each in times]),
+                send_s=max(each.send_s for each in times),
+                memory=memory,
+                device_memory_bytes=min(column.ranks[place].memory_bytes for column in columns),
+            )
+        )
+    return tuple(found)
+
+
+def _each(best: Estimate, by_column: list[float]) -> tuple[float, ...]:
+    """One figure for each replica."""
+    found: list[float] = []
+    for column, figure in zip(best.layout.columns, by_column, strict=True):
+        found += [figure] * column.replicas
+    return tuple(found)
+
+
+def device_names(ranks: Iterable[Rank]) -> str:
+    """The kinds of `ranks`, e.g. `A + B`."""
+    return " + ".join(dict.fromkeys(rank.device.name for rank in ranks))
+
+
+def rejected(best: Estimate, others: Iterable[Estimate], objective: Objective) -> tuple[Rejected, ...]:
+    """The best of every other mesh, nearest first, and what is wrong with it."""
+    mesh = best.choice.mesh
+    by_mesh: dict[Mesh, Estimate] = {}
+    for other in others:
+        seen = by_mesh.get(other.choice.mesh)
+        if seen is None or _order(other, objective) < _order(seen, objective):
+            by_mesh[other.choice.mesh] = other
+    by_mesh.pop(mesh, None)
+    # Those that use as many ranks come first: they are what a reader would have tried.
+    rest = sorted(by_mesh.values(), key=lambda e: (e.choice.mesh.world != mesh.world, _order(e, objective)))
+    return tuple(_reject(other, best, objective) for other in rest[:REJECTED_SHOWN])
+
+
+def _order(estimate: Estimate, objective: Objective) -> tuple[float, ...]:
+    """What fits before what does not; the latter by what it lacks."""
+    return (0.0, *rank_key(estimate, objective)) if estimate.fits else (1.0, float(lacking(estimate)))
+
+
+def _reject(estimate: Estimate, best: Estimate, objective: Objective) -> Rejected:
+    mesh, at = estimate.choice.mesh, estimate.tightest
+    if not estimate.fits:
+        need, usable = readable_bytes(estimate.memory[at].total_bytes), readable_bytes(estimate.usable_bytes[at])
+        return Rejected(mesh=mesh, reason=f"needs {need} a rank, {usable} are usable")
+    ratio = rank_key(estimate, objective)[0] / rank_key(best, objective)[0]
+    word = {"time": "time", "cost": "price", "energy": "energy"}[objective]
+    step_s = estimate.time.step_s
+    reason = f"{step_s:.3g} s a step, {ratio:.2f} times the {word}" if ratio >= 1.005 else "no better, and less simple"
+    return Rejected(mesh=mesh, reason=reason, step_s=step_s)
+
+
+def indivisible_batch(config: TrainConfig, ranks: int | None, hints: Hints) -> SpecError:
+    """No choice at all: the batch has no even cut."""
+    batch = config.global_batch
+    replicas = max(1, hints.dp) * max(1, hints.fsdp) * max(1, hints.ep)
+    count = replicas if replicas > 1 else (ranks or 1)
+    unit = count * max(1, config.microbatch)
+    word = "replicas" if replicas > 1 else "ranks"
+    said = f"{count} {word}" + (f" x micro-batches of {config.microbatch}" if config.microbatch else "")
+    if batch % unit == 0:
+        return SpecError(
+            f"no plan has the shape that was asked for on {ranks or 'any number of'} ranks",
+            hint="ask for fewer degrees at once; their product must be the number of ranks",
+        )
+    below, above = batch // unit * unit, -(-batch // unit) * unit
+    near = f"{below} or {above}" if below else str(above)
+    return SpecError(
+        f"a global batch of {batch} sequences is not a multiple of {said} = {unit}",
+        hint=f"set global_batch to {near}, or let the plan choose microbatch and ranks",
+    )
+
+
+def too_large(model: ModelSpec, least: Estimate, remedy: str) -> DoesNotFit:
+    """By how much the smallest choice misses, and what would hold it."""
+    at = least.tightest
+    rank = min((column.ranks[at] for column in least.layout.columns), key=lambda rank: rank.memory_bytes)
+    need, usable = least.memory[at].total_bytes, least.usable_bytes[at]
+    message = (
+        f"{model.name} needs {readable_bytes(need)} a rank at the least ({least.choice.mesh.label}), "
+        f"{rank.device.name} has {readable_bytes(rank.memory_bytes)}, {usable / rank.memory_bytes:.0%} of it usable: "
+        f"{readable_bytes(need - usable)} short"
+    )
+    return DoesNotFit(message, hint=remedy)
+
+
+def remedy(least: Estimate, config: TrainConfig, enough: Mesh | None, floor_bytes: int) -> str:
+    """The fewest such devices that would hold the model, or that no number would."""
+    rows = config.microbatch or 1
+    share = least.usable_bytes[least.tightest] / min(c.ranks[least.tightest].memory_bytes for c in least.layout.columns)
+    if enough is not None:
+        short = enough.replicas * rows - config.global_batch
+        batch = f" (and a global_batch of {enough.replicas * rows})" if short > 0 else ""
+        return (
+            f"{enough.world} such devices{batch}, or devices with {readable_bytes(floor_bytes / share)}, would hold it"
+        )
+    smaller = f"a microbatch below {rows}" if rows > 1 else f"a seq_len below {config.seq_len}"
+    return (
+        f"sharding further does not help: what cannot be sharded needs {readable_bytes(floor_bytes)}; "
+        f"{smaller} or devices with {readable_bytes(floor_bytes / share)} would"
+    )

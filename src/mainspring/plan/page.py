@@ -1,0 +1,149 @@
+"""A plan as one HTML page that needs nothing else: what it is, the pipeline's timeline, and memory as bars.
+
+Drawn as SVG in the page, readable without scripts; colours follow the reader's light or dark setting.
+"""
+
+from collections.abc import Iterator
+from html import escape
+
+from mainspring.plan.explain import Explanation, StageShare, explain, steps_of
+from mainspring.plan.simulate import Span
+from mainspring.spec import Plan
+from mainspring.spec.plan import readable_bytes
+
+WIDTH, ROW, LABEL, MARGIN = 1000, 22, 150, 110
+TICKS = 5
+PARTS = {
+    "params": "parameters",
+    "grads": "gradients",
+    "optimizer": "optimiser",
+    "activations": "activations",
+    "logits": "logits",
+    "gathered": "gathered",
+    "runtime": "runtime",
+}
+PASSES = {"F": "forward", "B": "backward", "W": "weight gradients"}
+STYLE = """
+:root { color-scheme: light dark; font: 14px/1.5 system-ui, sans-serif; }
+body { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+pre { white-space: pre-wrap; padding: 1rem; border: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
+svg.chart { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 11px; }
+svg text.end { text-anchor: end; } svg text.mid { text-anchor: middle; }
+.F { fill: #4c8bf5; } .B { fill: #f5934c; } .W { fill: #58b368; } .later { opacity: .65; }
+.params { fill: #4c8bf5; } .grads { fill: #f5934c; } .optimizer { fill: #8e6cc9; } .activations { fill: #58b368; }
+.logits { fill: #d6589f; } .gathered { fill: #c9b458; } .runtime { fill: #888; }
+.limit { stroke: #d33; stroke-width: 2; } .grid { stroke: currentColor; opacity: .15; }
+.key { display: inline-block; width: .8em; height: .8em; }
+"""
+
+
+def page(plan: Plan) -> str:
+    """The page of `plan`."""
+    found = explain(plan)
+    title = f"{plan.model} on {plan.cluster}: {plan.mesh.label}"
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
+        f"<h1>{escape(title)}</h1><pre>{escape(str(plan))}</pre>",
+        f"<p><b>What limits a step.</b> {escape(found.bottleneck)}. {escape(found.advice)}.</p>",
+        *_timeline(plan),
+        *_memory(plan, found),
+        *_traffic(found),
+        "</html>",
+    ]
+    return "\n".join(parts)
+
+
+def _timeline(plan: Plan) -> Iterator[str]:
+    spans = steps_of(plan)
+    if not spans:
+        return
+    end_s = max(span.end_s for span in spans)
+    shown = 1 + max(span.microbatch for span in spans)
+    kinds = {span.kind for span in spans}
+    yield f"<h2>Pipeline</h2><p>The first {shown} of {max(plan.microbatches)} micro-batches, {end_s:.3g} s. "
+    if len(plan.stages) > plan.mesh.pp:
+        yield "A rank's later stages are paler. "
+    yield " ".join(_key(kind, word) for kind, word in PASSES.items() if kind in kinds)
+    height = ROW * plan.mesh.pp
+    yield f'</p><svg class="chart" viewBox="0 0 {LABEL + WIDTH + MARGIN} {height + 20}" role="img" '
+    yield 'aria-label="pipeline timeline">'
+    for tick in range(TICKS + 1):
+        x = LABEL + WIDTH * tick / TICKS
+        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>'
+        yield f'<text class="mid" x="{x:.1f}" y="{height + 14}">{end_s * tick / TICKS:.3g} s</text>'
+    for rank in range(plan.mesh.pp):
+        busy = sum(span.end_s - span.start_s for span in spans if span.rank == rank)
+        yield f'<text x="0" y="{ROW * rank + 15}">{escape(_rank_label(plan, rank))}</text>'
+        yield f'<text class="end" x="{LABEL + WIDTH + MARGIN}" y="{ROW * rank + 15}">{busy / end_s:.0%} busy</text>'
+    yield from (_bar(span, end_s, plan.mesh.pp) for span in spans)
+    yield "</svg>"
+
+
+def _rank_label(plan: Plan, rank: int) -> str:
+    device = next(stage.device for number, stage in enumerate(plan.stages) if plan.pipeline_rank(number) == rank)
+    return f"{rank}  {device}"[:24]
+
+
+def _bar(span: Span, end_s: float, ranks: int) -> str:
+    x, width = LABEL + WIDTH * span.start_s / end_s, WIDTH * (span.end_s - span.start_s) / end_s
+    said = f"{PASSES[span.kind]} of stage {span.stage}, micro-batch {span.microbatch}: "
+    said += f"{span.start_s:.4g} to {span.end_s:.4g} s"
+    later = " later" if span.stage >= ranks else ""
+    return (
+        f'<rect class="{span.kind}{later}" x="{x:.2f}" y="{ROW * span.rank + 2}" width="{max(0.3, width - 0.5):.2f}" '
+        f'height="{ROW - 4}"><title>{said}</title></rect>'
+    )
+
+
+def _memory(plan: Plan, found: Explanation) -> Iterator[str]:
+    by_rank: dict[int, list[StageShare]] = {}
+    for stage in found.stages:
+        by_rank.setdefault(stage.pipeline_rank, []).append(stage)
+    totals = {rank: sum(s.memory.total_bytes for s in stages) for rank, stages in by_rank.items()}
+    most = max(*(s.device_memory_bytes for s in found.stages), *totals.values(), 1)
+    scale = WIDTH / most
+    used = [name for name in PARTS if any(getattr(s.memory, f"{name}_bytes") for s in found.stages)]
+    yield "<h2>Memory</h2><p>The fullest device of each pipeline rank; the red line is what it has. "
+    yield " ".join(_key(name, PARTS[name]) for name in used) + "</p>"
+    yield f'<svg class="chart" viewBox="0 0 {LABEL + WIDTH + MARGIN} {ROW * len(by_rank) + 20}" role="img" '
+    yield 'aria-label="memory by rank">'
+    for row, rank in enumerate(sorted(by_rank)):
+        yield f'<text x="0" y="{ROW * row + 15}">{escape(_rank_label(plan, rank))}</text>'
+        at = float(LABEL)
+        for name in used:
+            size = sum(getattr(stage.memory, f"{name}_bytes") for stage in by_rank[rank])
+            if size:
+                yield (
+                    f'<rect class="{name}" x="{at:.2f}" y="{ROW * row + 2}" width="{size * scale:.2f}" '
+                    f'height="{ROW - 4}"><title>{PARTS[name]}: {readable_bytes(size)}</title></rect>'
+                )
+                at += size * scale
+        room = by_rank[rank][0].device_memory_bytes
+        x = LABEL + room * scale
+        yield f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{ROW * row}" y2="{ROW * (row + 1)}"/>'
+        share = f"{totals[rank] / max(1, room):.0%} of {readable_bytes(room)}"
+        yield f'<text class="end" x="{LABEL + WIDTH + MARGIN}" y="{ROW * row + 15}">{share}</text>'
+    yield "</svg>"
+
+
+def _traffic(found: Explanation) -> Iterator[str]:
+    if not found.traffic:
+        return
+    yield "<h2>Communication</h2><table><tr><th>axis<th>operation<th>ranks<th>calls<th>bytes<th>seconds</tr>"
+    for each in found.traffic:
+        cells = (
+            each.axis,
+            each.operation,
+            str(each.group_ranks),
+            f"{each.messages:,}",
+            readable_bytes(each.payload_bytes),
+            f"{each.seconds:.3g}",
+        )
+        yield "<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>"
+    yield "</table>"
+
+
+def _key(name: str, word: str) -> str:
+    return f'<svg class="key" viewBox="0 0 10 10"><rect class="{name}" width="10" height="10"/></svg> {word}'

@@ -1,0 +1,186 @@
+"""Stages for a frame: every cut that could be fast enough, or the one that is best by a dynamic programme.
+
+The cuts of small models are enumerated depth first; a branch ends as soon as the work of one pipeline rank, after what
+it must wait for, cannot be done in the time to beat.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from operator import itemgetter
+
+from mainspring.plan import partition
+from mainspring.plan.blocks import units
+from mainspring.plan.estimate import Choice, Estimate, Estimator, Line
+from mainspring.plan.pipeline import SPLIT, in_flight, stage_ranks
+from mainspring.plan.slices import Slice
+from mainspring.plan.space import Frame, Space
+from mainspring.spec import V_SHAPED, Mesh, Schedule, Zero
+
+CLOSE = 1 + 1e-9  # times the best, what is a tie
+NEARLY_EVEN = 0.97  # of the time of even stages, which the best cut of a long model is not below
+
+
+class Refiner:
+    """Refines frames of one space; cuts are remembered: what is fastest hardly depends on the micro-batch."""
+
+    def __init__(self, space: Space, estimator: Estimator) -> None:
+        self._space, self._estimator = space, estimator
+        self._units = len(units(estimator.model))
+        self._known: dict[object, tuple[int, ...]] = {}
+        self._beat_s = math.inf
+
+    def estimates(self, frame: Frame, *, beat_s: float) -> Iterator[Estimate]:
+        """Estimates of the ways to arrange `frame` that could take less than `beat_s`."""
+        best = self._beat_s = beat_s
+        if self._estimator.hopeless(frame.cut, frame.layout, frame.mesh):
+            return
+        floor_s = self._estimator.floor_s(frame.cut, frame.layout)
+        ways = [(self._floor_s(frame, *way, floor_s), *way) for way in self._space.schedules(frame)]
+        if all(least_s >= best for least_s, _, _ in ways):
+            return
+        arrangements = self._space.arrangements(frame)
+        floors = self._estimator.exchange_floors_s(frame.cut, frame.layout, arrangements)
+        meshes = sorted(floors, key=itemgetter(0))
+        if not meshes:
+            return
+        for least_s, schedule, chunks in ways:
+            if least_s + meshes[0][0] >= best:
+                continue
+            for cuts in self._cuts(frame, schedule, chunks, exchange_s=meshes[0][0]):
+                line = self._line(frame, Choice(frame.mesh, frame.cut, 0, schedule, cuts), beat_s=best - meshes[0][0])
+                if line is None:
+                    continue
+                for exchange_s, mesh, zero in meshes:
+                    if line.bound_s + exchange_s >= best:
+                        break
+                    for estimate in self._arranged(frame, line, mesh, zero, beat_s=best):
+                        yield estimate
+                        if estimate.fits:
+                            best = self._beat_s = min(best, estimate.time.step_s * CLOSE)
+
+    def _floor_s(self, frame: Frame, schedule: Schedule, chunks: int, floor_s: float) -> float:
+        """A step that no cut into these stages beats, given the least that the frame could take.
+
+        With one stage a rank, rank r waits for t_0 + ... + t_(r-1) and then works m t_r: the least maximum of these is
+        sum(t) / (1 - (1 - 1/m)^p). Of models too long to try every cut, stages are taken to be nearly even.
+        """
+        pp = frame.mesh.pp
+        if pp == 1:
+            return floor_s
+        count = self._space.config.global_batch / frame.cut.rows / frame.mesh.replicas
+        split = schedule in SPLIT
+        if not self._enumerable(pp * chunks):
+            return floor_s * (1 + (pp - 1) / (count * chunks * (3 if split else 1))) * NEARLY_EVEN
+        if chunks > 1 or split or count <= 1 or len(frame.layout.columns) > 1:
+            return floor_s
+        parts = self._parts(frame)
+        if any(part is not parts[0] for part in parts):
+            return floor_s
+        return parts[0].all_s / (1 - (1 - 1 / count) ** pp)
+
+    def _enumerable(self, stages: int) -> bool:
+        return self._units <= partition.FEW_UNITS and stages <= self._units
+
+    def _line(self, frame: Frame, choice: Choice, *, beat_s: float) -> Line | None:
+        """The pipeline of `choice`, cut anew if its activations do not fit; None when it cannot be fast enough."""
+        line = self._estimator.line(choice, frame.layout)
+        if line is None or line.bound_s >= beat_s or not self._estimator.crammed(line, self._estimator.thinnest(line)):
+            return line if line is not None and line.bound_s < beat_s else None
+        cuts = self._roomier(line, self._estimator.thinnest(line))
+        if cuts is None:
+            return None
+        line = self._estimator.line(replace(choice, cuts=cuts), frame.layout)
+        return line if line is not None and line.bound_s < beat_s else None
+
+    def _arranged(self, frame: Frame, line: Line, mesh: Mesh, zero: Zero, *, beat_s: float) -> Iterator[Estimate]:
+        """The estimate of one arrangement, and of one that is cut anew if it does not fit."""
+        each = self._estimator.state_bytes(mesh, zero, line)
+        if not self._estimator.crammed(line, each):
+            estimate = self._estimator.arranged(line, mesh, zero, beat_s=beat_s)
+            if estimate is None:
+                return
+            yield estimate
+            if estimate.fits:
+                return
+        cuts = self._roomier(line, each)
+        if cuts is not None and cuts != line.choice.cuts:
+            again = self._estimator.line(replace(line.choice, cuts=cuts), frame.layout)
+            estimate = again and self._estimator.arranged(again, mesh, zero, beat_s=beat_s)
+            if estimate is not None:
+                yield estimate
+
+    def _cuts(self, frame: Frame, schedule: Schedule, chunks: int, *, exchange_s: float) -> Iterator[tuple[int, ...]]:
+        """Cuts worth trying for their time, the most promising first."""
+        stages = frame.mesh.pp * chunks
+        if stages == 1:
+            yield (0, self._units)
+            return
+        first = self._fastest(frame, schedule, stages)
+        yield first
+        if self._enumerable(stages) and len(frame.layout.columns) == 1:
+            yield from (cuts for cuts in self._all(frame, schedule, stages, exchange_s) if cuts != first)
+
+    def _all(self, frame: Frame, schedule: Schedule, stages: int, exchange_s: float) -> Iterator[tuple[int, ...]]:
+        """Every cut whose ranks could all be done, and exchange state, within the time to beat; depth first."""
+        pp, parts = frame.mesh.pp, self._parts(frame)
+        places = stage_ranks(stages, pp, schedule)
+        count = math.ceil(self._space.config.global_batch / frame.cut.rows / frame.mesh.replicas)
+        distinct = [part.both_s for part in dict.fromkeys(parts)]
+
+        def grow(cuts: tuple[int, ...], work: tuple[float, ...], waited: float) -> Iterator[tuple[int, ...]]:
+            stage = len(cuts) - 1
+            if stage == stages:
+                yield cuts
+                return
+            place, left = places[stage], stages - stage - 1
+            part = parts[place]
+            for end in (self._units,) if not left else range(cuts[-1] + 1, self._units - left + 1):
+                beat_s = self._beat_s - exchange_s
+                took = part.both_s[end] - part.both_s[cuts[-1]]
+                done = (*work[:place], work[place] + took, *work[place + 1 :])
+                if (waited if stage < pp else 0.0) + count * done[place] >= beat_s:
+                    return
+                # Some rank of those to come has at least a mean share of what is left.
+                rest = min(sums[-1] - sums[end] for sums in distinct)
+                if stages == pp and left and count * rest / left >= beat_s:
+                    continue
+                forward = part.forward_s[end] - part.forward_s[cuts[-1]]
+                longer = waited + (forward if schedule in SPLIT else took) if stage < pp else waited
+                yield from grow((*cuts, end), done, longer)
+
+        yield from grow((0,), (0.0,) * pp, 0.0)
+
+    def _fastest(self, frame: Frame, schedule: Schedule, stages: int) -> tuple[int, ...]:
+        cut = frame.cut
+        ranks = tuple(column.ranks for column in frame.layout.columns)
+        key = (ranks, cut.tp, cut.cp, cut.ep, cut.recompute, stages, schedule in V_SHAPED)
+        if key not in self._known:
+            parts, places = self._parts(frame), stage_ranks(stages, frame.mesh.pp, schedule)
+            found = partition.best_cut([parts[place].both_s for place in places])
+            self._known[key] = found or partition.even_cut(self._units, stages)
+        return self._known[key]
+
+    def _parts(self, frame: Frame) -> list[Slice]:
+        """The slowest column's slice for each pipeline rank."""
+        grid = self._estimator.slices(frame.cut, frame.layout)
+        return [max(parts, key=lambda part: part.all_s) for parts in zip(*grid, strict=True)]
+
+    def _roomier(self, line: Line, each: float) -> tuple[int, ...] | None:
+        """The fastest cut whose stages fit when a parameter's state takes `each` bytes; None when there is none."""
+        choice = line.choice
+        pp = choice.mesh.pp
+        if pp == 1 or choice.chunks > 1 or self._enumerable(pp):
+            return None
+        counts = in_flight(choice.schedule, pp=pp, chunks=1, microbatches=max(line.most))
+        parts = [max(column, key=lambda part: part.all_s) for column in zip(*line.grid, strict=True)]
+        held = [_bytes(part, each=each, held=count) for part, (count,) in zip(parts, counts, strict=True)]
+        rooms = [float(self._estimator.usable_bytes(line.layout, place)) for place in range(pp)]
+        rooms[-1] -= self._estimator.logits_bytes(parts[-1])
+        return partition.best_cut([part.both_s for part in parts], held, rooms)
+
+
+def _bytes(part: Slice, *, each: float, held: int) -> list[float]:
+    """Running sums of what units need on a rank, without what is gathered for a moment."""
+    sums = zip(part.params, part.expert_params, part.kept_bytes, strict=True)
+    return [each * (dense + experts) + held * kept for dense, experts, kept in sums]

@@ -1,0 +1,202 @@
+"""A model under one cut, with running sums over its units, so that any stage's figures are two subtractions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mainspring.plan import blocks, network
+from mainspring.plan.blocks import Cut, Rank, Rings, State
+from mainspring.plan.flops import ELEMENT_BYTES
+from mainspring.plan.network import Fabric, Ring
+from mainspring.plan.pipeline import StageTimes
+from mainspring.plan.stack import Stack
+from mainspring.spec import BlockSpec, Mesh, ModelSpec, Zero
+
+DATA = ("dp", "fsdp", "ep")  # axes that the batch is shared over
+SHARDS = ("fsdp", "cp")
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """The groups that gradients and shards travel in; expert parameters are whole on every rank of `ep`."""
+
+    shards: Ring
+    whole: Ring
+    outside: Ring
+    experts: Ring
+    experts_outside: Ring
+
+
+def sync_rings(fabric: Fabric, mesh: Mesh) -> Sync:
+    """Those groups on a mesh."""
+    return Sync(
+        shards=network.ring_of(fabric, mesh, SHARDS),
+        whole=network.ring_of(fabric, mesh, (*DATA, "cp")),
+        outside=network.ring_of(fabric, mesh, ("dp", "ep")),
+        experts=network.ring_of(fabric, mesh, ("dp", "fsdp", "cp")),
+        experts_outside=network.ring_of(fabric, mesh, ("dp",)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds of one micro-batch in one stage: what computes, what the network adds to it, and handing on."""
+
+    forward_s: float
+    backward_s: float
+    weight_s: float
+    forward_network_s: float
+    backward_network_s: float
+    send_s: float
+
+    @property
+    def times(self) -> StageTimes:
+        """What a schedule sees of it."""
+        return StageTimes(
+            forward_s=self.forward_s + self.forward_network_s,
+            backward_s=self.backward_s + self.backward_network_s,
+            weight_s=self.weight_s,
+            send_s=self.send_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a pipeline rank holds, its stages together: parameters before sharding, and seconds of one micro-batch."""
+
+    params: float
+    expert_params: float
+    forward_s: float
+    backward_s: float
+    units: int
+
+
+class Slice:
+    """One cut of `model` on one kind of rank."""
+
+    def __init__(self, model: ModelSpec, cut: Cut, *, rank: Rank, rings: Rings, stack: Stack) -> None:
+        passes = [blocks.passes(model, b, cut, rank=rank, rings=rings, stack=stack) for b in model.blocks]
+        states = [blocks.state(model, block, cut, stack) for block in model.blocks]
+
+        def summed(figures: Sequence[float]) -> list[float]:
+            return blocks.prefix(list(blocks.by_unit(model, figures)))
+
+        self.cut, self.rank, self.stack, self._rings = cut, rank, stack, rings
+        self.width = rank.device.memory_bytes_per_s * rank.share
+        self.forward_s = summed([p.forward_s for p in passes])
+        self.backward_s = summed([p.backward_s for p in passes])
+        self.weight_s = summed([p.weight_s for p in passes])
+        self.forward_network_s = summed([p.forward_network_s for p in passes])
+        self.backward_network_s = summed([p.backward_network_s for p in passes])
+        sums = zip(self.forward_s, self.backward_s, self.forward_network_s, self.backward_network_s, strict=True)
+        self.both_s = [sum(each) for each in sums]
+        self.all_s = self.both_s[-1]
+        self.params = summed([s.params for s in states])
+        self.expert_params = summed([s.expert_params for s in states])
+        self.kept_bytes = summed([s.kept_bytes for s in states])
+        self.states = tuple(blocks.by_unit(model, states))
+        # Parameters that a rank with the whole model keeps once; the two ends of a pipeline both have them.
+        self.tied = model.tied_params / cut.degree(model.blocks[blocks.scorer(model)])
+        self._kinds = tuple(zip(model.blocks, states, strict=True))
+        self._sharded: dict[int, list[float]] = {}
+        self.stream_bytes = blocks.stream_bytes(model) * ELEMENT_BYTES[cut.precision] / model.element_bytes * cut.tokens
+
+    def stage(self, first: int, end: int, *, sync: Sync | None, hidden: float, send_s: float) -> Spent:
+        """Units `first` to `end` as a stage. With `sync` each pass gathers them and backward scatters: ZeRO-3."""
+        forward = self.forward_s[end] - self.forward_s[first]
+        backward = self.backward_s[end] - self.backward_s[first]
+        forward_net = self.forward_network_s[end] - self.forward_network_s[first]
+        backward_net = self.backward_network_s[end] - self.backward_network_s[first]
+        if sync is not None:
+            gather, reduce = self.sharding_s(self.load([(first, end)]), sync=sync)
+            forward_net += max(0.0, gather - hidden * forward)
+            backward_net += max(0.0, gather + reduce - hidden * backward)
+        return Spent(
+            forward_s=forward,
+            backward_s=backward,
+            weight_s=self.weight_s[end] - self.weight_s[first],
+            forward_network_s=forward_net,
+            backward_network_s=backward_net,
+            send_s=send_s,
+        )
+
+    def load(self, ranges: Sequence[tuple[int, int]]) -> Load:
+        """The units of several stages together."""
+        params = experts = forward = backward = 0.0
+        units = 0
+        for first, end in ranges:
+            units += end - first
+            params += self.params[end] - self.params[first]
+            experts += self.expert_params[end] - self.expert_params[first]
+            forward += self.forward_s[end] - self.forward_s[first]
+            backward += self.backward_s[end] - self.backward_s[first]
+        if units == len(self.states):
+            params -= self.tied
+        return Load(params, experts, forward, backward, units)
+
+    def mean_load(self, ranks: int) -> Load:
+        """A `ranks`-th of the model's parameters, and all of its seconds."""
+        whole = self.load([(0, len(self.states))])
+        return Load(whole.params / ranks, whole.expert_params / ranks, whole.forward_s, whole.backward_s, 1)
+
+    def held(self, first: int, end: int) -> tuple[float, float]:
+        """Dense and expert parameters of units `first` to `end` on this rank, before sharding."""
+        dense = self.params[end] - self.params[first] - (self.tied if end - first == len(self.states) else 0)
+        return dense, self.expert_params[end] - self.expert_params[first]
+
+    def sharded(self, shards: int) -> list[float]:
+        """Running sums of parameters on the fullest of `shards` ranks: units are padded to a multiple of them."""
+        if shards not in self._sharded:
+            self._sharded[shards] = blocks.prefix([-(-(s.params + s.expert_params) // shards) for s in self.states])
+        return self._sharded[shards]
+
+    def present(self, first: int, end: int) -> list[tuple[BlockSpec, State, int]]:
+        """The blocks among units `first` to `end`, with what they keep and how many there are."""
+        found: list[tuple[BlockSpec, State, int]] = []
+        at = 0
+        for block, held in self._kinds:
+            count = min(end, at + block.count) - max(first, at)
+            if count > 0:
+                found.append((block, held, count))
+            at += block.count
+        return found
+
+    def sharding_s(self, load: Load, *, sync: Sync) -> tuple[float, float]:
+        """Seconds of gathering the parameters once, and of scattering and summing their gradients once."""
+        dense, experts = load.params, load.expert_params
+        stack, messages = self.stack, load.units * self.stack.tensors_per_block
+        # Units travel through a flat buffer: packed on one side, unpacked on the other.
+        packing = stack.gather_bytes * (dense + experts) / self.width
+        gather = network.gather_s(sync.shards, stack.gather_bytes * (dense + experts), messages=messages) + packing
+        reduce = network.gather_s(sync.shards, stack.reduce_bytes * (dense + experts), messages=messages) + packing
+        part = stack.reduce_bytes / sync.shards.ranks
+        outside = network.reduce_s(sync.outside, dense * part, messages=messages)
+        if experts:
+            outside += network.reduce_s(sync.experts_outside, experts * part, messages=messages)
+        return gather, reduce + outside
+
+    def step_sync_s(self, load: Load, *, zero: Zero, sync: Sync, hidden: float) -> float:
+        """Seconds of what is exchanged once a step and not hidden behind the step's last backward or first forward."""
+        if zero == 3:
+            return 0.0
+        if zero:
+            return self.once_s(load, zero=zero, exchanged=self.sharding_s(load, sync=sync), hidden=hidden)
+        backward = hidden * load.backward_s if self.stack.hides_gradients else 0.0
+        seconds = self._reduced_s(sync.whole, load.params) + self._reduced_s(sync.experts, load.expert_params)
+        return max(0.0, seconds - backward)
+
+    def once_s(self, load: Load, *, zero: Zero, exchanged: tuple[float, float], hidden: float) -> float:
+        """Seconds of gathering parameters and of scattering gradients once a step that nothing hides: ZeRO-1 and 2."""
+        gather, reduce = exchanged
+        forward, backward = hidden * load.forward_s, hidden * load.backward_s
+        if not self.stack.hides_gradients:
+            forward = backward = 0.0
+        if zero == 1:
+            return gather + max(0.0, reduce - backward)
+        return max(0.0, gather - forward) + max(0.0, reduce - backward)
+
+    def _reduced_s(self, ring: Ring, params: float) -> float:
+        whole = self.stack.reduce_bytes * params
+        return network.reduce_s(ring, whole, messages=max(1, round(whole / BUCKET_BYTES))) if params else 0.0
+
+
+BUCKET_BYTES = 25 * 1024**2  # DistributedDataParallel's own
