@@ -66,10 +66,10 @@ class _Sender:
         at: dict[str, int] = {}
         for axis in reversed(AXES):
             rank, at[axis] = divmod(rank, getattr(mesh, axis))
-        self._count = plan.microbatches[(at["dp"] * mesh.fsdp + at["fsdp"]) * mesh.ep + at["ep"]]
+        self._count = plan.microbatches[(at["dp"] * mesh.fsdp + at["fsdp"]) * mesh.ep + at["ep"]] * plan.copies
         self._units = blocks.units(model) if model.chain else (*blocks.units(model), NOTHING)
         self._stages = tuple(_stages(plan, at["pp"], self._units))
-        self._tokens = plan.microbatch * plan.seq_len // mesh.cp
+        self._tokens = plan.microbatch // plan.copies * plan.seq_len // mesh.cp
         # Autocast leaves the residual stream and what norms give in float32, and narrows what matrices give.
         self._narrow = ELEMENT_BYTES[plan.precision] / model.element_bytes
         self._wide = WORD_BYTES / model.element_bytes

@@ -169,7 +169,7 @@ class Estimator:
         sync = self._sync(layout, mesh)
         if zero == 3:
             line = Line(choice, layout, line.grid, self._spent(choice, layout, line.grid, sync), line.shares)
-        once = _once_s(choice, line, sync=sync, hidden=self._hidden(layout))
+        once = _once_s(choice, line, sync=sync, hidden=self.hidden(layout))
         if line.bound_s + sum(once) >= beat_s:
             return None
         stages, ranks, usable = self._memory(choice, line)
@@ -202,7 +202,7 @@ class Estimator:
 
         All arithmetic of a micro-batch may hide it.
         """
-        hidden = self._hidden(layout)
+        hidden = self.hidden(layout)
         parts = [self._slice(cut, rank, layout.fabric) for rank in _distinct(layout)]
         pp = arrangements[0][0].pp if arrangements else 1
         loads = [(part, part.mean_load(pp)) for part in parts]
@@ -284,7 +284,8 @@ class Estimator:
             self._syncs[key] = sync_rings(layout.fabric, mesh)
         return self._syncs[key]
 
-    def _hidden(self, layout: Layout) -> float:
+    def hidden(self, layout: Layout) -> float:
+        """How much of the arithmetic collectives may hide behind."""
         on_host = any(rank.device.vendor == HOST for rank in _distinct(layout))
         return 0.0 if on_host else self._stack.hidden
 
@@ -292,7 +293,7 @@ class Estimator:
         self, choice: Choice, layout: Layout, grid: tuple[tuple[Slice, ...], ...], sync: Sync | None
     ) -> tuple[tuple[Spent, ...], ...]:
         """Seconds of one micro-batch in each stage of each column; with `sync`, gathering its parameters too."""
-        mesh, ends, hidden = choice.mesh, choice.cuts, self._hidden(layout)
+        mesh, ends, hidden = choice.mesh, choice.cuts, self.hidden(layout)
         places = _places(choice)
         found: list[tuple[Spent, ...]] = []
         for parts in grid:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from mainspring.plan import price
+from mainspring.plan.copies import in_copies
 from mainspring.plan.estimate import Choice, Estimate, Estimator
 from mainspring.plan.layout import Layout
 from mainspring.plan.limits import EXECUTABLE, Limits
@@ -76,6 +77,7 @@ def plan_training(
         raise too_large(model, least, _remedy(space, least))
     estimator = Estimator(model, global_batch=config.global_batch, memory_share=hints.memory_share)
     plan = plan_of(estimator, cluster, config, found.best, offer=found.offer, objective=objective)
+    plan = in_copies(plan, estimator, found.best, hints)
     others = (*found.by_mesh.values(), *alternatives(space, found.best.choice.mesh, objective))
     return replace(plan, rejected=rejected(found.best, others, objective))
 

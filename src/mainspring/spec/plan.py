@@ -158,9 +158,9 @@ class Rejected:
 class Hints:
     """What the user wants of a plan; 0 and None leave a choice to the search.
 
-    `replicate` and `split` are patterns over block names (`*` matches anything): blocks that tensor parallelism must
-    leave whole, and blocks that it must divide whenever `tp` is above 1. `memory_share` is how much of a device's
-    memory may be planned for.
+    `copies` 1 keeps micro-batches whole, 2 cuts each in two. `replicate` and `split` are patterns over block names
+    (`*` matches anything): blocks that tensor parallelism must leave whole, and blocks that it must divide whenever
+    `tp` is above 1. `memory_share` is how much of a device's memory may be planned for.
     """
 
     pp: int = 0
@@ -170,6 +170,7 @@ class Hints:
     ep: int = 0
     tp: int = 0
     chunks: int = 0
+    copies: int = 0
     zero: Zero | None = None
     schedule: Schedule | None = None
     recompute: Recompute | None = None
@@ -179,9 +180,11 @@ class Hints:
     memory_share: float = 0.9
 
     def __post_init__(self) -> None:
-        for axis in (*AXES, "chunks"):
+        for axis in (*AXES, "chunks", "copies"):
             if getattr(self, axis) < 0:
                 raise ValueError(f"{axis} must be at least 1, or 0 for any, got {getattr(self, axis)}")
+        if self.copies > 2:
+            raise ValueError(f"copies must be 1 or 2, or 0 for any, got {self.copies}")
         if not 0 < self.memory_share <= 1:
             raise ValueError(f"memory_share must be above 0 and at most 1, got {self.memory_share}")
 
@@ -195,6 +198,7 @@ class Plan:
     and back where the schedule is `zbv` or `dualpipev`. `zero` says what each rank holds only its part of, spread over
     `mesh.shards` ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too. `replicate` names the blocks that
     `tp` leaves whole; `sequence_parallel` cuts along the sequence what lies between those that it divides.
+    Each micro-batch is cut into `copies`, whose passes take turns so that one computes while the other's sums travel.
     `traffic` is what each stage's ranks send in a step. `nodes` names the machine each rank is counted on;
     `accelerators` is how many each rank holds, 0 on host CPUs; `calibrations` are what its figures were measured by.
     """
@@ -218,6 +222,7 @@ class Plan:
     zero: Zero = 0
     schedule: Schedule = "1f1b"
     sequence_parallel: bool = False
+    copies: int = 1
     replicate: tuple[str, ...] = ()
     traffic: tuple[Traffic, ...] = ()
     rejected: tuple[Rejected, ...] = ()
@@ -314,7 +319,7 @@ class Plan:
             f"recompute {self.recompute}, chosen for {self.objective}",
             f"where     {where}" + (f", measured by {', '.join(self.calibrations)}" if self.calibrations else ""),
             f"batch     {self.global_batch} x {self.seq_len} tokens: micro-batches of {self.microbatch}, "
-            f"{_shares(self.microbatches)}",
+            f"{_shares(self.microbatches)}" + (f", in {self.copies} copies" if self.copies > 1 else ""),
             *self._pipeline(),
             f"memory    {readable_bytes(memory.total_bytes)} of {readable_bytes(self.device_memory_bytes)} a rank "
             f"({used:.0%}): "

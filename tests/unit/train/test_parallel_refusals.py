@@ -45,6 +45,8 @@ TWICE = even_stages(4)
         (plan_of(Mesh(pp=4), microbatch=4), "fills 4 stages with as many micro-batches, a replica has 2"),
         (plan_of(Mesh(pp=2, dp=2), schedule="interleaved", stages=TWICE, counts=(5, 3)), "in 2 rounds"),
         (plan_of(Mesh(), stages=(3, 3)), "2 stages and no pipeline"),
+        (plan_of(Mesh(tp=2), copies=2), "1 rows cannot be cut into 2 equal copies"),
+        (plan_of(Mesh(fsdp=2, tp=2), zero=2, microbatch=2, copies=2), "beside dp and cp alone"),
         (plan_of(Mesh(cp=3, dp=1)), "no multiple of the cp3 ranks"),
         (plan_of(Mesh(tp=3), sequence_parallel=True), "no multiple of the tp3 ranks"),
         (plan_of(Mesh(dp=2), counts=(8, 0)), "at least one"),

@@ -14,13 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mainspring.train.parallel.copies import arrive
+
 Group = dist.ProcessGroup
 
 
 def summed(x: Tensor, group: Group) -> Tensor:
     """The sum of `x` over the group; no gradient."""
     total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
+    arrive(dist.all_reduce(total, group=group, async_op=True))
     return total
 
 
@@ -28,16 +30,16 @@ def joined(x: Tensor, dim: int, group: Group) -> Tensor:
     """The group's parts one after the other along `dim`; no gradient."""
     front = x.movedim(dim, 0).contiguous()
     whole = front.new_empty((front.shape[0] * group.size(), *front.shape[1:]))
-    dist.all_gather_single(whole, front, group=group)
-    return whole.movedim(0, dim)
+    arrive(dist.all_gather_single(whole, front, group=group, async_op=True))
+    return whole.movedim(0, dim).contiguous()  # users call `view` on it
 
 
 def summed_part(x: Tensor, dim: int, group: Group) -> Tensor:
     """This rank's part along `dim` of the sum over the group; no gradient."""
     front = x.movedim(dim, 0).contiguous()
     part = front.new_empty((front.shape[0] // group.size(), *front.shape[1:]))
-    dist.reduce_scatter_single(part, front, group=group)
-    return part.movedim(0, dim)
+    arrive(dist.reduce_scatter_single(part, front, group=group, async_op=True))
+    return part.movedim(0, dim).contiguous()
 
 
 def own_part(x: Tensor, dim: int, group: Group) -> Tensor:

@@ -29,6 +29,7 @@ from mainspring.train.deferred import build
 from mainspring.train.parallel import data
 from mainspring.train.parallel.axes import Axes
 from mainspring.train.parallel.context import SharedAttention, tell_positions
+from mainspring.train.parallel.copies import Turns
 from mainspring.train.parallel.experts import (
     experts_of,
     loads_of,
@@ -111,7 +112,7 @@ class Parallel:
             deferred.fill(lambda name, tensor: _take(held[name], tensor), held)
         self._placed.clear()
         group = axes.group("dp")
-        if group is not None and not plan.zero and axes.degree("pp", "cp", "ep") == 1:
+        if group is not None and not plan.zero and axes.degree("pp", "cp", "ep") == 1 and plan.copies == 1:
             for piece in self._pieces.values():
                 piece.root = data.replicate(piece.root, group)
         self._state, mirrors = _join_pieces(list(self._pieces.values()))
@@ -158,12 +159,22 @@ class Parallel:
             for index, batch in enumerate(rows.split(self._share.rows)):
                 last = index == self._share.count - 1
                 with data.microbatch(self._only, last=last, zero=self._plan.zero, even=even):
-                    with self._around(index):
-                        total, count = self._only(batch)
-                    total.backward()
-                totals += torch.stack([total.detach(), count]).double()
+                    totals += self._pass(index, batch)
         self._finish_gradients()
         return totals * self._counts_once
+
+    def _pass(self, index: int, batch: Tensor) -> Tensor:
+        """Forward and backward of one micro-batch, or of its copies in turns."""
+        if self._plan.copies > 1:
+            parts = batch.chunk(self._plan.copies)
+            return torch.stack(Turns([partial(self._pass_one, index, part) for part in parts]).run()).sum(0)
+        return self._pass_one(index, batch)
+
+    def _pass_one(self, index: int, batch: Tensor) -> Tensor:
+        with self._around(index):
+            total, count = self._only(batch)
+        total.backward()
+        return torch.stack([total.detach(), count]).double()
 
     @torch.no_grad()
     def test(self, rows: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ def check_plan(plan: Plan) -> None:
     _check_batch(plan)
     _check_uneven(plan)
     _check_pipeline(plan)
+    _check_copies(plan)
     mesh = plan.mesh
     if plan.seq_len % (mesh.cp * (mesh.tp if plan.sequence_parallel else 1)):
         raise SpecError(
@@ -86,6 +87,23 @@ def _check_uneven(plan: Plan) -> None:
         raise SpecError(
             f"replicas that share experts exchange tokens in every micro-batch, {counts} are uneven among them",
             hint="make the micro-batches of neighbouring replicas equal, or set ep = 1",
+        )
+
+
+def _check_copies(plan: Plan) -> None:
+    if plan.copies == 1:
+        return
+    mesh = plan.mesh
+    if mesh.tp == 1 or mesh.pp * mesh.ep > 1 or plan.zero:
+        raise SpecError(
+            f"copies of a micro-batch hide the sums of tensor parallelism beside dp and cp alone, the plan is "
+            f"{mesh.label} with ZeRO-{plan.zero}",
+            hint="set copies = 1 in the plan",
+        )
+    if plan.microbatch % plan.copies:
+        raise SpecError(
+            f"a micro-batch of {plan.microbatch} rows cannot be cut into {plan.copies} equal copies",
+            hint="set copies = 1 in the plan, or microbatch to a multiple of them",
         )
 
 
