@@ -225,6 +225,23 @@ class RemoteWorkspace:
         body = _recipe(recipe) | {"data": _ref(data), "optimize": optimize, "ranks": ranks, "vocab": vocab}
         return parse.read_dict(self.post("plan", body | {"overrides": list(overrides)}), Plan)
 
+    def menu(
+        self,
+        recipe: str | Path,
+        *,
+        data: Any = "",
+        optimize: Objective = "time",
+        cluster: str | Path = "",
+        vocab: int = 4096,
+        overrides: Sequence[str] = (),
+    ) -> tuple[Plan, ...]:
+        """The best plan there for each number of ranks that could be offered."""
+        if cluster:
+            raise SpecError("a remote workspace plans for its own machines", hint="plan a cluster file locally")
+        body = _recipe(recipe) | {"data": _ref(data), "optimize": optimize, "vocab": vocab}
+        found = self.post("plan/menu", body | {"overrides": list(overrides)})
+        return tuple(parse.read_dict(each, Plan) for each in found)
+
     def train(
         self,
         recipe: str | Path,

@@ -133,6 +133,14 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
     def can_resume(run_id: str) -> bool:
         return workspace.can_resume(run_id)
 
+    _add_plans(routes, workspace, write)
+    _add_verbs(routes, workspace, write)
+    return routes
+
+
+def _add_plans(routes: APIRouter, workspace: Workspace, write: list[Any]) -> None:
+    """How a recipe would run."""
+
     @routes.post("/plan", dependencies=write)
     def plan(body: PlanBody) -> Any:
         recipe = _keep(workspace, body.recipe, body.recipe_name)
@@ -147,8 +155,12 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
             )
         )
 
-    _add_verbs(routes, workspace, write)
-    return routes
+    @routes.post("/plan/menu", dependencies=write)
+    def menu(body: PlanBody) -> Any:
+        recipe = _keep(workspace, body.recipe, body.recipe_name)
+        return parse.to_dict(
+            workspace.menu(recipe, data=body.data, optimize=body.optimize, vocab=body.vocab, overrides=body.overrides)
+        )
 
 
 def _add_verbs(routes: APIRouter, workspace: Workspace, write: list[Any]) -> None:

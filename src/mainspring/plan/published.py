@@ -67,12 +67,14 @@ def run_of(row: Mapping[str, str], machine: Machine) -> Run:
     """The run of one row. Raises `Unmodelled` for what the model leaves out, `SpecError` for a row that cannot be."""
     if "SUSPECT" in row["note"]:
         raise Unmodelled("the row is marked as suspect")
-    if not row["iter_s"]:
+    if not _seconds(row):
         raise Unmodelled("no time was published")
     if "fp8" in row["dtype"].lower():
         raise Unmodelled("fp8 is no precision that plans are made for")
     if row["gpu"] == "mixed":
         raise Unmodelled("the table does not say the links between its mixed nodes")
+    if _int(row, "ep") > 1:
+        raise Unmodelled("the table has no columns for experts")
     if not _int(row, "mbs"):
         raise Unmodelled("the micro-batch is not known")
     device, inner = machine(row["gpu"])
@@ -95,8 +97,8 @@ def run_of(row: Mapping[str, str], machine: Machine) -> Run:
     return Run(
         id=row["id"],
         source=row["source"],
-        measured_s=float(row["iter_s"]),
-        memory_bytes=float(row["mem_gib"] or 0) * 1024**3,
+        measured_s=_seconds(row),
+        memory_bytes=_float(row, "mem_gib") * 1024**3,
         model=_model(row, stack),
         layout=Layout(
             columns=(Column(replicas=mesh.replicas, ranks=(rank,) * mesh.pp),), fabric=_fabric(row, inner=inner)
@@ -112,6 +114,19 @@ def _int(row: Mapping[str, str], name: str) -> int:
         return int(row[name] or 0)
     except ValueError as error:
         raise SpecError(f"{name} of row {row['id']} is {row[name]!r}, which is no number") from error
+
+
+def _float(row: Mapping[str, str], name: str) -> float:
+    try:
+        return float(row.get(name) or 0)
+    except ValueError as error:
+        raise SpecError(f"{name} of row {row['id']} is {row[name]!r}, which is no number") from error
+
+
+def _seconds(row: Mapping[str, str]) -> float:
+    """Of a step, from its time or from tokens per second and device; 0 where neither is given."""
+    pace = _float(row, "tok_s_gpu") * _int(row, "n_gpus")
+    return _float(row, "iter_s") or (_int(row, "gbs") * _int(row, "seq") / pace if pace else 0.0)
 
 
 def _mesh(row: Mapping[str, str]) -> tuple[Mesh, Zero]:
@@ -135,7 +150,8 @@ def _stack(row: Mapping[str, str]) -> Stack:
     """The software of a row: unfused attention is that of 2021, ZeRO-3 without tensor parallelism is FSDP's."""
     fused, zero = row["flash"] == "1", row["zero"]
     if not fused:
-        eager = "sailor" in row["source"]
+        said = f"{row['source']} {row['note']}".lower()
+        eager = "sailor" in said or "megatron-deepspeed" in said
         stack = DEEPSPEED_2021 if zero == "3" else MEGATRON_DEEPSPEED if eager else MEGATRON_2021
     elif zero in ("", "0", "1"):
         stack = MEGATRON_2024

@@ -227,7 +227,7 @@ def exchanges(ranks: int, *, scratch: Path) -> tuple[Exchanged, ...]:
     finally:
         for process in started:
             process.kill()
-            process.wait()
+            process.communicate()
     return tuple(_read(json.loads(told.read_text("utf-8")), ranks))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -99,6 +100,7 @@ def dry_run(recipe: Recipe, model: ModelSpec, plan: Plan, *, rank: int, facts: F
     _check(plan, rank)
     started = time.monotonic()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
+    say = sys.excepthook  # which joining a group changes
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=plan.mesh.world)
     try:
         with warnings.catch_warnings():
@@ -107,6 +109,7 @@ def dry_run(recipe: Recipe, model: ModelSpec, plan: Plan, *, rank: int, facts: F
             counts = _counted(parallel, plan, rank=rank, fake=fake)
     finally:
         dist.destroy_process_group()
+        sys.excepthook = say
     held = tuple(_held(parallel))
     return DryRun(
         plan=plan,

@@ -13,7 +13,7 @@ from mainspring.models.divide import regions, vocabulary
 from mainspring.models.profile import profile_decoder, profile_module
 from mainspring.models.structure import set_cache
 from mainspring.models.transformer import Decoder
-from mainspring.spec import Hints, ModelSpec, Plan, Precision, SpecError, TrainConfig
+from mainspring.spec import Hints, MainspringError, ModelSpec, Plan, Precision, SpecError, TrainConfig
 from mainspring.train.parallel import LossModule
 from mainspring.train.parallel.read import read_model
 from mainspring.train.parallel.share import check_plan
@@ -55,8 +55,12 @@ def study_recipe(recipe: Recipe, facts: Facts, *, name: str, hints: Hints) -> tu
 def _built(recipe: Recipe, facts: Facts) -> nn.Module:
     try:
         return recipe.build(facts)
+    except MainspringError:
+        raise
     except (NotImplementedError, RuntimeError) as error:
         raise _not_profiled(error) from error
+    except Exception as error:  # the user's code: anything may come out of it
+        raise SpecError(f"the recipe's model cannot be built: {type(error).__name__}: {error}") from error
 
 
 def _not_profiled(error: Exception) -> SpecError:
