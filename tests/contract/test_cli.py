@@ -43,9 +43,11 @@ VERBS = {
     "why": "JOB --scene --queue --ranks --devices --model --cpus --priority --level --json",
     "queue": "--scene --json",
     "nodes": "--scene --json",
+    "manifest": "TARGET --cluster --quotas --image --namespace --json",
     "gather": "QUEUE JOB --scene --hours --ranks --devices --model --cpus --level --dry-run --json",
     "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --own-cores --queue --starts "
     "--time-limit-s --json",
+    "job map": "ENTRY ITEMS --ranks --cpus --devices --queue --block-s --json",
     "job ls": "-n --json",
     "job stop": "JOB --json",
     "schedule": "--json",

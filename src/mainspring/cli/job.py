@@ -57,6 +57,28 @@ def submit(
     print_json(record) if as_json else print(record.job.id)
 
 
+@verbs.command("map", epilog="Example: mainspring job map sweep:score prompts.jsonl --ranks 8")
+def map_(
+    context: typer.Context,
+    entry: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Called with each item; returns its answer.")],
+    items: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, one item a line.")],
+    ranks: Annotated[int, typer.Option(help="How many work at once.", min=1)] = 1,
+    cpus: Annotated[float, typer.Option(help="For each rank.", min=0)] = 1.0,
+    devices: Annotated[float, typer.Option(help="For each rank: whole ones, or a share of one.", min=0)] = 0.0,
+    queue: Annotated[str, typer.Option(help="Whose quota it counts against.")] = "default",
+    block_s: Annotated[float, typer.Option(help="Seconds of work that a rank takes at a time.", min=0.001)] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Leave many small tasks to one gang, whose ranks take them in blocks, and print the job's id."""
+    try:
+        resources = Resources(cpus=cpus, devices=devices)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+    workspace = local_workspace_of(context)
+    record = workspace.map(entry, items, ranks=ranks, queue=queue, resources=resources, block_s=block_s)
+    print_json(record) if as_json else print(record.job.id)
+
+
 @verbs.command("ls", epilog="Example: mainspring job ls -n 50")
 def ls(
     context: typer.Context,

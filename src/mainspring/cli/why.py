@@ -40,8 +40,10 @@ def why(
     if as_json:
         print_json(found)
         return
-    rows = [(each.gang, each.state, ", ".join(each.nodes) or each.reason) for each in found]
-    print_table(("job", "state", "where or why"), rows, empty="no job waits or runs")
+    rows = [(each.gang, each.state, each.plan, ", ".join(each.nodes) or each.reason) for each in found]
+    chosen = any(each.plan for each in found)
+    columns = ("job", "state", "plan", "where or why") if chosen else ("job", "state", "where or why")
+    print_table(columns, rows if chosen else [(a, b, d) for a, b, _, d in rows], empty="no job waits or runs")
     for each in found:
         _print_more(each)
 

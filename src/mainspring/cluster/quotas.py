@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mainspring.cluster.schedule.quota import ENDLESS, ROOT, build_tree, divide, unit
+from mainspring.cluster.schedule.quota import ENDLESS, ROOT, Tree, Vector, build_tree, divide, unit
 from mainspring.cluster.schedule.views import depth_first
 from mainspring.spec import ANY_DEVICE, Cluster, Node, Queue, QueueShare, SpecError
 
@@ -16,15 +16,7 @@ def fair_shares(queues: Sequence[Queue], cluster: Cluster) -> tuple[QueueShare, 
     """
     models = tuple(sorted({device.name for node in cluster.nodes for device in node.devices if device.vendor != HOST}))
     tree = build_tree(queues, models)
-    total = tuple(sum(_amount(node, resource) for node in cluster.nodes) for resource in tree.resources)
-    floors = [sum(tree.branches[child].floor[r] for child in tree.branches[ROOT].children) for r in range(len(total))]
-    for resource, floor, have in zip(tree.resources, floors, total, strict=True):
-        if floor > have:
-            raise SpecError(
-                f"the minima of {resource} add up to {floor / unit(resource):g}, "
-                f"and {cluster.name} has {have / unit(resource):g}",
-                hint="lower some, or they would all be cut in proportion",
-            )
+    total = check_minima(tree, cluster)
     asked = [(0,) * len(total) if branch.children else total for branch in tree.branches]
     shares = divide(tree, total, asked)
     found: list[QueueShare] = []
@@ -46,6 +38,20 @@ def fair_shares(queues: Sequence[Queue], cluster: Cluster) -> tuple[QueueShare, 
                     )
                 )
     return tuple(found)
+
+
+def check_minima(tree: Tree, cluster: Cluster) -> Vector:
+    """What the cluster has. Raises `SpecError` when the minima are more than that."""
+    total = tuple(sum(_amount(node, resource) for node in cluster.nodes) for resource in tree.resources)
+    floors = [sum(tree.branches[child].floor[r] for child in tree.branches[ROOT].children) for r in range(len(total))]
+    for resource, floor, have in zip(tree.resources, floors, total, strict=True):
+        if floor > have:
+            raise SpecError(
+                f"the minima of {resource} add up to {floor / unit(resource):g}, "
+                f"and {cluster.name} has {have / unit(resource):g}",
+                hint="lower some, or they would all be cut in proportion",
+            )
+    return total
 
 
 def _amount(node: Node, resource: str) -> int:

@@ -76,9 +76,10 @@ from mainspring.spec.progress import Progress, silent
 from mainspring.spec.queue import ANY_DEVICE, Queue, QueueFile, QueueShare, Quota
 from mainspring.spec.report import Check, Criterion, GateDecision, Report, Score
 from mainspring.spec.run import Artifact, Edge, Event, FileEntry, Identity, Lineage, Role, RunRecord
-from mainspring.spec.scene import Lined, NodeUse, Scene, Standing, Waiting, Why
+from mainspring.spec.scene import Lined, NodeUse, Scene, Standing, Target, Waiting, Why
 from mainspring.spec.schedule import (
     WHOLE,
+    Aim,
     Decision,
     Ended,
     Gang,
@@ -91,6 +92,7 @@ from mainspring.spec.schedule import (
     LoadResult,
     Machine,
     NodeChanged,
+    Offer,
     PolicyName,
     Request,
     Rules,
@@ -112,6 +114,7 @@ __all__ = [
     "TERMINAL",
     "V_SHAPED",
     "WHOLE",
+    "Aim",
     "Answer",
     "AnswerMode",
     "Artifact",
@@ -176,6 +179,7 @@ __all__ = [
     "NodeUse",
     "NotFound",
     "Objective",
+    "Offer",
     "Operation",
     "Placement",
     "Plan",
@@ -215,6 +219,7 @@ __all__ = [
     "Stage",
     "Standing",
     "Submitted",
+    "Target",
     "Task",
     "Thumb",
     "TimeEstimate",

@@ -30,11 +30,11 @@ class Resources:
     own_cores: bool = False
 
     def __post_init__(self) -> None:
-        if self.devices > 1 and self.devices != int(self.devices):
-            raise ValueError(f"a rank takes a share of one device, or whole devices, not {self.devices:g} of them")
         for name, value in (("cpus", self.cpus), ("devices", self.devices), ("memory_bytes", self.memory_bytes)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number from 0, got {value}")
+        if self.devices > 1 and self.devices != int(self.devices):
+            raise ValueError(f"a rank takes a share of one device, or whole devices, not {self.devices:g} of them")
 
 
 @spec

@@ -3,9 +3,14 @@
 The same nouns describe the cluster at hand and one in a TOML file, so that every question can be tried on paper.
 """
 
+from typing import Literal
+
 from mainspring.spec._spec import spec
 from mainspring.spec.queue import Queue
 from mainspring.spec.schedule import Gang, GangState, Machine, Rules, Victim
+
+Target = Literal["kueue", "kuberay"]
+"""Whose Kubernetes objects a tree or a cluster can be written as."""
 
 
 @spec
@@ -62,7 +67,8 @@ class Scene:
 class Why:
     """Where a gang is in life, the reason, and what would change it; each of `unblocks` was tried and works.
 
-    `victims` are those that its start would stop or move, when it is a gang that was only asked about.
+    `victims` are those that its start would stop or move, when it is a gang that was only asked about. `plan` is the
+    offer's that it runs with, when it has a menu.
     """
 
     gang: str
@@ -72,6 +78,7 @@ class Why:
     ahead: int = 0
     unblocks: tuple[str, ...] = ()
     victims: tuple[Victim, ...] = ()
+    plan: str = ""
 
 
 @spec

@@ -12,6 +12,7 @@ Layout = Literal["pack", "spread"]
 PolicyName = Literal["plain", "tuned"]
 GangState = Literal["running", "waiting", "refused"]
 DecisionKind = Literal["start", "evict", "wait", "refuse"]
+Aim = Literal["goodput", "cost", "energy"]
 WHOLE = 1000
 MOST_DEVICES = 62  # of one node; sets of them travel as the bits of one integer
 
@@ -83,12 +84,32 @@ class LoadPoint:
 
 
 @spec
+class Offer:
+    """One way to run a gang: so many ranks of this, at a speed in whatever unit all offers of the gang share.
+
+    `plan` is what the shell needs to run it so; `watts` and `milli_usd_per_hour` are those of all ranks together.
+    """
+
+    request: Request
+    ranks: int
+    speed: int
+    plan: str = ""
+    watts: int = 0
+    milli_usd_per_hour: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.ranks, self.speed) < 1 or min(self.watts, self.milli_usd_per_hour) < 0:
+            raise ValueError(f"an offer of {self.ranks} ranks at speed {self.speed}: both are at least 1")
+
+
+@spec
 class Gang:
     """Ranks that start together or not at all, as the scheduler sees a job.
 
     `level` names the part of the network (`rack`, `block`, ...) that the gang should stay in, or must when `binding`
     is `required`. `segment` ranks each must not be divided below `segment_level`. `runtime_ms` is an estimate, 0 when
-    there is none. `nodes` are the only ones that may be; any when empty.
+    there is none. `nodes` are the only ones that may be; any when empty. With a `menu` the scheduler chooses one of its
+    offers, and others later, at checkpoints; `request` and `ranks` are those of the offer that it runs or waits with.
     """
 
     id: str
@@ -104,8 +125,16 @@ class Gang:
     layout: Layout = "pack"
     runtime_ms: int = 0
     nodes: tuple[str, ...] = ()
+    menu: tuple[Offer, ...] = ()
+
+    @property
+    def plan(self) -> str:
+        """The plan of the offer that it runs or waits with; empty without a menu."""
+        return next((each.plan for each in self.menu if (each.request, each.ranks) == (self.request, self.ranks)), "")
 
     def __post_init__(self) -> None:
+        if self.menu and self.segment:
+            raise ValueError(f"gang {self.id} has a menu, whose offers have no segments")
         if self.ranks < 1:
             raise ValueError(f"gang {self.id} has {self.ranks} ranks; at least 1")
         if self.segment and (self.ranks % self.segment or not self.segment_level):
@@ -127,6 +156,7 @@ class Rules:
     ageing_ms: int = 600_000
     restart_ms: int = 60_000
     patience_ms: int = 600_000
+    aim: Aim = "goodput"
 
 
 @spec
@@ -177,7 +207,8 @@ class Decision:
     """What the scheduler wants about one gang, and why.
 
     `start` names the node of each rank and the bits of its devices; `evict` frees them again, and `lost_ms` is the
-    work since the last checkpoint; `wait` says in `hint` what would unblock it; `refuse` is for ever.
+    work since the last checkpoint; `plan` is the chosen offer's; `wait` says in `hint` what would unblock it; `refuse`
+    is for ever.
     """
 
     kind: DecisionKind
@@ -187,6 +218,7 @@ class Decision:
     nodes: tuple[str, ...] = ()
     devices: tuple[int, ...] = ()
     lost_ms: int = 0
+    plan: str = ""
 
 
 @spec

@@ -5,6 +5,7 @@ TOML file describes, and otherwise for the one at hand.
 """
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from mainspring.spec import (
     Simulation,
     Site,
     Sized,
+    SpecError,
+    Target,
     Waiting,
     Why,
     WorkSize,
@@ -75,6 +78,29 @@ class Capacity(Records):
         from mainspring.cluster.quotas import fair_shares
 
         return fair_shares(self.quotas(path), self.hardware(cluster))
+
+    def manifest(
+        self,
+        target: Target,
+        *,
+        cluster: str | Path = "",
+        quotas: str | Path = "",
+        image: str = "",
+        namespace: str = "default",
+    ) -> str:
+        """Kubernetes objects in YAML: the quota tree for Kueue, or the cluster for KubeRay with our scheduler in it."""
+        from mainspring.cluster import manifests
+
+        if target == "kueue":
+            return manifests.yaml_of(
+                manifests.kueue_objects(self.quotas(quotas), self.hardware(cluster), namespace=namespace)
+            )
+        if not image:
+            raise SpecError(
+                "a Ray cluster on Kubernetes needs an image", hint="one with mainspring in it: --image NAME"
+            )
+        found = manifests.kuberay_objects(self.hardware(cluster), image=image, namespace=namespace, ray=version("ray"))
+        return manifests.yaml_of(found)
 
     def usage(self, scene: str | Path = "") -> tuple[QueueShare, ...]:
         """What each queue holds, waits for and is entitled to now."""

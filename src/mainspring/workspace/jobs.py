@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mainspring.spec import ACTIVE, Job, JobRecord, NodeNote, NotFound, Progress, SpecError, silent
+from mainspring.spec import ACTIVE, Job, JobRecord, NodeNote, NotFound, Progress, Resources, SpecError, silent
+from mainspring.store import parse
 from mainspring.workspace.capacity import Capacity
 
 POLL_S = 0.5
@@ -33,6 +34,26 @@ class Jobs(Capacity):
         )
         check_job(job)
         return self.store.enqueue(job, address=self.settings.address)
+
+    def map(
+        self,
+        entry: str,
+        items: str | Path,
+        *,
+        ranks: int = 1,
+        queue: str = "default",
+        resources: Resources | None = None,
+        block_s: float = 2.0,
+    ) -> JobRecord:
+        """Leave a call of `entry` for each line of a JSON-lines file to the scheduler, as one gang.
+
+        Ranks take blocks of some `block_s` seconds. Answers are in `answers-RANK.jsonl` of the job's folder.
+        """
+        from mainspring.cluster.tasks import ENTRY, read_items
+
+        payload = {"entry": entry, "items": read_items(Path(items)), "blocks": {"aim_ms": round(1000 * block_s)}}
+        job = Job(id="", name=entry, entry=ENTRY, payload_json=parse.to_json(payload), ranks=ranks, queue=queue)
+        return self.submit(replace(job, resources=resources or Resources()))
 
     def schedule(self, stopped: threading.Event) -> None:
         """See to submitted jobs until `stopped`; what runs then waits some minutes for the next scheduler."""

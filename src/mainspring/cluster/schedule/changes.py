@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mainspring.cluster.schedule.elastic import in_shape, smallest
 from mainspring.cluster.schedule.fleet import Fleet, copy_nodes
 from mainspring.cluster.schedule.gang import find_place, usable_nodes
 from mainspring.cluster.schedule.gather import begin_lease, end_lease, expire_lease
@@ -72,14 +73,28 @@ def refusal(state: State, entry: Entry) -> str:
 
 def _submit(state: State, gang: Gang) -> list[Decision]:
     try:
-        entry = new_entry(state, gang, state.tree.leaf(gang.queue))
-        reason = f"a gang called {gang.id} is already known" if gang.id in state.entries else refusal(state, entry)
+        entry, reason = _admissible(state, gang)
     except SpecError as error:
         return [Decision(kind="refuse", gang=gang.id, reason=str(error), hint=error.hint)]
     if reason:
         return [Decision(kind="refuse", gang=gang.id, reason=reason)]
     arrive(state, entry)
     return []
+
+
+def _admissible(state: State, gang: Gang) -> tuple[Entry, str]:
+    """The gang's record, of a menu with the offers that could ever run and in the smallest of them; or why not."""
+    entry = new_entry(state, gang, state.tree.leaf(gang.queue))
+    if gang.id in state.entries:
+        return entry, f"a gang called {gang.id} is already known"
+    if not gang.menu:
+        return entry, refusal(state, entry)
+    reasons = {offer: refusal(state, in_shape(state, entry, offer)) for offer in gang.menu}
+    possible = tuple(offer for offer, reason in reasons.items() if not reason)
+    if not possible:
+        return entry, f"none of its {len(gang.menu)} offers can run: {reasons[gang.menu[0]]}"
+    kept = replace(entry, gang=replace(gang, menu=possible))
+    return in_shape(state, kept, smallest(possible)), ""
 
 
 def _end(state: State, name: str) -> list[Decision]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 
 from mainspring.cluster.schedule.backfill import Promise, fleet_beside, keep_promise, promise_room
 from mainspring.cluster.schedule.changes import apply_change, expire_leases
+from mainspring.cluster.schedule.elastic import reshape
 from mainspring.cluster.schedule.gang import Place, find_place, usable_nodes
 from mainspring.cluster.schedule.limits import models_for, over_limit
 from mainspring.cluster.schedule.quota import Vector, divide
 from mainspring.cluster.schedule.reclaim import build_claim, make_room, past_shield, within_share
 from mainspring.cluster.schedule.starts import carry_out, start_at
 from mainspring.cluster.schedule.state import Entry, State, class_of, dequeue, priority_now
-from mainspring.spec import Decision, Happening
+from mainspring.spec import Decision, Happening, Saved
 
 FULL = 1_000_000
 
@@ -59,6 +60,9 @@ def decide(state: State, happenings: Sequence[Happening], *, now_ms: int) -> Out
     for happening in happenings:
         decisions += apply_change(state, happening)
     total = state.total
+    if state.elastic:
+        saved = frozenset(each.gang for each in happenings if isinstance(each, Saved))
+        decisions += reshape(state, saved, total)
     turn = _Turn(state, total, divide(state.tree, total, state.asked), decisions)
     _line_up(turn)
     while turn.order:

@@ -28,7 +28,8 @@ def explain(state: State, name: str, decisions: Sequence[Decision] = ()) -> Why:
         raise NotFound(f"no gang {name!r} waits or runs", hint=f"there are {', '.join(near) or 'none'}")
     if entry.place is not None:
         nodes = tuple(dict.fromkeys(state.fleet.names[n] for n in entry.place.nodes))
-        return Why(gang=name, state="running", reason=f"{entry.gang.ranks} ranks are placed", nodes=nodes)
+        reason = f"{entry.gang.ranks} ranks are placed"
+        return Why(gang=name, state="running", reason=reason, nodes=nodes, plan=entry.gang.plan)
     ahead = sum(1 for other in state.entries.values() if other.place is None and _before(state, other, entry))
     reason = entry.reason or "others of its queue come first"
     return Why(gang=name, state="waiting", reason=reason, ahead=ahead, unblocks=tuple(_unblocks(state, entry)))
@@ -125,7 +126,7 @@ def _starts(state: State, gang: Gang) -> bool:
 
 def _most_ranks(state: State, gang: Gang) -> int:
     """The most ranks with which it would start now, 0 when not even one would do or slices forbid it."""
-    if gang.segment or gang.ranks == 1:
+    if gang.segment or gang.menu or gang.ranks == 1:
         return 0
     low, high = 0, gang.ranks - 1
     while low < high:

@@ -33,5 +33,12 @@ def start_at(state: State, entry: Entry, place: Place, reason: str, decisions: l
     hold(state, entry, place)
     devices = tuple(int(bits) for bits in place.devices)
     decisions.append(
-        Decision(kind="start", gang=entry.gang.id, reason=reason, nodes=names_of(state, place), devices=devices)
+        Decision(
+            kind="start",
+            gang=entry.gang.id,
+            reason=reason,
+            nodes=names_of(state, place),
+            devices=devices,
+            plan=entry.gang.plan,
+        )
     )

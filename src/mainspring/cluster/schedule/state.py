@@ -50,7 +50,7 @@ class State:
 
     `used` is what is held, `fixed` the part of it that is not preemptible, `claimed` what running gangs asked for and
     `asked`, by leaf, what all gangs did: it does not change when one starts or stops. `waiting` maps each leaf to its
-    classes of equal gangs, each in order of arrival.
+    classes of equal gangs, each in order of arrival. `elastic` are the gangs with a menu.
     """
 
     planted: Tree
@@ -67,6 +67,7 @@ class State:
     sick: dict[int, tuple[int, ...]] = field(default_factory=dict)
     closed: frozenset[int] = frozenset()
     leases: tuple[Lease, ...] = ()
+    elastic: frozenset[str] = frozenset()
     now_ms: int = 0
     arrivals: int = 0
 
@@ -146,6 +147,8 @@ def new_entry(state: State, gang: Gang, leaf: int) -> Entry:
 
 def arrive(state: State, entry: Entry) -> None:
     """Let a new gang wait, and its queue wish for what it asks."""
+    if entry.gang.menu:
+        state.elastic |= {entry.gang.id}
     add(state.asked[entry.leaf], entry.asked)
     enqueue(state, entry)
 
@@ -154,6 +157,7 @@ def leave(state: State, entry: Entry) -> None:
     """Forget a gang."""
     dequeue(state, entry) if entry.place is None else release(state, entry)
     add(state.asked[entry.leaf], entry.asked, sign=-1)
+    state.elastic -= {entry.gang.id}
     del state.entries[entry.gang.id]
 
 
