@@ -1,5 +1,6 @@
 """`mainspring plan`: how a recipe would run, before spending anything, and how good such answers are."""
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,9 @@ class RecipeOrVerb(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert the verb that plans a recipe where none is named."""
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            if near and not Path(args[0]).exists():
+                ctx.fail(f"no verb and no recipe {args[0]!r}, did you mean {near[0]}?")
             args = ["recipe", *args]
         return super().parse_args(ctx, args)
 

@@ -202,9 +202,8 @@ def remedy(least: Estimate, config: TrainConfig, enough: Mesh | None, floor_byte
     if enough is not None:
         short = enough.replicas * rows - config.global_batch
         batch = f" (and a global_batch of {enough.replicas * rows})" if short > 0 else ""
-        return (
-            f"{enough.world} such devices{batch}, or devices with {readable_bytes(floor_bytes / share)}, would hold it"
-        )
+        need = least.memory[least.tightest].total_bytes / share
+        return f"{enough.world} such devices{batch}, or as many with {readable_bytes(need)} each, would hold it"
     smaller = f"a microbatch below {rows}" if rows > 1 else f"a seq_len below {config.seq_len}"
     return (
         f"sharding further does not help: what cannot be sharded needs {readable_bytes(floor_bytes)}; "
