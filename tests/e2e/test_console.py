@@ -162,7 +162,7 @@ def pages(made: Made) -> dict[str, tuple[str, list[str]]]:
         "model": (f"/artifacts/{model}", ["bits per byte", "The gate is", "model.safetensors", "tokens:handbook@1"]),
         "playground": ("/playground", ["handbook-lm", "Temperature", "Top-p", "Generate"]),
         "assistant": ("/assistant", ["Ask handbook anything"]),
-        "cluster": ("/cluster?job=ablation", ["33 of 47", "waiting for", "no room for 4 ranks", "node-4", "What if"]),
+        "cluster": ("/cluster?job=ablation", ["33 of 47", "waiting for", "1 would fit now", "node-4", "What if"]),
         "hardware": ("/hardware", ["Device memory", "fp32 peak", "healthy", "Checks", "disk"]),
     }
 

@@ -58,14 +58,15 @@ def fill_books(store: Store) -> None:
         enqueue(store, name, queue, devices, len(nodes))
         start(store, name, nodes, beside=store.jobs_of(CLUSTER, address=""))
     for name, queue, devices, ranks in WAITING:
-        enqueue(store, name, queue, devices, ranks)
+        record = enqueue(store, name, queue, devices, ranks)
+        store.advance(record, "PENDING", f"needs {ranks} ranks of 4 cpu + {devices} device at once, 1 would fit now")
 
 
-def enqueue(store: Store, name: str, queue: str, devices: int, ranks: int) -> None:
+def enqueue(store: Store, name: str, queue: str, devices: int, ranks: int) -> JobRecord:
     """Let a job wait in the books."""
     need = Resources(cpus=4, devices=devices)
     job = Job(id=name, name=name, entry="none:none", ranks=ranks, queue=queue, resources=need)
-    store.enqueue(job, address="", cluster=CLUSTER, driver=DRIVER)
+    return store.enqueue(job, address="", cluster=CLUSTER, driver=DRIVER)
 
 
 def start(store: Store, name: str, nodes: Sequence[str], *, beside: Sequence[JobRecord]) -> None:
