@@ -186,9 +186,9 @@ def describe(plan: Plan) -> str:
     """The mesh, and what is uneven in it."""
     parts = [plan.mesh.label]
     if len(plan.stages) > 1:
-        parts.append("blocks " + "|".join(str(stage.blocks) for stage in plan.stages))
+        parts.append("blocks " + ":".join(str(stage.blocks) for stage in plan.stages))
     if plan.mesh.replicas > 1:
-        parts.append("micro-batches " + "|".join(map(str, plan.microbatches)))
+        parts.append("micro-batches " + ":".join(map(str, plan.microbatches)))
     return ", ".join(parts)
 
 

@@ -62,7 +62,7 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         seq_len=seq_len,
         tied_params=vocab * hidden if config.tied else 0,
         element_bytes=value_bytes,
-        chain=True,
+        chain=config.layers > 1,  # a single block cannot be cut off from others like it
     )
 
 

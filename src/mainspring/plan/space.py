@@ -148,7 +148,8 @@ class Space:
                 for ep in self._degrees("ep", 1 << 10):
                     if ep > 1 and not self.divides_experts(ep):
                         continue
-                    along = tp > 1 and hints.sequence_parallel is not False and self.config.seq_len % (cp * tp) == 0
+                    along = tp > 1 and self.model.chain and self.config.seq_len % (cp * tp) == 0
+                    along = along and hints.sequence_parallel is not False
                     yield Inner(tp=tp, cp=cp, ep=ep, sequence_parallel=along, replicate=whole)
 
     def _degrees(self, axis: str, most: int) -> Iterator[int]:
@@ -303,6 +304,9 @@ def aligned(mesh: Mesh, per_node: int) -> bool:
     return True
 
 
+ENDS = frozenset({"embedding", "head"})
+
+
 def tensor_parallel(model: ModelSpec, tp: int, hints: Hints) -> tuple[str, ...] | None:
     """Names of blocks that stay whole under `tp`; None when it divides nothing, or not what it must.
 
@@ -318,7 +322,7 @@ def tensor_parallel(model: ModelSpec, tp: int, hints: Hints) -> tuple[str, ...] 
         if any(fnmatchcase(block.name, pattern) for pattern in hints.replicate):
             whole.append(block.name)
         elif not uneven and block.divisions:
-            divided += 1
+            divided += block.name not in ENDS  # a vocabulary alone is not worth ranks that do the rest twice
         elif any(fnmatchcase(block.name, pattern) for pattern in hints.split):
             return None
         elif block.divisions:

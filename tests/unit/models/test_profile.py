@@ -219,3 +219,11 @@ def test_a_module_without_repetition_is_one_block() -> None:
         profile = profile_module(nn.Linear(16, 4), (torch.zeros(3, 16),), name="linear")
     (only,) = profile.blocks
     assert (only.params, only.flops_per_token, only.output_bytes_per_token) == (68, 128, 16)
+
+
+def test_a_decoder_of_one_layer_is_not_cut_whether_it_is_counted_or_measured() -> None:
+    config = replace(SMALL, layers=1)
+    with torch.device("meta"):
+        measured = profile_module(Decoder(config), (torch.zeros(1, 8, dtype=torch.long),), name="one")
+    assert not profile_decoder(config, seq_len=8, name="one").chain
+    assert not measured.chain
