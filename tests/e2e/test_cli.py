@@ -283,7 +283,7 @@ def test_ctrl_c_is_recorded_and_leaves_no_half_artifact(desk: Desk, kind: str, l
 def test_a_model_is_served_until_ctrl_c_and_refuses_what_is_wrong(desk: Desk) -> None:
     with desk.started("serve", "model:base", "--port", "0", "--json") as process:
         assert process.stdout is not None
-        url = json.loads("".join(process.stdout.readline() for _ in range(4)))["url"]
+        url = json.loads("".join(process.stdout.readline() for _ in range(5)))["url"]
         asked = {"model": "base", "prompt": "Return a random", "max_tokens": 4}
         answer = httpx.post(f"{url}/completions", json=asked, timeout=30)
         assert answer.json()["usage"]["completion_tokens"] == 4
