@@ -135,6 +135,9 @@ def set_cache(model: nn.Module, *, used: bool) -> nn.Module:
     config = getattr(model, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = used  # pyright: ignore[reportOptionalMemberAccess]
+    if used and hasattr(config, "_experts_implementation"):
+        # The grouped product that its experts run by default wants bfloat16 on meta (torch 2.13).
+        config._experts_implementation = "batched_mm"  # noqa: SLF001 # pyright: ignore[reportOptionalMemberAccess]
     return model
 
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mainspring.models.moe import MoeDecoder
 from mainspring.models.profile import profile_decoder, profile_module
+from mainspring.models.structure import set_cache
 from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig, MoeConfig
 
@@ -122,6 +123,21 @@ def test_a_decoder_of_transformers_costs_what_ours_costs(kind: str) -> None:
         "split_activation_bytes_per_token": own.split_activation_bytes_per_token,
     }
     assert replace(layer, name=own.name, **kept) == own
+
+
+def test_experts_of_transformers_cost_what_two_of_four_do() -> None:
+    """Attention 2 * (2 * 64 * 64 + 2 * 64 * 16), the choice 2 * 64 * 4, two experts 2 * 2 * 3 * 64 * 32."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96, "head_dim": 8}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    with torch.device("meta"):
+        model = set_cache(Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **heads, **experts)), used=True)
+        found = profile_module(model, (torch.zeros(1, 48, dtype=torch.long),), name="experts")
+    assert found.chain
+    assert found.params == sum(p.numel() for p in model.parameters())
+    assert found.blocks[1].flops_per_token == 2 * 10240 + 2 * 64 * 4 + 2 * 2 * 3 * 64 * 32
 
 
 def test_gpt2_of_transformers_is_a_chain_whose_words_are_tied() -> None:
