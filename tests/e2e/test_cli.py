@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -50,7 +51,7 @@ def model(vocab, eos_id):
 
 def loss(model, batch):
     if SLOW.exists():
-        threading.Event().wait(0.05)
+        threading.Event().wait(0.2)
     return next_token_loss(model, batch)
 
 
@@ -379,7 +380,11 @@ def test_a_disk_that_fills_up_costs_one_attempt_and_nothing_else(tmp_path: Path)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
-    (desk.folder / "docs" / "more.md").write_text(f"# subprocess\n\n{inspect.getdoc(subprocess)}")
+    words = (inspect.getdoc(subprocess) or "").split()
+    draw = random.Random(1)
+    lines = (" ".join(draw.choices(words, k=12)) for _ in range(8_000))
+    (desk.folder / "docs" / "more.md").write_text("# subprocess\n\n" + "\n".join(lines))
+    assert (desk.folder / "docs" / "more.md").stat().st_size > 2 * largest
     full = desk("data", "publish", "handbook", "docs", code=75, preexec_fn=small_files)
     assert "hint:" in full.stderr
     assert desk.newest("data")["state"] == "FAILED"
@@ -392,7 +397,7 @@ def test_a_disk_that_fills_up_costs_one_attempt_and_nothing_else(tmp_path: Path)
 
 def test_pressing_ctrl_c_twice_leaves_at_once(desk: Desk) -> None:
     deaf = "import signal\n" + RECIPE.format(slow=str(desk.slow)).replace(
-        "threading.Event().wait(0.05)", "signal.signal(signal.SIGTERM, signal.SIG_IGN), threading.Event().wait(60)"
+        "threading.Event().wait(0.2)", "signal.signal(signal.SIGTERM, signal.SIG_IGN), threading.Event().wait(60)"
     )
     (desk.folder / "deaf.py").write_text(deaf)
     desk.slow.touch()
