@@ -11,9 +11,7 @@ from mainspring.spec import SpecError, Target
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("manifest", epilog="Example: mainspring manifest kueue --quotas quotas.toml | kubectl apply -f -")(
-        manifest
-    )
+    cli.command("manifest", epilog="Example: mainspring manifest kueue --quotas quotas.toml")(manifest)
 
 
 def manifest(
