@@ -162,6 +162,16 @@ def test_two_ranks_on_one_host_are_planned_when_asked_for() -> None:
     assert plan.device_memory_bytes == host.memory_bytes // 2
 
 
+def test_on_hosts_a_small_promise_does_not_divide_a_model() -> None:
+    host = build_device("host", vendor="cpu", fp32_flops_per_s=3e11, bf16_flops_per_s=3e11, memory_bytes_per_s=2e10)
+    hosts = build_cluster((host, 1, 1), link_gbps=2)
+    free = plan_training(SMALL, hosts, CONFIG, ranks=2)
+    asked = plan_training(SMALL, hosts, CONFIG, ranks=2, hints=Hints(fsdp=2))
+    assert (free.mesh, free.zero) == (Mesh(dp=2), 0)
+    assert asked.mesh == Mesh(fsdp=2)  # what is asked for is done
+    assert free.time.step_s <= 1.15 * asked.time.step_s
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
     cluster = build_cluster((build_device(memory_bytes=6 * GIB), 2, 1))
     with pytest.raises(DoesNotFit, match=r"needs .* GiB a rank .* X1 has 6 GiB, 90% of it usable: .* short") as caught:
