@@ -40,6 +40,7 @@ from mainspring.spec import (
     Plan,
     SpecError,
     TrainConfig,
+    Unavailable,
 )
 
 MOST_RANKS = 1 << 16
@@ -75,7 +76,8 @@ def plan_training(
     """The plan that needs least of `objective`; with `ranks`, on exactly that many, else on any number.
 
     Only what `limits` allow is considered, and of it what `hints` ask for. Raises `SpecError` for a request that makes
-    no sense, and `DoesNotFit`, with what is missing and what would do, when nothing fits.
+    no sense, `DoesNotFit`, with what is missing and what would do, when nothing fits, and `Unavailable` while no device
+    is healthy.
     """
     space = Space(model, cluster, config, hints=hints, limits=limits, ranks=ranks)
     check(space, objective)
@@ -242,7 +244,7 @@ def check(space: Space, objective: Objective) -> None:
             raise SpecError(f"block {block.name!r} of {model.name!r} has {block.experts} experts without parameters")
     most = space.capacity()
     if not most:
-        raise DoesNotFit(f"cluster {cluster.name!r} has no healthy device", hint=_sickness(cluster))
+        raise Unavailable(f"cluster {cluster.name!r} has no healthy device", hint=_sickness(cluster))
     if objective == "cost":
         free = {d.name for node in cluster.nodes for d in node.devices if not d.price_usd_per_hour}
         if free:
