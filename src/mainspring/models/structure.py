@@ -46,6 +46,10 @@ class Structure:
         seen: set[str] = set()
         return frozenset(name for needed in self.needs for name in needed if name in seen or seen.add(name))
 
+    def users(self, name: str) -> int:
+        """How many units need the parameter `name`."""
+        return sum(name in needed for needed in self.needs)
+
 
 @dataclass(slots=True)
 class _Call:

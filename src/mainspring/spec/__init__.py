@@ -52,7 +52,7 @@ from mainspring.spec.job import (
     Resources,
     Task,
 )
-from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, MoeConfig, RopeScaling
+from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, MoeConfig, RopeScaling, Rows, RowsKind
 from mainspring.spec.plan import (
     AXES,
     FORMAT,
@@ -198,6 +198,8 @@ __all__ = [
     "Resources",
     "Role",
     "RopeScaling",
+    "Rows",
+    "RowsKind",
     "RuleCount",
     "Rules",
     "RunRecord",
