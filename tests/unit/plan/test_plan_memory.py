@@ -10,8 +10,8 @@ from mainspring.plan.blocks import Cut, Rank, inner_rings, state
 from mainspring.plan.estimate import Choice, Estimate, Estimator
 from mainspring.plan.layout import Column, Layout
 from mainspring.plan.network import Fabric
-from mainspring.plan.stack import TORCH
 from mainspring.plan.shards import rows_of
+from mainspring.plan.stack import TORCH
 from mainspring.spec import Link, MemoryEstimate, Mesh, ModelSpec
 from mainspring.testing.machines import build_device, build_model
 
