@@ -1,6 +1,6 @@
 """`mainspring estimate`: devices, days, price, energy and CO2 of a piece of work, before there is a recipe for it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Annotated
 
@@ -75,13 +75,18 @@ def estimate(
         raise SpecError(str(error), hint="give --tokens, or --images for a diffusion model") from error
     if as_json:
         print_json(found)
-        return
-    if not found:
+    elif found:
+        _show(work, found, of=latent_tokens if diffusion else 1)
+    else:
         raise SpecError(f"no instance has {device}", hint="name another device, or a file with --instances")
+
+
+def _show(work: Work, found: Sequence[Sized], *, of: int) -> None:
+    """A table, and below it the methods that all its rows share; `of` tokens are what is counted by the second."""
     by_flops, by_memory = (sorted(found, key=attrgetter(name)) for name in ("flops", "memory_bytes"))
     print_table(
-        (*COLUMNS, "images/s" if diffusion else "tokens/s"),
-        [_row(sized, of=latent_tokens if diffusion else 1) for sized in found],
+        (*COLUMNS, "images/s" if of > 1 else "tokens/s"),
+        [_row(sized, of=of) for sized in found],
         title=f"{work}: {_span(f'{sized.flops:.3g}' for sized in by_flops)} FLOP, "
         f"{_span(size(sized.memory_bytes) for sized in by_memory)} in all",
         drop=("memory", "t CO2", "device-hours", "MWh"),
@@ -98,7 +103,6 @@ def _span(told: Iterable[str]) -> str:
 
 
 def _row(sized: Sized, *, of: int) -> tuple[str, ...]:
-    """One kind of device; `of` tokens are what is counted by the second."""
     short = sized.devices < sized.least
     return (
         f"{sized.instances} x {sized.instance}" if sized.instance else sized.device,
