@@ -196,8 +196,9 @@ def _arranged(frame: _Frame, hints: Hints) -> Iterator[tuple[Mesh, Zero]]:
     for fsdp in (n for n in range(1, free + 1) if free % n == 0):
         mesh = replace(frame.mesh, dp=free // fsdp, fsdp=fsdp)
         asked = all(getattr(hints, axis) in (0, getattr(mesh, axis)) for axis in ("dp", "fsdp"))
-        if asked and aligned(mesh, frame.layout.fabric.per_node):
-            yield from ((mesh, zero) for zero in ZEROS if (zero > 0) == (mesh.shards > 1))
+        for zero in ZEROS if asked and aligned(mesh, frame.layout.fabric.per_node) else ():
+            if (zero > 0) == (mesh.shards > 1):
+                yield mesh, zero
 
 
 def _stages(pp: int, units: int) -> Iterator[tuple[Schedule, tuple[int, ...]]]:
