@@ -18,7 +18,7 @@ from mainspring.spec import AXES, BlockSpec, ModelSpec, Operation, Plan
 WORD_BYTES = 4  # parameters and gradients are fp32 at either precision
 COUNT_BYTES = 8
 ENDS = ("embedding", "head")
-STEP_BYTES = 24  # the loss, its count and the square of the gradient's norm, in float64
+STEP_BYTES = 32  # the loss, its count, the square of the gradient's norm and whether to leave, in float64
 
 # Stands at the end of a model that is no chain: all of its blocks are units of their own, what is left comes first.
 NOTHING = BlockSpec(

@@ -42,6 +42,7 @@ from mainspring.spec.job import (
     SAVED,
     TERMINAL,
     Driver,
+    Eviction,
     Job,
     JobRecord,
     JobResult,
@@ -51,6 +52,7 @@ from mainspring.spec.job import (
     RankExit,
     Resources,
     Task,
+    Turn,
 )
 from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, MoeConfig, RopeScaling
 from mainspring.spec.plan import (
@@ -140,6 +142,7 @@ __all__ = [
     "Ended",
     "EngineConfig",
     "Event",
+    "Eviction",
     "Failed",
     "Feedback",
     "FileEntry",
@@ -229,6 +232,7 @@ __all__ = [
     "Traffic",
     "TrainConfig",
     "TrainPayload",
+    "Turn",
     "Unavailable",
     "Victim",
     "Waiting",

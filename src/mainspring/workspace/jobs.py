@@ -59,8 +59,8 @@ class Jobs(Capacity):
         """See to submitted jobs until `stopped`; what runs then waits some minutes for the next scheduler."""
         from mainspring.cluster import Launcher
 
-        queues = self.quotas() if self.settings.quotas else ()
-        with Launcher(self.store, address=self.settings.address, queues=queues, serves=True) as launcher:
+        quotas = self.quota_file()
+        with Launcher(self.store, address=self.settings.address, quotas=quotas, serves=True) as launcher:
             launcher.serve(stopped)
 
     def job(self, job_id: str) -> JobRecord:  # house: the workspace is the only way in

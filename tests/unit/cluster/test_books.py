@@ -9,7 +9,7 @@ from mainspring.cluster.schedule.explain import explain
 from mainspring.cluster.schedule.scene import open_scene
 from mainspring.cluster.schedule.views import nodes_in, shares_in, waiting_in
 from mainspring.hardware.topology import local_cluster
-from mainspring.spec import Gang, Health, Job, Machine, NodeNote, Queue, Request, Scene, SpecError, Standing
+from mainspring.spec import Gang, Health, Job, Machine, NodeNote, Queue, QueueFile, Request, Scene, SpecError, Standing
 from mainspring.store import Store
 from mainspring.testing.books import CLUSTER, fill_books
 
@@ -17,7 +17,7 @@ NODE = Machine(name="n", cpu_milli=8000, memory_mib=1000, devices=4, model="T4")
 
 
 def at_hand(store: Store) -> Scene:
-    return scene_at_hand(store, local_cluster, address="auto", queues=())
+    return scene_at_hand(store, local_cluster, address="auto", quotas=QueueFile(queues=()))
 
 
 def test_without_a_driver_it_is_this_machine_and_idle(store: Store) -> None:

@@ -117,7 +117,9 @@ def _room_at_once(trial: State, claim: Claim) -> Room | None:
 
 def _widen(trial: State, claim: Claim, pool: frozenset[int]) -> Claim:
     """Within the pool everything that can be stopped may be, whatever its share."""
-    inside = {each.gang.id for each in trial.running() if each.leaf in pool and each.gang.preemptible}
+    inside = {
+        each.gang.id for each in trial.running() if each.leaf in pool and each.gang.preemptible and each.gang.stoppable
+    }
     outside = {leaf: share for leaf, share in claim.allowance.items() if leaf not in pool}
     return replace(
         claim,
