@@ -258,6 +258,57 @@ def test_a_job_saves_and_makes_room_for_another_drivers_of_higher_priority_and_g
         assert eventually(lambda: groups(one_node) == [], within_s=30)
 
 
+def command(home: Path, ray: RayNodes, *words: str) -> str:
+    """What `mainspring` says, with rules under which whoever has just started may be stopped at once."""
+    (home / "quotas.toml").write_text("queues = []\n[rules]\nshield_ms = 1\n")
+    given = {"MAINSPRING_HOME": str(home), "MAINSPRING_QUOTAS": str(home / "quotas.toml")}
+    order = [sys.executable, "-c", "from mainspring.cli import main; main()", "--address", ray.address, *words]
+    done = subprocess.run(order, env=environment() | given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_gathering_stops_whom_its_plan_names_and_gives_all_back_although_its_scheduler_is_shot_in_the_middle(
+    one_node: RayNodes, home: Path
+):
+    with Store.open(Settings(home=str(home))) as store:
+        for name in ("a", "b"):
+            submit(store, name, home, one_node, entry="save_when_told", cpus=2)
+        shot = scheduler(home, one_node, job="big", where="reserve", when="before")
+        assert eventually(lambda: all((home / f"{name}.trace").exists() for name in "ab"), within_s=60)
+        submit(store, "big", home, one_node, cpus=4, seconds=1)
+        assert eventually(lambda: "0 would fit now" in store.job("big").reason, within_s=20), store.job("big")
+        plan = json.loads(command(home, one_node, "gather", "default", "big", "--dry-run", "--json"))
+        assert {victim["gang"] for victim in plan["victims"]} == {"a", "b"}
+        assert all(60_000 < victim["lost_ms"] < 120_000 for victim in plan["victims"])  # a restart, and since the start
+        assert "default are pooled for big" in command(home, one_node, "gather", "default", "big")
+        assert shot.wait(60) == -9, (home / "scheduler.log").read_text()[-4000:]
+        assert {name: bool(store.job(name).evicted) for name in ("a", "b", "big")} == {
+            "a": True,
+            "b": True,
+            "big": False,
+        }
+        last = scheduler(home, one_node)
+        try:
+            assert eventually(lambda: store.job("big").state == "SUCCEEDED", within_s=60), store.jobs()
+            assert eventually(lambda: all(store.job(name).state == "RUNNING" for name in "ab"), within_s=30), (
+                store.jobs()
+            )
+            assert "gather:big" not in command(home, one_node, "quota")
+            for name in "ab":
+                (home / f"{name}.trace.go").touch()
+            assert eventually(lambda: all(store.job(name).state == "SUCCEEDED" for name in "ab"), within_s=30)
+        finally:
+            last.terminate()
+            last.wait(60)
+        assert (home / "big.trace").read_text() == "began 0\nended 0\n"
+        for name in "ab":
+            assert (home / f"{name}.trace").read_text() == "began\nsaved\nwent on\n"
+            assert (store.job(name).attempt, store.job(name).losses) == (2, 0)
+        assert ends(store) == dict.fromkeys(("a", "b", "big"), 1)
+        assert eventually(lambda: groups(one_node) == [], within_s=30)
+
+
 def test_any_node_may_be_shot_and_every_job_ends_once(home: Path):
     names = [f"j{number}" for number in range(40)]
     shots = {5: "kill 2", 10: "add 2", 15: "kill 0"}  # the second is the head's, where the driver hangs on, perhaps

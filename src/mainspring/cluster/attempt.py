@@ -126,10 +126,11 @@ class Attempt:
             self._heed()
             if handle.cancelled:
                 raise Cancelled(handle.cancelled)
-            if handle.evicted:
-                raise Evicted(handle.evicted)
-            if handle.displaced:
-                raise Displaced(handle.displaced)
+            if self.record.state != "RUNNING":  # else it has ranks, which are to save what they have
+                if handle.evicted:
+                    raise Evicted(handle.evicted)
+                if handle.displaced:
+                    raise Displaced(handle.displaced)
             if gone := self._gone():
                 raise WorkerLost(f"node {gone[0]} left the cluster before the job started")
             if not told:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mainspring.cluster.queue import gang_of, patient, times_of
+from mainspring.cluster.queue import gang_of, patient
+from mainspring.cluster.reading import pools_of, times_of
 from mainspring.spec import (
     ACTIVE,
     Cluster,
@@ -73,6 +74,11 @@ def scene_at_hand(store: Store, hardware: Callable[[], Cluster], *, address: str
     return Scene(
         machines=tuple(machine for each in seen for machine in each.machines) or machines_of(hardware()),
         queues=_with_lost_queues(quotas.queues, [each.gang for each in (*running, *line)]),
+        pools=pools_of(
+            [record for each in seen for record in each.records if _holds(record)],
+            lambda record: _gang(store, record).id,
+            time.time(),
+        ),
         running=tuple(running),
         line=tuple(line),
         closed=tuple(note.node for each in seen for note in each.notes if note.closed),

@@ -25,7 +25,8 @@ from mainspring.cluster.engine import Engine, Member, connect
 from mainspring.cluster.handle import Handle, OnState, result_of
 from mainspring.cluster.inspection import lie_of, sick_notes, truthful
 from mainspring.cluster.pulse import BEAT_S, Pulse
-from mainspring.cluster.queue import QueueState, Running, admit, machines_in, refusal, times_of
+from mainspring.cluster.queue import QueueState, admit, machines_in, refusal
+from mainspring.cluster.reading import read_state
 from mainspring.cluster.reconcile import Group, displaced, group_of, reconcile
 from mainspring.hardware.census import Census
 from mainspring.spec import (
@@ -427,27 +428,18 @@ class Launcher:
     ) -> QueueState:
         """What is free: never more than Ray says, whose figures lag behind, nor than the books say."""
         assert self._engine is not None
-        now_s = time.time()
-        holding = {record.number: record for record in records if record.state in ACTIVE}
-        leaving = {number: record for number, record in holding.items() if record.evicted}
-        gave_way = {record.number for record in records if record.evicted}
-        with self._lock:  # one's own that have ended and are still being cleared away
-            holding |= {n: record for n, (record, _) in self._live.items() if n not in holding and n not in gave_way}
+        with self._lock:
+            live = [record for record, _ in self._live.values()]
         rays = self._engine.available()
-        return QueueState(
+        return read_state(
+            records,
+            live=live,
+            name=self._name,
             total=tuple(member.capacity for member in members.values()),
             free=tuple(replace(rays[each.id], node=name) for name, each in members.items() if each.id in rays),
-            running=tuple(self._running(each, now_s) for n, each in holding.items() if n not in leaving),
-            leaving=tuple(self._running(each, now_s) for each in leaving.values()),
-            queues=self._quotas.queues,
+            quotas=self._quotas,
             notes=tuple(notes),
-            rules=self._quotas.rules,
         )
-
-    def _running(self, record: JobRecord, now_s: float) -> Running:
-        assert record.placement is not None, "who is active has places"
-        job = replace(record.job, id=self._name(record))
-        return Running(job=job, placement=record.placement, **times_of(record, now_s))
 
     def _start(self, record: JobRecord, members: Mapping[str, Member], *, taken_over: bool = False) -> None:
         assert self._engine is not None

@@ -18,16 +18,18 @@ import numpy as np
 from mainspring.cluster.placement import Capacity, added, allowed, slots
 from mainspring.cluster.schedule.decide import decide
 from mainspring.cluster.schedule.gang import Place, occupy
+from mainspring.cluster.schedule.gather import LEASE, hold_leases, leaf_of, lease_for
 from mainspring.cluster.schedule.state import State, arrive, build_state, dequeue, hold, new_entry
 from mainspring.spec import (
     WHOLE,
     Gang,
+    Gathered,
     Job,
-    JobRecord,
     Machine,
     NodeChanged,
     NodeNote,
     Placement,
+    Pool,
     Queue,
     Request,
     Resources,
@@ -55,8 +57,8 @@ class QueueState:
     """The cluster as admission sees it: every node when empty, who runs where, what others leave of it, and the quotas.
 
     `free` is what is left by somebody else's count; a node that is missing there has nothing. Those `leaving` have been
-    told to, and wait in line besides. Without `queues` every name of a queue is good, and has no limit. `notes` name
-    nodes and devices that must not be used.
+    told to, and wait in line besides. Without `queues` every name of a queue is good, and has no limit. `pools` are
+    quotas pooled for jobs that run or wait, `notes` name nodes and devices that must not be used.
     """
 
     total: tuple[Capacity, ...]
@@ -64,6 +66,7 @@ class QueueState:
     running: tuple[Running, ...] = ()
     leaving: tuple[Running, ...] = ()
     queues: tuple[Queue, ...] = ()
+    pools: tuple[Pool, ...] = ()
     notes: tuple[NodeNote, ...] = ()
     rules: Rules = Rules()
 
@@ -110,11 +113,10 @@ def admit(state: QueueState, pending: Sequence[Job], *, mine: Set[str] | None = 
     if not possible:
         return Decision(refused=tuple(refused))
     books = _books(state, [*(each.job for each in state.running), *possible.values()])
-    outcome = decide(books, [Submitted(gang=gang_of(job)) for job in possible.values()], now_ms=books.now_ms)
     leaving = {each.job.id for each in state.leaving}
-    placed, stopped = _to_do(outcome.decisions, possible.keys() - leaving, mine=mine)
-    refused += [Held(job_id=each.gang, reason=each.reason) for each in outcome.decisions if each.kind == "refuse"]
-    said = {each.gang: each.reason for each in outcome.decisions if each.kind == "wait"}
+    decisions, said = _decide(books, possible, state.pools)
+    placed, stopped = _to_do(decisions, possible.keys() - leaving, mine=mine)
+    refused += [Held(job_id=each.gang, reason=each.reason) for each in decisions if each.kind == "refuse"]
     done = {each.job_id for each in (*placed, *refused)} | leaving
     waiting = [job for job in possible.values() if job.id not in done]
     heads: dict[str, str] = {}
@@ -129,6 +131,26 @@ def admit(state: QueueState, pending: Sequence[Job], *, mine: Set[str] | None = 
         waiting=held,
         refused=tuple(each for each in refused if each.job_id not in leaving),
     )
+
+
+def _decide(books: State, jobs: Mapping[str, Job], pools: Sequence[Pool]) -> tuple[tuple[Choice, ...], dict[str, str]]:
+    """What to do about those who wait, and why some go on waiting; first come those that quotas are pooled for."""
+    decisions: list[Choice] = []
+    said: dict[str, str] = {}
+    gangs = {name: gang_of(job) for name, job in jobs.items()}
+    for pool in pools:
+        if pool.gang in gangs:
+            gathered = Gathered(queue=pool.queue, gang=gangs[pool.gang], until_ms=books.now_ms + pool.left_ms)
+            outcome = decide(books, [gathered], now_ms=books.now_ms)
+            reasons = [each for each in outcome.decisions if each.kind == "refuse"]
+            if reasons:
+                said[pool.gang] = ": ".join(filter(None, (reasons[0].reason, reasons[0].hint)))
+            else:
+                books, decisions = outcome.state, [*decisions, *outcome.decisions]
+                del gangs[pool.gang]
+    outcome = decide(books, [Submitted(gang=gang) for gang in gangs.values()], now_ms=books.now_ms)
+    decisions += outcome.decisions
+    return tuple(decisions), {each.gang: each.reason for each in decisions if each.kind == "wait"} | said
 
 
 def _to_do(decisions: Sequence[Choice], able: Set[str], *, mine: Set[str] | None) -> tuple[list[Placement], list[Stop]]:
@@ -198,21 +220,13 @@ def _books(state: QueueState, jobs: Sequence[Job]) -> State:
     ]
     if known:
         books = decide(books, known, now_ms=books.now_ms).state
+    pools = {pool.gang: pool for pool in state.pools}
+    held = [each.job for each in state.running if each.job.id in pools]
+    hold_leases(books, [lease_for(pools[job.id], gang_of(job), now_ms=books.now_ms) for job in held])
     for each in sorted(state.running, key=lambda each: -each.ran_ms):
         _count(books, each)
     _cut_down(books, _with_left(state))
     return books
-
-
-def times_of(record: JobRecord, now_s: float) -> dict[str, int]:
-    """For how long a job has held its places, and how long ago it saved what it has, in ms.
-
-    Both are told by its driver's clock and read by ours: where these disagree it is stopped for others a little earlier
-    or later than it should be, and no more hangs on it.
-    """
-    ran_ms = max(0, round(1000 * (now_s - record.started_s)))
-    saved_ms = max(0, round(1000 * (now_s - record.saved_s)))
-    return {"ran_ms": ran_ms, "saved_ms": min(ran_ms, saved_ms)}
 
 
 def patient(rules: Rules) -> Rules:
@@ -256,10 +270,10 @@ def _count(books: State, running: Running) -> None:
         devices=np.array([placement.devices[rank] if placement.devices else 0 for rank in here], np.int64),
         model=model,
     )
-    if gang.queue not in books.tree.leaves:
+    if gang.queue not in books.tree.leaves and LEASE + gang.id not in books.tree.position:
         occupy(books.fleet, gang, place)
         return
-    entry = new_entry(books, gang, books.tree.leaf(gang.queue))
+    entry = new_entry(books, gang, leaf_of(books, gang))
     arrive(books, entry)
     dequeue(books, entry)
     held = hold(books, entry, place)

@@ -142,6 +142,14 @@ class JobResult:
 
 
 @spec
+class Lease:
+    """The quotas under `queue`, pooled for one job until it has ended, and at most until `until_s` (Unix time)."""
+
+    queue: str
+    until_s: float
+
+
+@spec
 class JobRecord:
     """A job in the books that drivers of one cluster share. `number` is its order of arrival.
 
@@ -149,7 +157,8 @@ class JobRecord:
     `driver` is the process that sees to it; a `lasting` job outlives its driver, and has none while it waits for one.
     `attempt` counts its starts, `losses` those that ended because a node was lost. `cancelled` is why it shall stop,
     `evicted` why it must leave its places to others, or had to when it ran last. `started_s` is when it got its places
-    and `saved_s` when it last saved what it has, both Unix time of its driver, 0 for not yet.
+    and `saved_s` when it last saved what it has, both Unix time of its driver, 0 for not yet. With a `lease` quotas are
+    pooled for it.
     """
 
     number: int
@@ -169,6 +178,7 @@ class JobRecord:
     evicted: str = ""
     started_s: float = 0.0
     saved_s: float = 0.0
+    lease: Lease | None = None
 
 
 @spec

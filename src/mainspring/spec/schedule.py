@@ -201,6 +201,15 @@ class Gathered:
     until_ms: int
 
 
+@spec
+class Pool:
+    """A gang that the quotas under `queue` are pooled for, for `left_ms` more."""
+
+    gang: str
+    queue: str
+    left_ms: int
+
+
 Happening = Submitted | Ended | Saved | NodeChanged | Gathered
 """What the scheduler is told. Time comes with it; nothing else does."""
 

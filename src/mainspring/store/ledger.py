@@ -23,6 +23,7 @@ from mainspring.spec import (
     JobRecord,
     JobResult,
     JobState,
+    Lease,
     NodeNote,
     NotFound,
     Placement,
@@ -72,6 +73,7 @@ class Ledger(EventLog):
                 "result_json": "",
                 "cancelled": "",
                 "evicted": "",
+                "lease_json": "",
             }
             number = connection.execute(insert(jobs).returning(jobs.c.number), values).scalar_one()
             self._told(job.id, "PENDING", attempt=values["attempt"])
@@ -191,6 +193,21 @@ class Ledger(EventLog):
                 self.emit("job.cancel", job_id, {"reason": reason})
         return self.job(job_id)
 
+    def pool(self, job_id: str, lease: Lease) -> JobRecord:
+        """Have quotas pooled for a job that waits. They are given back when it has ended, however it does.
+
+        Raises `SpecError` for a job that does not wait.
+        """
+        record = self.job(job_id)
+        with self.transaction() as connection:
+            waits = (jobs.c.number == record.number, jobs.c.state == "PENDING")
+            if not connection.execute(update(jobs).where(*waits).values(lease_json=to_json(lease))).rowcount:
+                raise SpecError(
+                    f"job {job_id} is {self.job(job_id).state}", hint="quotas are pooled for a job that waits"
+                )
+            self.emit("job.pool", job_id, {"queue": lease.queue, "until_s": lease.until_s})
+        return replace(record, lease=lease)
+
     def end_abandoned_jobs(self) -> None:
         """End this workspace's jobs that have lost the only driver they could have, wherever they ran."""
         mine = (jobs.c.workspace == self.workspace, jobs.c.lasting == 0, LIVE)
@@ -307,6 +324,7 @@ def _record(row: Row[Any]) -> JobRecord:
         evicted=row.evicted,
         started_s=row.started_s,
         saved_s=row.saved_s,
+        lease=read_json(row.lease_json, Lease) if row.lease_json else None,
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mainspring.cluster.placement import Capacity, occupy
 from mainspring.cluster.queue import QueueState, Running, Stop, admit, refusal
-from mainspring.spec import Job, NodeNote, Placement, Queue, Quota, Resources, Rules
+from mainspring.spec import Job, NodeNote, Placement, Pool, Queue, Quota, Resources, Rules
 
 
 def job(name: str, ranks: int, queue: str = "default", cpus: float = 1.0) -> Job:
@@ -179,3 +179,42 @@ def test_what_needs_room_that_is_made_for_somebody_elses_job_waits_until_that_ha
     assert (ours.placed, ours.stopped) == ((), ())
     theirs = admit(state, line, mine={"theirs"})
     assert ([placed.job_id for placed in theirs.placed], len(theirs.stopped)) == (["theirs"], 1)
+
+
+TREE = (
+    Queue(name="org"),
+    Queue(name="a", parent="org", quotas=(Quota(resource="cpu", min=4),)),
+    Queue(name="b", parent="org", quotas=(Quota(resource="cpu", min=4),)),
+)
+
+
+def test_quotas_pooled_for_a_job_stop_whoever_is_in_its_way_and_hold_while_it_runs():
+    held = (runs("x", 4, queue="a", ran_ms=9000), runs("y", 4, queue="b", ran_ms=5000))
+    state = QueueState(total=idle(8).total, free=idle(0).free, running=held, queues=TREE, rules=NOW)
+    big = job("big", 6, queue="a")
+    assert admit(state, [big]).placed == ()
+    pool = Pool(gang="big", queue="org", left_ms=60_000)
+    decision = admit(replace(state, pools=(pool,)), [big])
+    assert [placed.job_id for placed in decision.placed] == ["big"]
+    assert {stop.job_id for stop in decision.stopped} == {"x", "y"}
+    runs_now = Running(job=big, placement=decision.placed[0], ran_ms=60_000, saved_ms=60_000)
+    after = replace(state, running=(runs_now,), leaving=held, pools=(pool,))
+    back = [each.job for each in held]
+    assert admit(after, back).stopped == ()
+    after = replace(after, leaving=())
+    (said, _) = admit(after, back).waiting
+    assert said.reason == "needs 4 ranks of 1 cpu at once, 0 would fit now"
+    # When the lease is over the job is one like others, and those within their shares have a right to its places.
+    assert [stop.job_id for stop in admit(replace(after, pools=()), back).stopped] == []
+    given_back = admit(replace(after, running=(), free=idle(8).free, pools=()), back)
+    assert [placed.job_id for placed in given_back.placed] == ["x", "y"]
+
+
+def test_a_pool_that_makes_no_room_yet_says_why_and_the_job_waits_on():
+    held = (runs("x", 8, queue="b", starts=1),)
+    pool = Pool(gang="big", queue="org", left_ms=60_000)
+    state = QueueState(total=idle(8).total, free=idle(0).free, running=held, queues=TREE, pools=(pool,), rules=NOW)
+    (said,) = admit(state, [job("big", 6, queue="a")]).waiting
+    assert said.reason.startswith("gathering 'org' does not make room for 6 ranks of big")
+    lost = admit(replace(state, pools=(replace(pool, queue="nobody"),)), [job("big", 6, queue="a")])
+    assert lost.waiting[0].reason.startswith("no queue 'nobody'")
