@@ -41,10 +41,14 @@ FACTS = ("vocab", "seq_len", "eos_id", "bos_id", "seed")
 
 
 def next_token_loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor | int]:
-    """Cross-entropy of each token given those before it: the sum in nats, and over how many tokens."""
+    """Cross-entropy of each token given those before it: the sum in nats, and over how many tokens.
+
+    The model returns scores, or an object that has them as `logits`, as the models of transformers do.
+    """
     from torch.nn.functional import cross_entropy
 
-    logits_BTV, targets_BT = model(batch[:, :-1]), batch[:, 1:]
+    found, targets_BT = model(batch[:, :-1]), batch[:, 1:]
+    logits_BTV = getattr(found, "logits", found)
     total = cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="sum")
     return total, targets_BT.numel()
 
