@@ -21,7 +21,7 @@ COUNT_BYTES = 8
 STATES = 3  # of a parameter: itself and Adam's two moments
 EXPERT_MATRICES = 3  # gate, up and down
 ENDS = ("embedding", "head")
-STEP_BYTES = 24  # the loss, its count and the square of the gradient's norm, in float64
+STEP_BYTES = 32  # the loss, its count, the square of the gradient's norm and whether to leave, in float64
 
 # Stands at the end of a model that is no chain: all of its blocks are units of their own, what is left comes first.
 NOTHING = BlockSpec(

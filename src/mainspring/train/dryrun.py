@@ -289,7 +289,7 @@ def _step(parallel: _Rank, plan: Plan, count: int, fake: FakeTensorMode) -> Coun
         with counter:
             parallel.accumulate(batch)
             if plan.mesh.world > 1:
-                dist.all_reduce(torch.zeros(3, dtype=torch.float64))  # the loop's sums
+                dist.all_reduce(torch.zeros(4, dtype=torch.float64))  # the loop's sums
     return counter.counts
 
 
