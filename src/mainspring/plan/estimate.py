@@ -86,7 +86,19 @@ class Line:
     that no order of the passes beats.
     """
 
-    __slots__ = ("_ends_s", "_loads", "bound_s", "choice", "grid", "layout", "most", "places", "shares", "spent")
+    __slots__ = (
+        "_ends_s",
+        "_loads",
+        "bound_s",
+        "choice",
+        "grid",
+        "layout",
+        "most",
+        "places",
+        "rooms",
+        "shares",
+        "spent",
+    )
 
     def __init__(
         self,
@@ -102,6 +114,7 @@ class Line:
         self.bound_s = max(_bound_s(choice, column, count) for column, count in zip(spent, self.most, strict=True))
         self._ends_s: list[float] | None = None
         self._loads: list[list[Load]] | None = None
+        self.rooms: list[tuple[float, float]] | None = None
 
     @property
     def ends_s(self) -> list[float]:
@@ -135,6 +148,7 @@ class Estimator:
         self._stack = stack
         self._slices: dict[tuple[Cut, Rank, network.Fabric], Slice] = {}
         self._syncs: dict[tuple[network.Fabric, Mesh], Sync] = {}
+        self._last: tuple[Cut, Layout, tuple[tuple[Slice, ...], ...]] | None = None
 
     def __call__(self, choice: Choice, layout: Layout) -> Estimate | None:
         """Bytes and seconds of `choice`; None when it cannot run or the batch cannot be shared this way."""
@@ -195,6 +209,11 @@ class Estimator:
                 pace += column.replicas * count / self._slice(cut, rank, layout.fabric).all_s
         return self._batch / cut.rows / pace
 
+    def slowest_s(self, cut: Cut, layout: Layout) -> float:
+        """Seconds of one micro-batch on the slowest kind of rank, had it the whole model."""
+        kinds = (rank for column in layout.columns for rank, _ in column.kinds)
+        return max(self._slice(cut, rank, layout.fabric).all_s for rank in kinds)
+
     def exchange_floors_s(
         self, cut: Cut, layout: Layout, arrangements: Sequence[tuple[Mesh, tuple[Zero, ...]]]
     ) -> Iterator[tuple[float, Mesh, Zero]]:
@@ -232,18 +251,25 @@ class Estimator:
         held = part.params[-1] + part.expert_params[-1]
         state = (stack.weight_bytes + stack.gradient_bytes + stack.optimizer_bytes) * held / (mesh.replicas * mesh.cp)
         need = (state + part.kept_bytes[-1]) / mesh.pp
-        room = max(rank.memory_bytes for column in layout.columns for rank in column.ranks)
+        room = max(rank.memory_bytes for column in layout.columns for rank, _ in column.kinds)
         return need > self._memory_share * room
 
     def crammed(self, line: Line, each: float) -> bool:
         """Whether activations, and `each` bytes for a parameter, leave some rank of `line` without room."""
+        if line.rooms is None:
+            line.rooms = list(self._rooms(line))
+        return any(each * params > room for params, room in line.rooms)
+
+    def _rooms(self, line: Line) -> Iterator[tuple[float, float]]:
+        """The parameters of each rank of a pipeline, and the bytes that activations leave for them."""
         choice, mesh = line.choice, line.choice.mesh
         held = in_flight(choice.schedule, pp=mesh.pp, chunks=choice.chunks, microbatches=max(line.most))
-        need = [each * (load.params + load.expert_params) for load in line.loads[0]]
+        rooms = [float(self.usable_bytes(line.layout, place)) for place in range(mesh.pp)]
         for stage, place in enumerate(line.places):
             sums = line.grid[0][place].kept_bytes
-            need[place] += held[place][stage // mesh.pp] * (sums[choice.cuts[stage + 1]] - sums[choice.cuts[stage]])
-        return any(count > self.usable_bytes(line.layout, place) for place, count in enumerate(need))
+            rooms[place] -= held[place][stage // mesh.pp] * (sums[choice.cuts[stage + 1]] - sums[choice.cuts[stage]])
+        for load, room in zip(line.loads[0], rooms, strict=True):
+            yield load.params + load.expert_params, room
 
     def usable_bytes(self, layout: Layout, place: int) -> int:
         """What pipeline rank `place` may fill, on its smallest device."""
@@ -268,7 +294,10 @@ class Estimator:
 
     def slices(self, cut: Cut, layout: Layout) -> tuple[tuple[Slice, ...], ...]:
         """The model under `cut` for each column and pipeline rank of `layout`."""
-        return tuple(tuple(self._slice(cut, rank, layout.fabric) for rank in column.ranks) for column in layout.columns)
+        if self._last is None or self._last[0] is not cut or self._last[1] is not layout:
+            columns = [(self._slice(cut, rank, layout.fabric) for rank in column.ranks) for column in layout.columns]
+            self._last = cut, layout, tuple(tuple(parts) for parts in columns)
+        return self._last[2]
 
     def _slice(self, cut: Cut, rank: Rank, fabric: network.Fabric) -> Slice:
         key = (cut, rank, fabric)

@@ -67,6 +67,7 @@ class _Packing:
         self._alike = seconds[0] if not held and all(sums is seconds[0] for sums in seconds) else None
         self._units = len(seconds[0]) - 1
         self.next_s = 0.0
+        self._seconds, self._roomy = seconds, not held
         known: dict[int, float] = {}
         for sums in (*seconds, *held):
             if id(sums) not in known:
@@ -77,6 +78,33 @@ class _Packing:
             else _Reach(sums, known[id(sums)])
             for stage, sums in enumerate(seconds)
         ]
+        self._largest_s = max(reach.largest_s for reach in self.stages)
+
+    def _packed(self, longest: float) -> tuple[int, ...] | None:
+        """`cut` where each unit fits each stage, so that a stage can start anywhere up to where the last ones end."""
+        ends, more = [0], math.inf
+        for number, sums in enumerate(self._seconds, start=1):
+            first, most = ends[-1], self._units - (len(self._seconds) - number)
+            until = sums[first] + longest
+            end = most if sums[most] <= until else bisect_right(sums, until, first) - 1
+            if end < most:
+                more = min(more, sums[end + 1] - sums[first])
+            ends.append(end)
+        self.next_s = more
+        if ends[-1] != self._units:
+            return None
+        cuts = [self._units]
+        for number in range(len(self._seconds) - 1, -1, -1):
+            sums, end = self._seconds[number], cuts[-1]
+            last = min(ends[number], end - 1)
+            first = max(number, min(last, bisect_left(sums, sums[end] - longest, number, last + 1)))
+            # The same sums as forward: a difference may be off in its last bit.
+            while first > number and sums[first - 1] + longest >= sums[end]:
+                first -= 1
+            while sums[first] + longest < sums[end]:
+                first += 1
+            cuts.append(first)
+        return tuple(reversed(cuts))
 
     def cut(self, longest: float) -> tuple[int, ...] | None:
         """A cut with no stage above `longest` or its room; None when there is none."""
@@ -84,6 +112,8 @@ class _Packing:
             found, self.next_s = _filled(self._alike, longest, len(self.stages))
             return found
         self.next_s = math.inf
+        if self._roomy and longest * (1 + 1e-12) * (1 - 1e-9) >= self._largest_s:
+            return self._packed(longest * (1 + 1e-12))
         for reach in self.stages:
             reach.allow(longest * (1 + 1e-12))
         # Where each stage can start: runs of units, because a later start never ends earlier.

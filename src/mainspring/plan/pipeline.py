@@ -16,6 +16,7 @@ from typing import Literal
 from mainspring.spec import V_SHAPED, Schedule
 
 SPLIT: frozenset[Schedule] = frozenset({"zero_bubble", "zbv", "dualpipev"})  # weight gradients on their own
+FILLING_ROUNDS = 4  # of p micro-batches, after which no rank holds more than it did before
 STEADY_ROUNDS = 6  # of p micro-batches, after which a static schedule repeats itself
 
 Kind = Literal["F", "B", "W"]
@@ -49,7 +50,7 @@ def in_flight(schedule: Schedule, *, pp: int, chunks: int, microbatches: int) ->
     """The most micro-batches whose activations each pipeline rank holds, chunk by chunk."""
     if pp == 1:
         return ((1,),)
-    steady = min(microbatches, STEADY_ROUNDS * pp * chunks)
+    steady = min(microbatches, FILLING_ROUNDS * pp)
     if schedule == "gpipe":
         return ((microbatches,),) * pp
     return tuple(
@@ -208,9 +209,10 @@ def least_s(times: Sequence[StageTimes], *, pp: int, schedule: Schedule, microba
     For equal stages it is what 1F1B, GPipe and interleaved schedules take.
     """
     work = [0.0] * pp
-    for stage, each in enumerate(times):
-        sends = (stage < len(times) - 1) + (stage > 0)
-        work[rank_of(stage, pp=pp, schedule=schedule)] += each.forward_s + each.backward_s + sends * each.send_s
+    last = len(times) - 1
+    for stage, (place, each) in enumerate(zip(stage_ranks(len(times), pp, schedule), times, strict=True)):
+        sends = (stage < last) + (stage > 0)
+        work[place] += each.forward_s + each.backward_s + sends * each.send_s
     best = reached = 0.0
     for rank in range(pp):
         best = max(best, reached + microbatches * work[rank])

@@ -12,6 +12,7 @@ from operator import itemgetter
 from mainspring.plan import partition
 from mainspring.plan.blocks import units
 from mainspring.plan.estimate import Choice, Estimate, Estimator, Line
+from mainspring.plan.limits import refusal
 from mainspring.plan.pipeline import SPLIT, in_flight, stage_ranks
 from mainspring.plan.slices import Slice
 from mainspring.plan.space import Frame, Space
@@ -36,7 +37,8 @@ class Refiner:
         if self._estimator.hopeless(frame.cut, frame.layout, frame.mesh):
             return
         floor_s = self._estimator.floor_s(frame.cut, frame.layout)
-        ways = [(self._floor_s(frame, *way, floor_s), *way) for way in self._space.schedules(frame)]
+        may = (way for way in self._space.schedules(frame) if self._may_run(frame, *way))
+        ways = [(self._floor_s(frame, *way, floor_s), *way) for way in may]
         if all(least_s >= best for least_s, _, _ in ways):
             return
         arrangements = self._space.arrangements(frame)
@@ -48,6 +50,8 @@ class Refiner:
             if least_s + meshes[0][0] >= best:
                 continue
             for cuts in self._cuts(frame, schedule, chunks, exchange_s=meshes[0][0]):
+                if self._busiest_s(frame, schedule, cuts) + meshes[0][0] >= best:
+                    continue
                 line = self._line(frame, Choice(frame.mesh, frame.cut, 0, schedule, cuts), beat_s=best - meshes[0][0])
                 if line is None:
                     continue
@@ -58,6 +62,18 @@ class Refiner:
                         yield estimate
                         if estimate.fits:
                             best = self._beat_s = min(best, estimate.time.step_s * CLOSE)
+
+    def _may_run(self, frame: Frame, schedule: Schedule, chunks: int) -> bool:
+        """Whether any sharing of the micro-batches lets `schedule` run; of uneven ones some replica has no more."""
+        mesh = frame.mesh
+        each, rest = divmod(self._space.config.global_batch // frame.cut.rows, mesh.replicas)
+        if len(frame.layout.columns) == 1:
+            if rest:
+                return False
+        else:
+            each -= each % mesh.pp
+        recompute = frame.cut.recompute != "none"
+        return not refusal(mesh, zero=0, schedule=schedule, chunks=chunks, recompute=recompute, microbatches=(each,))
 
     def _floor_s(self, frame: Frame, schedule: Schedule, chunks: int, floor_s: float) -> float:
         """A step that no cut into these stages beats, given the least that the frame could take.
@@ -70,6 +86,10 @@ class Refiner:
             return floor_s
         count = self._space.config.global_batch / frame.cut.rows / frame.mesh.replicas
         split = schedule in SPLIT
+        if len(frame.layout.columns) > 1:
+            # Of each column some rank has a mean share or more of as many micro-batches as the schedule needs.
+            fewest = pp * (chunks if schedule == "dualpipev" else 1)
+            floor_s = max(floor_s, fewest / pp * self._estimator.slowest_s(frame.cut, frame.layout))
         if not self._enumerable(pp * chunks):
             return floor_s * (1 + (pp - 1) / (count * chunks * (3 if split else 1))) * NEARLY_EVEN
         if chunks > 1 or split or count <= 1 or len(frame.layout.columns) > 1:
@@ -78,6 +98,26 @@ class Refiner:
         if any(part is not parts[0] for part in parts):
             return floor_s
         return parts[0].all_s / (1 - (1 - 1 / count) ** pp)
+
+    def _busiest_s(self, frame: Frame, schedule: Schedule, cuts: tuple[int, ...]) -> float:
+        """A step that stages at `cuts` do not beat: what the last rank of a column waits for and computes."""
+        places = stage_ranks(len(cuts) - 1, frame.mesh.pp, schedule)
+        left, pace = self._space.config.global_batch / frame.cut.rows, 0.0
+        for column, parts in zip(frame.layout.columns, self._estimator.slices(frame.cut, frame.layout), strict=True):
+            work = [0.0] * frame.mesh.pp
+            for place, first, end in zip(places, cuts, cuts[1:], strict=False):
+                both = parts[place].both_s
+                work[place] += both[end] - both[first]
+            waited, waits = 0.0, [0.0]
+            for part, first, end in zip(parts, cuts, cuts[1:], strict=False):
+                sums = part.forward_s if schedule in SPLIT else part.both_s
+                waited += sums[end] - sums[first]
+                waits.append(waited)
+            count = self._space.config.global_batch / frame.cut.rows / frame.mesh.replicas
+            busiest = max(range(len(work)), key=lambda place: waits[place] + count * work[place])
+            each = column.replicas / max(work[busiest], 1e-12)
+            left, pace = left + waits[busiest] * each, pace + each
+        return left / pace
 
     def _enumerable(self, stages: int) -> bool:
         return self._units <= partition.FEW_UNITS and stages <= self._units
@@ -116,10 +156,12 @@ class Refiner:
         if stages == 1:
             yield (0, self._units)
             return
-        first = self._fastest(frame, schedule, stages)
+        first, beat_s = self._fastest(frame, schedule, stages), self._beat_s
         yield first
         if self._enumerable(stages):
             yield from (cuts for cuts in self._all(frame, schedule, stages, exchange_s) if cuts != first)
+        elif self._beat_s < beat_s and (own := self._best_cut(frame, schedule, stages)) != first:
+            yield own  # what is remembered was for another micro-batch
 
     def _all(self, frame: Frame, schedule: Schedule, stages: int, exchange_s: float) -> Iterator[tuple[int, ...]]:
         """Every cut whose ranks could all be done, and exchange state, within the time to beat; depth first."""
@@ -169,10 +211,13 @@ class Refiner:
         ranks = tuple(column.ranks for column in frame.layout.columns)
         key = (ranks, cut.tp, cut.cp, cut.ep, cut.recompute, stages, schedule in V_SHAPED)
         if key not in self._known:
-            parts, places = self._parts(frame), stage_ranks(stages, frame.mesh.pp, schedule)
-            found = partition.best_cut([parts[place].both_s for place in places])
-            self._known[key] = found or partition.even_cut(self._units, stages)
+            self._known[key] = self._best_cut(frame, schedule, stages)
         return self._known[key]
+
+    def _best_cut(self, frame: Frame, schedule: Schedule, stages: int) -> tuple[int, ...]:
+        parts, places = self._parts(frame), stage_ranks(stages, frame.mesh.pp, schedule)
+        found = partition.best_cut([parts[place].both_s for place in places])
+        return found or partition.even_cut(self._units, stages)
 
     def _parts(self, frame: Frame) -> list[Slice]:
         """The slowest column's slice for each pipeline rank."""
@@ -187,9 +232,12 @@ class Refiner:
             return None
         counts = in_flight(choice.schedule, pp=pp, chunks=1, microbatches=max(line.most))
         parts = [max(column, key=lambda part: part.all_s) for column in zip(*line.grid, strict=True)]
-        held = [_bytes(part, each=each, held=count) for part, (count,) in zip(parts, counts, strict=True)]
         rooms = [float(self._estimator.usable_bytes(line.layout, place)) for place in range(pp)]
         rooms[-1] -= self._estimator.logits_bytes(parts[-1])
+        fewest = min(count for (count,) in counts)
+        if min(_bytes(part, each=each, held=fewest)[-1] for part in dict.fromkeys(parts)) > sum(rooms):
+            return None
+        held = [_bytes(part, each=each, held=count) for part, (count,) in zip(parts, counts, strict=True)]
         return partition.best_cut([part.both_s for part in parts], held, rooms)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 
 from mainspring.plan import offers
 from mainspring.plan.blocks import Cut, units
@@ -70,6 +71,7 @@ class Place:
     inner: Inner
 
 
+@cache
 def divisors(number: int) -> tuple[int, ...]:
     """All divisors, ascending."""
     low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
@@ -214,12 +216,14 @@ class Space:
         return self.ranks is None or self.ranks == world
 
     def _cuts(self, place: Place, *, every: bool) -> Iterator[Cut]:
-        """Micro-batches and recomputation of a place; of the latter the cheapest only, unless `every`."""
+        """Micro-batches and recomputation of a place; the cheapest only, unless `every`.
+
+        A micro-batch takes some time however small it is, and more with its rows: a row is cheapest in the largest.
+        """
         config, inner = self.config, place.inner
         rows_of = (config.microbatch,) if config.microbatch else divisors(config.global_batch)
-        for rows in rows_of:
-            if rows * place.mesh.replicas > config.global_batch:
-                break
+        rows_of = [rows for rows in rows_of if rows * place.mesh.replicas <= config.global_batch]
+        for rows in rows_of if every else rows_of[-1:]:
             for recompute in self._recomputes if every else self._recomputes[:1]:
                 yield self._cut(rows, recompute, inner)
 
