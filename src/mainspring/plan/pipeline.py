@@ -54,12 +54,12 @@ def in_flight(schedule: Schedule, *, pp: int, chunks: int, microbatches: int) ->
     if schedule == "gpipe":
         return ((microbatches,),) * pp
     return tuple(
-        _most_held(actions, pp=pp, chunks=chunks, split=schedule in SPLIT)
+        most_held(actions, pp=pp, chunks=chunks, split=schedule in SPLIT)
         for actions in order(schedule, pp, chunks, steady)
     )
 
 
-def _most_held(actions: Sequence[Action], *, pp: int, chunks: int, split: bool) -> tuple[int, ...]:
+def most_held(actions: Sequence[Action], *, pp: int, chunks: int, split: bool) -> tuple[int, ...]:
     """Held per chunk at the moment when most are held in all; a put-off weight gradient holds its activations."""
     last = "W" if split else "B"
     held = [0] * chunks

@@ -45,6 +45,28 @@ def test_the_slowest_stage_is_as_fast_as_in_any_cut_that_fits(
         assert slowest(found) <= best * (1 + 1e-6)
 
 
+@settings(deadline=None)
+@given(
+    units=st.lists(st.floats(0.5, 2), min_size=2, max_size=12),
+    stages=st.integers(1, 6),
+    speeds=st.lists(st.floats(0.5, 2), min_size=6, max_size=6),
+)
+def test_where_all_units_fit_anywhere_the_slowest_stage_is_as_fast_as_in_any_cut(
+    units: list[float], stages: int, speeds: list[float]
+) -> None:
+    if stages > len(units):
+        return
+    seconds = [sums([u / speed for u in units]) for speed in speeds[:stages]]
+
+    def slowest(cuts: tuple[int, ...]) -> float:
+        return max(seconds[s][b] - seconds[s][a] for s, (a, b) in enumerate(itertools.pairwise(cuts)))
+
+    every = [(0, *inner, len(units)) for inner in itertools.combinations(range(1, len(units)), stages - 1)]
+    found = best_cut(seconds)
+    assert found in every
+    assert slowest(found) <= min(map(slowest, every)) * (1 + 1e-6)
+
+
 def test_a_device_twice_as_fast_gets_twice_the_blocks() -> None:
     seconds = [sums([1.0] * 12), sums([2.0] * 12)]
     assert best_cut(seconds) == (0, 8, 12)

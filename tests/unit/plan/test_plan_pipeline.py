@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mainspring.plan.pipeline import SPLIT, StageTimes, in_flight, least_s, order, rank_of
+from mainspring.plan.pipeline import SPLIT, StageTimes, in_flight, least_s, most_held, order, rank_of
 from mainspring.plan.simulate import simulated_s, timeline, timeline_s
 from mainspring.spec import Schedule
 
@@ -109,6 +109,17 @@ def test_a_long_step_extends_a_short_one_by_its_busiest_rank(schedule: Schedule,
     stages = [StageTimes(1 + 0.1 * s, 2.0, 1.0, 0.05) for s in range(4 * chunks)]
     whole = timeline_s(stages, pp=4, schedule=schedule, microbatches=64)
     assert simulated_s(stages, pp=4, schedule=schedule, microbatches=64) == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize(("schedule", "chunks"), [*CASES[1:], ("interleaved", 8)])
+@pytest.mark.parametrize("pp", [2, 3, 5, 8])
+def test_no_rank_ever_holds_more_than_in_the_first_rounds(schedule: Schedule, chunks: int, pp: int) -> None:
+    """Of a long step only a few rounds are looked at; here all of it is."""
+    count, split = 12 * pp, schedule in SPLIT
+    whole = tuple(
+        most_held(actions, pp=pp, chunks=chunks, split=split) for actions in order(schedule, pp, chunks, count)
+    )
+    assert in_flight(schedule, pp=pp, chunks=chunks, microbatches=count) == whole
 
 
 def test_slow_links_lengthen_every_micro_batch() -> None:

@@ -6,8 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mainspring.plan.blocks import Cut
+from mainspring.plan.estimate import Estimator
 from mainspring.plan.limits import EVERYTHING, Limits, beyond, plan_refusal
-from mainspring.plan.search import menu, plan_training
+from mainspring.plan.offers import kinds, single
+from mainspring.plan.search import menu, plan_training, search
+from mainspring.plan.space import Space
 from mainspring.spec import DoesNotFit, Health, Hints, Link, Mesh, SpecError, TrainConfig, Unavailable
 from mainspring.testing.exhaustive import fastest_by_brute_force
 from mainspring.testing.machines import GIB, build_cluster, build_device, build_model
@@ -70,6 +74,62 @@ def test_of_twelve_blocks_every_cut_is_considered(pp: int, size: int, nodes: int
     hints = Hints(pp=pp, tp=1, cp=1, copies=1, recompute="none")
     best = fastest_by_brute_force(model, cluster, config, hints=hints)
     assert plan_training(model, cluster, config, hints=hints).time.step_s == pytest.approx(best, rel=1e-9)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    devices=st.integers(2, 7),
+    slow=st.integers(1, 3),
+    units=st.integers(2, 6),
+    experts=st.sampled_from([0, 4]),
+    size=st.sampled_from([4, 6]),
+    memory_gib=st.floats(0.1, 4),
+    network=st.floats(0.1, 50),
+)
+def test_on_two_kinds_of_device_the_search_finds_what_brute_force_finds(
+    devices: int, slow: int, units: int, experts: int, size: int, memory_gib: float, network: float
+) -> None:
+    """A slice of what `benchmarks/plan_brute_force.py` goes through."""
+    model = build_model(layers=max(1, units - 2), hidden=512, experts=experts)
+    fast = build_device("fast", memory_bytes=int(memory_gib * GIB))
+    old = build_device("old", memory_bytes=int(memory_gib * GIB / 2), fp32_flops_per_s=7e12)
+    cluster = build_cluster((fast, 1, devices - 1), (old, 1, slow), network_gbps=network)
+    space = Space(model, cluster, batch(size, seq_len=1024), hints=Hints(), limits=EVERYTHING, ranks=None)
+    best = search(space, "time").best
+    expected = fastest_by_brute_force(model, cluster, space.config)
+    assert (best.time.step_s if best else float("inf")) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_brute_force_passes_over_nothing_that_matters(experts: int) -> None:
+    model = build_model(layers=2, hidden=512, experts=experts)
+    cluster = build_cluster((build_device(memory_bytes=GIB // 2), 2, 1), (build_device("old"), 1, 1))
+    config = batch(4, seq_len=1024)
+    every = fastest_by_brute_force(model, cluster, config, everything=True)
+    assert fastest_by_brute_force(model, cluster, config) == every < float("inf")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    tp=st.sampled_from([1, 2, 4]),
+    ep=st.sampled_from([1, 2, 4]),
+    hidden=st.sampled_from([256, 4096]),
+    rows=st.sampled_from([1, 2, 3, 8, 64]),
+    more=st.integers(2, 9),
+    network=st.floats(0.1, 50),
+)
+def test_a_row_is_cheapest_in_the_largest_micro_batch(
+    tp: int, ep: int, hidden: int, rows: int, more: int, network: float
+) -> None:
+    """By which the search looks at the largest alone to know what a place could cost at the least."""
+    estimator = Estimator(build_model(layers=4, hidden=hidden, experts=4), global_batch=576)
+    cluster = build_cluster((DEVICE, 4, 4), network_gbps=network)
+    offer = next(single(cluster, kinds(cluster)[0], pp=1, replicas=4, inner=tp, step=tp))
+    cuts = [
+        Cut(rows=count, seq_len=128, precision="bf16", recompute="none", tp=tp, ep=ep) for count in (rows, rows * more)
+    ]
+    few, many = (estimator.floor_s(cut, offer.layout(cluster, 1)) for cut in cuts)
+    assert many <= few * (1 + 1e-9)
 
 
 @settings(max_examples=12, deadline=None)
