@@ -31,7 +31,7 @@ VERBS = {
     "plan explain": "PLAN --cluster --set --html --json",
     "plan diff": "FIRST SECOND --json",
     "plan validate": "RUNS --json",
-    "train": "RECIPE --data --name --optimize --ranks --plan --resume --queue --priority --set --dry-run --json",
+    "train": "RECIPE --data --name --optimize --ranks --plan --resume --menu --queue --priority --set --dry-run --json",
     "eval": "MODEL --data --compare-to --json",
     "compress": "MODEL --scheme --data --name --json",
     "serve": "MODEL --port --host --name --json",

@@ -30,7 +30,7 @@ import mainspring
 from mainspring.cluster.guard import open_guard
 from mainspring.cluster.hold import Hold, take_hold
 from mainspring.cluster.mirror import Chunk, Cursor, grown, listing, read_piece, write_piece
-from mainspring.cluster.notice import NOTICE
+from mainspring.cluster.notice import NOTICE, held_back
 from mainspring.cluster.reach import own_home, sees
 from mainspring.cluster.verdict import RankEnd
 from mainspring.hardware import limits
@@ -254,19 +254,21 @@ class NodeAgent:
         with tempfile.TemporaryFile() as orders, (Path(task.run_dir) / f"rank-{task.rank}.log").open("ab") as out:
             payload = json.loads(order.job.payload_json) | json.loads(order.job.secret_json)
             told = {"task": asdict(task), "entry": order.job.entry, "payload": payload, "bounds": asdict(hold.bounds)}
+            told["heeds"] = order.job.heeds
             orders.write(json.dumps(told).encode())
             orders.seek(0)
             try:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "mainspring.cluster.rank", str(theirs), str(os.getpid())],
-                    stdin=orders,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=(theirs,),
-                    cwd=folder,
-                    env=rank_environment(order, task) | hold.environment,
-                )
+                with held_back():
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "mainspring.cluster.rank", str(theirs), str(os.getpid())],
+                        stdin=orders,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=(theirs,),
+                        cwd=folder,
+                        env=rank_environment(order, task) | hold.environment,
+                    )
             finally:
                 os.close(theirs)
         return Running(task=task, process=process, report_fd=ours, hold=hold)

@@ -52,6 +52,7 @@ from mainspring.spec.job import (
     Placement,
     RankExit,
     Resources,
+    Shape,
     Task,
     Turn,
 )
@@ -216,6 +217,7 @@ __all__ = [
     "Score",
     "ServePayload",
     "Settings",
+    "Shape",
     "Simulation",
     "Site",
     "Sized",

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from mainspring.spec import (
     Plan,
     Progress,
     Resources,
+    Shape,
     SpecError,
     TrainConfig,
     TrainPayload,
@@ -166,10 +167,13 @@ def train(
     run: str = "",
     resume: str = "",
     turn: Turn = Turn(),  # noqa: B008 it is frozen
+    menu: Sequence[Plan] = (),
     overrides: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Artifact:
     """Train on `plan.mesh.world` ranks and return the published `model:<name>`.
+
+    From a `menu` of plans the scheduler chooses, and chooses again when more is free or others come.
 
     Checkpoints belong to `resume`, else to `run`; whichever has some is continued. Raises `WorkerLost` or `Failed` with
     the reason of the rank that ended it and the end of its log; the checkpoints stay for the next call.
@@ -180,8 +184,10 @@ def train(
 
     loaded = load_recipe(recipe_path, split_hints(overrides)[1])
     source = open_tokens(store, tokens_ref)
-    config = _agreed(loaded.recipe.config, plan)
-    check_recipe(loaded.recipe, facts_of(store, tokens_ref), plan)
+    facts = facts_of(store, tokens_ref)
+    for each in (plan, *menu):
+        config = _agreed(loaded.recipe.config, each)
+        check_recipe(loaded.recipe, facts, each)
     # Too few tokens for one sample is known now, not when every rank has started.
     for split in (TRAIN, HELD_OUT) if config.eval_every else (TRAIN,):
         TokenLoader(source.tokens, split, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
@@ -202,7 +208,7 @@ def train(
     )
     open_part, secret = split_secret(payload)
     job = replace(
-        _job(store, plan, run_id),
+        _job(store, plan, run_id, menu=menu),
         payload_json=open_part,
         secret_json=secret,
         queue=turn.queue,
@@ -223,7 +229,32 @@ def check_reach(store: Store, launcher: Launcher, *, plan: Plan, run: str) -> No
         launcher.check(_job(store, plan, run))
 
 
-def _job(store: Store, plan: Plan, run_id: str) -> Job:
+def shapes_of(plans: Iterable[Plan]) -> tuple[Shape, ...]:
+    """Plans as shapes of a job, the fastest for each number of ranks of each kind; who mixes kinds is none."""
+    best: dict[tuple[int, tuple[str, ...]], Plan] = {}
+    for plan in plans:
+        devices = tuple(dict.fromkeys(stage.device for stage in plan.stages))
+        if len(devices) > 1:
+            continue
+        known = best.setdefault((plan.mesh.world, devices), plan)
+        if plan.tokens_per_s > known.tokens_per_s:
+            best[plan.mesh.world, devices] = plan
+    return tuple(
+        Shape(
+            ranks=ranks,
+            speed=max(1, round(plan.tokens_per_s)),
+            plan=f"{plan.mesh.label} on {ranks} {devices[0]}",
+            resources=_resources(plan),
+            payload_json=json.dumps({"plan_json": parse.to_json(plan)}),
+            models=devices if plan.accelerators else (),
+            watts=round(plan.watts),
+            milli_usd_per_hour=round(1000 * plan.price_usd_per_hour),
+        )
+        for (ranks, devices), plan in best.items()
+    )
+
+
+def _job(store: Store, plan: Plan, run_id: str, *, menu: Sequence[Plan] = ()) -> Job:
     return Job(
         id=run_id,
         name=f"train {plan.model}",
@@ -233,6 +264,8 @@ def _job(store: Store, plan: Plan, run_id: str) -> Job:
         needs=store.needs(run_id),
         starts=STARTS,
         grace_s=GRACE_S,
+        heeds=True,
+        menu=shapes_of(menu),
     )
 
 

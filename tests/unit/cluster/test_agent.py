@@ -216,6 +216,13 @@ def test_a_rank_asked_gently_saves_and_leaves(start, tmp_path):
     assert (end.stopped, end.exit.code, says(tmp_path, "saved")()) == ("makes room", 143, True)
 
 
+def test_a_rank_that_heeds_is_not_ended_by_a_notice_that_comes_before_it_does(start, tmp_path):
+    agent = start("saves", heeds=True)
+    agent.stop("makes room", 20.0, gently=True)
+    (end,) = finish(agent, 1)
+    assert (end.stopped, end.exit.code, says(tmp_path, "saved")()) == ("makes room", 143, True)
+
+
 def test_a_rank_asked_gently_that_ends_with_0_has_come_to_its_end(start, tmp_path):
     agent = start("saves", payload={"done": True})
     assert eventually(says(tmp_path, "asleep"), within_s=10)
