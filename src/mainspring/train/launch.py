@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring.cluster import Handle, Launcher, require_success
 from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
-from mainspring.plan.offers import enlarged
+from mainspring.plan.offers import by_kind, enlarged
 from mainspring.plan.search import menu, plan_training
 from mainspring.spec import (
     Artifact,
@@ -108,9 +108,21 @@ def menu_for(
     objective: Objective = "time",
     overrides: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
-    """The best ways to train `recipe` on 1, 2, 4 ... and all ranks of `cluster`, for a scheduler to choose from."""
+    """The best ways to train `recipe` on 1, 2, 4 ... and all ranks of `cluster`, for a scheduler to choose from.
+
+    Of several kinds of device each has its own: a scheduler gives a gang devices of one kind.
+    """
     model, config, hints = study(recipe, facts=facts, overrides=overrides)
-    return menu(model, cluster, config, objective=objective, hints=hints)
+    found: list[Plan] = []
+    last: SpecError | None = None
+    for part in by_kind(cluster):
+        try:
+            found += menu(model, part, config, objective=objective, hints=hints)
+        except SpecError as error:
+            last = error
+    if last is not None and not found:
+        raise last
+    return tuple(found)
 
 
 def dry_run_of(
@@ -185,14 +197,11 @@ def train(
     loaded = load_recipe(recipe_path, split_hints(overrides)[1])
     source = open_tokens(store, tokens_ref)
     facts = facts_of(store, tokens_ref)
+    config = _agreed(loaded.recipe.config, plan)
     for each in (plan, *menu):
-        config = _agreed(loaded.recipe.config, each)
+        _agreed(config, each)
         check_recipe(loaded.recipe, facts, each)
-    # Too few tokens for one sample is known now, not when every rank has started.
-    for split in (TRAIN, HELD_OUT) if config.eval_every else (TRAIN,):
-        TokenLoader(source.tokens, split, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
-    rows = TokenLoader(source.tokens, TRAIN, seq_len=config.seq_len, global_batch=config.global_batch)
-    progress(0.0, rows.reading(config.steps))
+    progress(0.0, _reading(source, config))
     run_id = run or f"train-{name}"
     payload = TrainPayload(
         run_id=run,
@@ -218,6 +227,14 @@ def train(
     result.unlink(missing_ok=True)
     _follow(launcher.submit(job), steps=plan.steps, progress=progress)
     return store.resolve(json.loads(result.read_text("utf-8"))["ref"])
+
+
+def _reading(source: TokenSource, config: TrainConfig) -> str:
+    """What will be read. Too few tokens for one sample is known now, not when every rank has started."""
+    given = {"seq_len": config.seq_len, "global_batch": config.global_batch, "seed": config.seed}
+    if config.eval_every:
+        TokenLoader(source.tokens, HELD_OUT, **given)
+    return TokenLoader(source.tokens, TRAIN, **given).reading(config.steps)
 
 
 def check_reach(store: Store, launcher: Launcher, *, plan: Plan, run: str) -> None:
