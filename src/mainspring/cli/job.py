@@ -40,6 +40,10 @@ def submit(
     grace_s: Annotated[
         float, typer.Option(help="To save what it has when it must make room; then killed.", min=0)
     ] = 30.0,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="A variable of the scheduler's environment that ranks are given.")
+    ] = None,
+    alone_s: Annotated[float, typer.Option(help="How long it goes on without a scheduler.", min=0)] = 300.0,
     time_limit_s: Annotated[float, typer.Option(help="Ended after this many seconds; 0 for never.", min=0)] = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -58,6 +62,8 @@ def submit(
             starts=starts,
             priority=priority,
             grace_s=grace_s,
+            secrets=tuple(secret or ()),
+            alone_s=alone_s,
             time_limit_s=time_limit_s,
         )
     except ValueError as error:

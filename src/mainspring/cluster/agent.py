@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -39,7 +39,6 @@ from mainspring.spec.settings import process_environment
 from mainspring.store.parse import to_json
 
 LEASE_S = 30.0
-LASTING_LEASE_S = 300.0  # how long the next scheduler has to take a lasting job over
 LAPSED = "the driver has not been heard of"
 GRACE_S = 5.0
 TICK_S = 0.02
@@ -54,7 +53,7 @@ class Order:
 
     `address` is this node's own, under which the others reach it. Ranks end when no driver asks for `lease_s`. `marks`
     begins the names of the files that say how a rank ended to a driver that can no longer ask the agent. `devices` are
-    those of each task, as bits, of the node's `accelerator`.
+    those of each task, as bits, of the node's `accelerator`; `secrets` are added to each rank's environment.
     """
 
     job: Job
@@ -67,6 +66,7 @@ class Order:
     marks: str = ""
     accelerator: str = ""
     devices: tuple[int, ...] = ()
+    secrets: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @spec
@@ -344,7 +344,7 @@ def rank_environment(order: Order, task: Task) -> dict[str, str]:
     elif "GLOO_SOCKET_IFNAME" not in inherited and (interface := interface_of(order.address)):
         # Left to itself gloo asks what the host name resolves to, which on Debian is 127.0.1.1.
         launch["GLOO_SOCKET_IFNAME"] = interface
-    own = dict(order.job.env)
+    own = dict(order.job.env) | dict(order.secrets)
     paths = [own.pop("PYTHONPATH", ""), str(Path(mainspring.__path__[0]).parent)]
     paths += [path for path in order.imports if Path(path).exists()]
     paths.append(inherited.get("PYTHONPATH", ""))

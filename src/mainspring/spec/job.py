@@ -84,6 +84,9 @@ class Job:
     killed after `grace_s`; one that `heeds` that by itself does so when it is ready (`cluster.notice`). `folder` and
     `imports` are where ranks work and find modules; the driver's own when empty.
 
+    `secrets` are variables of the environment that its ranks are given as its driver has them, and that nobody writes
+    down. A lasting job goes on for `alone_s` when there is no scheduler, until the next one takes it over.
+
     With a `menu` the scheduler chooses one of its shapes, and another when more is free or others come: ranks are then
     asked to save and to leave, and go on in the other shape. `ranks` and `resources` are those of the smallest.
     """
@@ -98,12 +101,14 @@ class Job:
     time_limit_s: float = 0.0
     queue: str = "default"
     env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     starts: int = 1
     priority: int = 0
     grace_s: float = 30.0
     heeds: bool = False
+    alone_s: float = 300.0
     folder: str = ""
     imports: tuple[str, ...] = ()
     menu: tuple[Shape, ...] = ()
@@ -113,8 +118,9 @@ class Job:
             raise ValueError(f"ranks must be at least 1, got {self.ranks}")
         if self.starts < 1:
             raise ValueError(f"starts must be at least 1, got {self.starts}")
-        if not 0 <= self.grace_s < float("inf"):
-            raise ValueError(f"grace_s must be a number from 0, got {self.grace_s}")
+        for name, value in (("grace_s", self.grace_s), ("alone_s", self.alone_s)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number from 0, got {value}")
         if len({shape.plan for shape in self.menu}) < len(self.menu):
             raise ValueError(f"two shapes of a menu have one name: {', '.join(shape.plan for shape in self.menu)}")
 
