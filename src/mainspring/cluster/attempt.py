@@ -141,8 +141,8 @@ class Attempt:
                 raise WorkerLost(f"node {gone[0]} left the cluster before the job started")
             if not told:
                 told = True
-                self._write("ADMITTED", f"{where}, as soon as others have left")
-                handle.move("ADMITTED", f"{where}, as soon as others have left")
+                self._write("ADMITTED", f"{where}, once Ray has set that aside")
+                handle.move("ADMITTED", f"{where}, once Ray has set that aside")
 
     def _follow(self, gang: Gang) -> tuple[JobState, str]:
         """Watch a running gang until every rank has ended. The first failure, or a cancellation, ends the others."""

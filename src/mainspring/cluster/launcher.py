@@ -485,7 +485,7 @@ class Launcher:
 
 def _why(record: JobRecord, reason: str) -> str:
     """Why a job waits, and why it had to stop when it ran before."""
-    return f"{reason}; {record.evicted}" if record.evicted else reason
+    return f"{reason}; left its places: {record.evicted.removeprefix('stops: ')}" if record.evicted else reason
 
 
 def check_job(job: Job) -> None:
