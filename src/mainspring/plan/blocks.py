@@ -206,18 +206,23 @@ def _exchanged(model: ModelSpec, block: BlockSpec, cut: Cut, *, rings: "Rings", 
         along = block.reductions[0] and block.reductions[1]
         out = (1 + wide) / 2 if along and cut.sequence_parallel else 1.0 if along else wide
         back = (1 + wide) / 2 if along and cut.sequence_parallel else wide
-        forward_s += block.reductions[0] * network.reduce_s(rings.tp, out * stream)
-        backward_s += block.reductions[1] * network.reduce_s(rings.tp, back * stream)
+        summed = _split_sum_s if along and cut.sequence_parallel else network.reduce_s
+        forward_s += block.reductions[0] * summed(rings.tp, out * stream)
+        backward_s += block.reductions[1] * summed(rings.tp, back * stream)
     if cut.cp > 1 and block.kv_bytes_per_token:
         held = block.kv_bytes_per_token * width * cut.tokens / cut.degree(block)
-        gather_s = network.gather_s(rings.cp, held * cut.cp)
-        forward_s += gather_s
-        backward_s += gather_s
+        forward_s += network.gather_s(rings.cp, held * cut.cp)
+        backward_s += network.scatter_s(rings.cp, held * cut.cp)
     if cut.ep > 1 and block.experts:
         each = network.exchange_s(rings.ep, stream * block.experts_per_token)
         forward_s += 2 * each
         backward_s += 2 * each
     return forward_s, backward_s
+
+
+def _split_sum_s(ring: Ring, whole_bytes: float) -> float:
+    """A sum in its two halves: along the sequence one comes after a region, the other before the next."""
+    return network.gather_s(ring, whole_bytes) + network.scatter_s(ring, whole_bytes)
 
 
 def stream_bytes(model: ModelSpec) -> float:

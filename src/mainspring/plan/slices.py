@@ -167,7 +167,7 @@ class Slice:
         # Units travel through a flat buffer: packed on one side, unpacked on the other.
         packing = stack.gather_bytes * (dense + experts) / self.width
         gather = network.gather_s(sync.shards, stack.gather_bytes * (dense + experts), messages=messages) + packing
-        reduce = network.gather_s(sync.shards, stack.reduce_bytes * (dense + experts), messages=messages) + packing
+        reduce = network.scatter_s(sync.shards, stack.reduce_bytes * (dense + experts), messages=messages) + packing
         part = stack.reduce_bytes / sync.shards.ranks
         outside = network.reduce_s(sync.outside, dense * part, messages=messages)
         if experts:

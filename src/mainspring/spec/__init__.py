@@ -35,6 +35,8 @@ from mainspring.spec.hardware import (
     LinkEntry,
     Node,
     NodeEntry,
+    Operation,
+    OperationCost,
     Sample,
 )
 from mainspring.spec.job import (
@@ -61,7 +63,6 @@ from mainspring.spec.plan import (
     MemoryEstimate,
     Mesh,
     Objective,
-    Operation,
     Plan,
     Precision,
     Recompute,
@@ -181,6 +182,7 @@ __all__ = [
     "Objective",
     "Offer",
     "Operation",
+    "OperationCost",
     "Placement",
     "Plan",
     "PolicyName",

@@ -9,6 +9,7 @@ from typing import Literal
 from mainspring.spec._spec import spec
 
 HealthState = Literal["healthy", "degraded", "unhealthy"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
 
 
 @spec
@@ -48,12 +49,29 @@ class Device:
 
 
 @spec
+class OperationCost:
+    """What one kind of collective was measured to take: the fixed cost of a message to each other rank, and the rate.
+
+    The rate counts the bytes that a rank must send at the least: (n - 1) / n of the whole among n, twice that to reduce
+    it for all.
+    """
+
+    operation: Operation
+    bytes_per_s: float
+    latency_s: float
+
+
+@spec
 class Link:
-    """A connection: bandwidth of one direction per device and the fixed cost of a message."""
+    """A connection: bandwidth of one direction per device and the fixed cost of a message.
+
+    `costs` are those of single operations, where they were measured.
+    """
 
     name: str
     bytes_per_s: float
     latency_s: float
+    costs: tuple[OperationCost, ...] = ()
 
 
 @spec
