@@ -14,6 +14,7 @@ from urllib.parse import quote
 import httpx
 
 from mainspring.flow.execution import Cost
+from mainspring.hardware import topology
 from mainspring.spec import (
     TERMINAL,
     Answer,
@@ -21,6 +22,7 @@ from mainspring.spec import (
     Cancelled,
     Check,
     Cluster,
+    ClusterFile,
     CurationReport,
     Denied,
     Document,
@@ -37,13 +39,18 @@ from mainspring.spec import (
     NotFound,
     Objective,
     Plan,
+    PolicyName,
+    Queue,
+    QueueFile,
     QueueShare,
     Report,
     RunRecord,
+    Simulation,
     Site,
     Sized,
     SnapshotDiff,
     SpecError,
+    Target,
     Thumb,
     Unavailable,
     Waiting,
@@ -345,9 +352,9 @@ class RemoteWorkspace:
         return self._one(f"datasets/{_part(_ref(old))}/diff/{_part(_ref(new))}", SnapshotDiff)
 
     def hardware(self, cluster: str | Path = "") -> Cluster:
-        """The machines there."""
+        """The machines there, or those of a cluster file here."""
         if cluster:
-            raise SpecError("a remote workspace shows its own machines", hint="read a cluster file locally")
+            return topology.build_cluster(parse.load_toml(Path(cluster), ClusterFile))
         return self._one("hardware", Cluster)
 
     def nodes(self, scene: str | Path = "") -> tuple[NodeUse, ...]:
@@ -360,12 +367,46 @@ class RemoteWorkspace:
         _no_scene(scene)
         return self._all("cluster/quota", QueueShare, {})
 
+    def quotas(self, path: str | Path = "") -> tuple[Queue, ...]:
+        """The queues of a quota file here, or those in force there."""
+        if path:
+            return parse.load_toml(Path(path), QueueFile).queues
+        return self._all("cluster/queues", Queue, {})
+
     def shares(self, path: str | Path = "", *, cluster: str | Path = "") -> tuple[QueueShare, ...]:
-        """A quota file is checked on the machine that has it."""
-        raise SpecError(
-            f"{path or cluster or 'a quota file'} cannot be checked from here",
-            hint="check it on the machine that owns the workspace, or locally with --cluster",
-        )
+        """What each queue of a quota file may hold on the machines there, or on those of a cluster file."""
+        from mainspring.cluster.quotas import fair_shares
+
+        return fair_shares(self.quotas(path), self.hardware(cluster))
+
+    def manifest(
+        self,
+        target: Target,
+        *,
+        cluster: str | Path = "",
+        quotas: str | Path = "",
+        image: str = "",
+        namespace: str = "default",
+    ) -> str:
+        """Kubernetes objects in YAML of the quotas and machines there, or of files here."""
+        from mainspring.cluster.manifests import manifest
+
+        queues = self.quotas(quotas) if target == "kueue" else ()
+        return manifest(target, self.hardware(cluster), queues, image=image, namespace=namespace)
+
+    def simulate(
+        self,
+        nodes: str | Path,
+        pods: str | Path,
+        *,
+        policy: PolicyName = "plain",
+        loads: Sequence[float] = (1.0, 1.3),
+        seeds: int = 10,
+    ) -> Simulation:
+        """A trace is played where its files are: here."""
+        from mainspring.cluster.simulate.fill import simulate
+
+        return simulate(nodes, pods, policy=policy, loads=loads, seeds=seeds)
 
     def queue(self, scene: str | Path = "") -> tuple[Waiting, ...]:
         """Who waits there, and why."""

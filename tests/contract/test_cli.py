@@ -23,8 +23,8 @@ VERBS = {
     "data show": "REF --json",
     "data head": "REF -n --json",
     "data diff": "OLD NEW --json",
-    "estimate": "WORK --params --tokens --active --bits --adapter --images --latent-tokens --steps --batch --context "
-    "--kv-bytes --device --devices --instances --utilisation --price --carbon --pue --json",
+    "estimate": "WORK --params --tokens --active --bits --adapter --images --latent-tokens --steps --rate --prompt "
+    "--answer --batch --context --kv-bytes --device --devices --instances --utilisation --price --carbon --pue --json",
     "plan recipe": "RECIPE --data --optimize --ranks --cluster --set --menu --json",
     "plan calibrate": "--json",
     "plan dryrun": "RECIPE --world --rank --plan --data --cluster --set --json",

@@ -26,6 +26,10 @@ def router(workspace: Workspace, access: Access) -> APIRouter:
     def quota() -> Any:
         return parse.to_dict(workspace.usage())
 
+    @routes.get("/cluster/queues")
+    def queues() -> Any:
+        return parse.to_dict(workspace.quotas())
+
     @routes.get("/cluster/why")
     def why(job: Annotated[str, Query(description="Every job when empty.")] = "") -> Any:
         return parse.to_dict(workspace.why(job))

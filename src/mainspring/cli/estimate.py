@@ -1,5 +1,7 @@
 """`mainspring estimate`: devices, days, price, energy and CO2 of a piece of work, before there is a recipe for it."""
 
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Annotated
 
 import typer
@@ -9,6 +11,7 @@ from mainspring.cli.session import AsJson, workspace_of
 from mainspring.spec import Site, Sized, SpecError, Work, WorkSize
 
 BILLION = 1e9
+COLUMNS = ("device", "devices", "fits", "memory", "days", "device-hours", "MWh", "t CO2", "USD")
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -22,13 +25,18 @@ def estimate(
     context: typer.Context,
     work: Annotated[Work, typer.Argument(help="train, finetune or serve.")],
     params: Annotated[float, typer.Option(help="Parameters of the model, in billions.")],
-    tokens: Annotated[float, typer.Option(help="Tokens seen or written, in billions.")] = 0.0,
+    tokens: Annotated[
+        float, typer.Option(help="Tokens seen or written, in billions; those of a day in serving by default.")
+    ] = 0.0,
     active: Annotated[float, typer.Option(help="Parameters one token uses, in billions; all by default.")] = 0.0,
     bits: Annotated[float, typer.Option(help="Bits per weight that is not trained.")] = 16.0,
     adapter: Annotated[float, typer.Option(help="Share of the parameters that fine-tuning trains.")] = 1.0,
     images: Annotated[float, typer.Option(help="For a diffusion model: images instead of tokens.")] = 0.0,
     latent_tokens: Annotated[int, typer.Option(help="Tokens the diffusion model makes of an image.")] = 1024,
     steps: Annotated[int, typer.Option(help="Calls of the diffusion model for one image; twice with guidance.")] = 1,
+    rate: Annotated[float, typer.Option(help="Requests a second that serving keeps up with.", min=0)] = 0.0,
+    prompt: Annotated[int, typer.Option(help="Tokens that a request brings.", min=0)] = 0,
+    answer: Annotated[int, typer.Option(help="Tokens that a request is answered with.", min=1)] = 256,
     batch: Annotated[int, typer.Option(help="Sequences served at once.", min=1)] = 1,
     context_tokens: Annotated[int, typer.Option("--context", help="Tokens of cache per sequence.", min=0)] = 0,
     kv_bytes: Annotated[float, typer.Option(help="Key-value cache per token, in bytes.")] = 0.0,
@@ -42,6 +50,7 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Show what training, fine-tuning or serving a model takes on each kind of device, and which hold it."""
+    diffusion = images > 0 or steps > 1
     try:
         asked = WorkSize(
             work=work,
@@ -52,6 +61,9 @@ def estimate(
             adapter=adapter,
             steps=steps,
             batch=batch,
+            rate=rate,
+            prompt=prompt,
+            answer=latent_tokens if diffusion else answer,
             context=context_tokens,
             kv_bytes_per_token=kv_bytes,
         )
@@ -63,20 +75,34 @@ def estimate(
         raise SpecError(str(error), hint="give --tokens, or --images for a diffusion model") from error
     if as_json:
         print_json(found)
-        return
-    if not found:
+    elif found:
+        _show(work, found, of=latent_tokens if diffusion else 1)
+    else:
         raise SpecError(f"no instance has {device}", hint="name another device, or a file with --instances")
+
+
+def _show(work: Work, found: Sequence[Sized], *, of: int) -> None:
+    """A table, and below it the methods that all its rows share; `of` tokens are what is counted by the second."""
+    by_flops, by_memory = (sorted(found, key=attrgetter(name)) for name in ("flops", "memory_bytes"))
     print_table(
-        ("device", "devices", "fits", "memory", "days", "device-hours", "MWh", "t CO2", "USD", "tokens/s"),
-        [_row(sized) for sized in found],
-        title=f"{work}: {found[0].flops:.3g} FLOP, {size(found[0].memory_bytes)} in all",
-        drop=("tokens/s", "memory", "t CO2"),
+        (*COLUMNS, "images/s" if of > 1 else "tokens/s"),
+        [_row(sized, of=of) for sized in found],
+        title=f"{work}: {_span(f'{sized.flops:.3g}' for sized in by_flops)} FLOP, "
+        f"{_span(size(sized.memory_bytes) for sized in by_memory)} in all",
+        drop=("memory", "t CO2", "device-hours", "MWh"),
     )
-    for method in found[0].methods if device else ():
-        print(f"  {method}")
+    for method in found[0].methods:
+        if all(method in sized.methods for sized in found):
+            print(f"  {method}")
 
 
-def _row(sized: Sized) -> tuple[str, ...]:
+def _span(told: Iterable[str]) -> str:
+    """The first to the last of what is told, once where they are the same."""
+    ends = list(told)
+    return " to ".join(dict.fromkeys((ends[0], ends[-1])))
+
+
+def _row(sized: Sized, *, of: int) -> tuple[str, ...]:
     short = sized.devices < sized.least
     return (
         f"{sized.instances} x {sized.instance}" if sized.instance else sized.device,
@@ -88,5 +114,5 @@ def _row(sized: Sized) -> tuple[str, ...]:
         f"{sized.kwh / 1000:,.3g}",
         f"{sized.co2_kg / 1000:,.3g}",
         f"{sized.price_usd:,.0f}" if sized.price_usd else "-",
-        f"{sized.tokens_per_s:,.0f}",
+        f"{sized.tokens_per_s / of:,.3g}" if sized.tokens_per_s < 1000 * of else f"{sized.tokens_per_s / of:,.0f}",
     )

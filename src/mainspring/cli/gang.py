@@ -24,16 +24,10 @@ def describe(
     """The gang that the options describe. Raises `SpecError` for one that cannot be."""
     if not queue:
         raise SpecError("a job waits in a queue", hint="say in which: --queue NAME")
-    if devices > 1 and devices != int(devices):
-        raise SpecError(
-            f"a rank cannot have {devices:g} devices", hint="a rank takes a share of one device, or whole devices"
-        )
-    request = Request(
-        cpu_milli=round(1000 * cpus),
-        devices=max(1, int(devices)) if devices else 0,
-        milli=round(1000 * devices) if 0 < devices < 1 else 1000,
-        models=tuple(models or ()),
-    )
+    try:
+        request = Request.of(cpus=cpus, devices=devices, models=tuple(models or ()))
+    except ValueError as error:
+        raise SpecError(str(error), hint="for example --devices 0.5, or --devices 2") from error
     return Gang(
         id=NAMELESS,
         queue=queue,

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from mainspring.cli.output import print_json
-from mainspring.cli.session import AsJson, local_workspace_of
-from mainspring.spec import SpecError, Target
+from mainspring.cli.session import AsJson, workspace_of
+from mainspring.spec import Target
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -24,8 +24,5 @@ def manifest(
     as_json: AsJson = False,
 ) -> None:
     """Print Kubernetes objects in YAML: Kueue queues of the quota tree, or a KubeRay cluster with our scheduler."""
-    workspace = local_workspace_of(context)
-    if target == "kueue" and not quotas and not workspace.settings.quotas:
-        raise SpecError("no quota file is in force", hint="name one with --quotas, or set MAINSPRING_QUOTAS")
-    text = workspace.manifest(target, cluster=cluster, quotas=quotas, image=image, namespace=namespace)
+    text = workspace_of(context).manifest(target, cluster=cluster, quotas=quotas, image=image, namespace=namespace)
     print_json({"yaml": text}) if as_json else print(text, end="")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mainspring.cli.output import print_json, print_table
-from mainspring.cli.session import AsJson, local_workspace_of
+from mainspring.cli.session import AsJson, workspace_of
 from mainspring.spec import PolicyName, SpecError
 
 
@@ -26,7 +26,7 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Fill the cluster of a node list with the tasks of a task list, and show how much of it ends up in use."""
-    found = local_workspace_of(context).simulate(nodes, pods, policy=policy, loads=_loads(load), seeds=seeds)
+    found = workspace_of(context).simulate(nodes, pods, policy=policy, loads=_loads(load), seeds=seeds)
     if as_json:
         print_json(found)
         return

@@ -8,7 +8,7 @@ from mainspring.console import fleet
 from mainspring.console.frame import live, page, press, problem, read
 from mainspring.console.markup import show
 from mainspring.console.parts import heading
-from mainspring.spec import WHOLE, Gang, MainspringError, NodeUse, QueueShare, Request, Waiting, Why
+from mainspring.spec import Gang, MainspringError, NodeUse, QueueShare, Request, SpecError, Waiting, Why
 from mainspring.workspace import Workspace
 
 EVERY_S = 4.0
@@ -86,13 +86,15 @@ class WhatIf:
         return self._workspace.why(self._gang())[0]
 
     def _gang(self) -> Gang:
-        each, model = float(self._each.value or 0), str(self._model.value)
-        request = Request(
-            cpu_milli=round(1000 * float(self._cores.value or 0)),
-            devices=max(1, int(each)) if each else 0,
-            milli=round(WHOLE * each) if 0 < each < 1 else WHOLE,
-            models=() if model == ANY else (model,),
-        )
+        model = str(self._model.value)
+        try:
+            request = Request.of(
+                cpus=float(self._cores.value or 0),
+                devices=float(self._each.value or 0),
+                models=() if model == ANY else (model,),
+            )
+        except ValueError as error:
+            raise SpecError(str(error)) from error
         return Gang(id=NAMELESS, queue=str(self._queue.value), ranks=int(self._ranks.value or 1), request=request)
 
 

@@ -44,11 +44,18 @@ def find(name: str) -> Device:
 
 
 def find_entry(name: str) -> Entry:
-    """The whole entry called `name`: by catalogue name, or by the name the driver reports."""
+    """The whole entry called `name`: by catalogue name, by the name the driver reports, or by words that fit no other.
+
+    Tables say `A100-80-SXM` or `V100-16` for A100-SXM4-80GB and V100-SXM2-16GB.
+    """
     wanted = _key(name)
     by_key = _index()
     if wanted in by_key:
         return by_key[wanted]
+    wanted_words = set(wanted.split("-"))
+    fitting = [entry for entry in entries().values() if wanted_words <= _words(entry.device.name)]
+    if len(fitting) == 1:
+        return fitting[0]
     # A family name ("h100") is nearest to every member that starts with it.
     family = [entry.device.name for key, entry in by_key.items() if key.startswith(wanted)]
     close = difflib.get_close_matches(wanted, by_key, n=3, cutoff=0.5)
@@ -121,3 +128,10 @@ def _entry(name: str, row: Mapping[str, Any]) -> Entry:
 def _key(name: str) -> str:
     words = name.lower().replace("-", " ").replace("_", " ").split()
     return "-".join(word for word in words if word != "nvidia")
+
+
+def _words(name: str) -> frozenset[str]:
+    """The parts of an entry's name, also without unit and generation: 80 beside 80gb, sxm beside sxm5."""
+    parts = _key(name).split("-")
+    short = ["sxm" if part.startswith("sxm") else part.removesuffix("gb") for part in parts]
+    return frozenset([*parts, *short])

@@ -14,12 +14,14 @@ class WorkSize:
     `params` are all parameters and `active` those that one token uses (0: all). `tokens` are seen in training, or
     written in serving; for a diffusion model they are images times `latent_tokens`, and `steps` is how often the
     model is called for one image. `adapter` is the share of the parameters that fine-tuning trains (1: all).
-    `kv_bytes_per_token` is what serving keeps of each of `context` tokens of `batch` sequences.
+    `kv_bytes_per_token` is what serving keeps of each of `context` tokens of `batch` sequences. Serving may be asked to
+    keep up with `rate` requests a second, each of `prompt` tokens read and `answer` written; without `tokens` it is a
+    day's, at this rate or at full load.
     """
 
     work: Work
     params: float
-    tokens: float
+    tokens: float = 0.0
     active: float = 0.0
     bits: float = 16.0
     adapter: float = 1.0
@@ -27,17 +29,24 @@ class WorkSize:
     kv_bytes_per_token: float = 0.0
     context: int = 0
     batch: int = 1
+    rate: float = 0.0
+    prompt: int = 0
+    answer: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("params", "tokens", "bits"):
-            if getattr(self, name) <= 0:
+        for name in ("params", "bits") if self.work == "serve" else ("params", "tokens", "bits"):
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name):g}")
+        if min(self.tokens, self.rate, self.prompt, self.kv_bytes_per_token) < 0:
+            raise ValueError("tokens, rate, prompt and cache are not negative")
+        if (self.rate or self.prompt) and self.work != "serve":
+            raise ValueError(f"a rate and a prompt must be those of serving, not of {self.work}")
         if not 0 <= self.active <= self.params:
             raise ValueError(f"active parameters are at most all {self.params:g}, got {self.active:g}")
         if not 0 < self.adapter <= 1:
             raise ValueError(f"the trained share of the parameters lies in (0, 1], got {self.adapter:g}")
-        if min(self.steps, self.batch) < 1 or self.context < 0:
-            raise ValueError("steps and batch are at least 1, and context is not negative")
+        if min(self.steps, self.batch, self.answer) < 1 or self.context < 0:
+            raise ValueError("steps, batch and answer are at least 1, and context is not negative")
 
 
 @spec

@@ -3,6 +3,7 @@
 Quantities are integers so that sums are exact: thousandths of a cpu or of a device, MiB, milliseconds.
 """
 
+import math
 from typing import Literal
 
 from mainspring.spec._spec import spec
@@ -60,6 +61,16 @@ class Request:
             raise ValueError(f"a request cannot be negative: {self.cpu_milli}, {self.memory_mib}, {self.devices}")
         if self.devices and not 1 <= self.milli <= WHOLE:
             raise ValueError(f"a share of a device is 1 to {WHOLE} thousandths, got {self.milli}")
+
+    @classmethod
+    def of(cls, *, cpus: float = 0.0, devices: float = 0.0, models: tuple[str, ...] = ()) -> "Request":
+        """A request in a person's units: cores, and devices or a share of one. `ValueError` for one and a half."""
+        if not (0 <= cpus < float("inf") and 0 <= devices < float("inf")):
+            raise ValueError(f"cores and devices are numbers from 0, got {cpus:g} and {devices:g}")
+        if devices > 1 and devices != int(devices):
+            raise ValueError(f"a rank takes a share of one device, or whole devices, not {devices:g} of them")
+        share = round(WHOLE * devices) if 0 < devices < 1 else WHOLE
+        return cls(cpu_milli=round(1000 * cpus), devices=math.ceil(devices), milli=share, models=models)
 
     @property
     def device_milli(self) -> int:

@@ -5,7 +5,6 @@ TOML file describes, and otherwise for the one at hand.
 """
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +70,8 @@ class Capacity(Records):
 
     def quotas(self, path: str | Path = "") -> tuple[Queue, ...]:
         """The queues of a quota file, by default the one that jobs are admitted under."""
+        if not (path or self.settings.quotas):
+            raise SpecError("no quota file is in force", hint="name one, or set MAINSPRING_QUOTAS")
         return parse.load_toml(Path(path or self.settings.quotas), QueueFile).queues
 
     def shares(self, path: str | Path = "", *, cluster: str | Path = "") -> tuple[QueueShare, ...]:
@@ -89,18 +90,10 @@ class Capacity(Records):
         namespace: str = "default",
     ) -> str:
         """Kubernetes objects in YAML: the quota tree for Kueue, or the cluster for KubeRay with our scheduler in it."""
-        from mainspring.cluster import manifests
+        from mainspring.cluster.manifests import manifest
 
-        if target == "kueue":
-            return manifests.yaml_of(
-                manifests.kueue_objects(self.quotas(quotas), self.hardware(cluster), namespace=namespace)
-            )
-        if not image:
-            raise SpecError(
-                "a Ray cluster on Kubernetes needs an image", hint="one with mainspring in it: --image NAME"
-            )
-        found = manifests.kuberay_objects(self.hardware(cluster), image=image, namespace=namespace, ray=version("ray"))
-        return manifests.yaml_of(found)
+        queues = self.quotas(quotas) if target == "kueue" else ()
+        return manifest(target, self.hardware(cluster), queues, image=image, namespace=namespace)
 
     def usage(self, scene: str | Path = "") -> tuple[QueueShare, ...]:
         """What each queue holds, waits for and is entitled to now."""
@@ -155,7 +148,7 @@ class Capacity(Records):
         site: Site | None = None,
         instances: str | Path = "",
     ) -> tuple[Sized, ...]:
-        """What a piece of work takes on one kind of device, or on each in the catalogue, least energy first.
+        """What a piece of work takes on one kind of device, or on each in the catalogue, least energy for it first.
 
         `instances` sizes it in whole machines: those of a TOML file, or `all` that the catalogue has.
         """
@@ -172,7 +165,7 @@ class Capacity(Records):
             found = [size_up_instance(work, each, kind, **given) for each, kind in kinds if wanted in ("", kind.name)]
         else:
             found = [size_up(work, kind, **given) for name, kind in catalog.devices().items() if wanted in ("", name)]
-        return tuple(sorted(found, key=lambda sized: (sized.kwh, sized.device, sized.instance)))
+        return tuple(sorted(found, key=lambda sized: (sized.kwh / sized.flops, sized.device, sized.instance)))
 
     def simulate(
         self,

@@ -21,7 +21,9 @@ from mainspring.spec import (
     Unavailable,
     WorkSize,
 )
+from mainspring.testing.books import write_quotas
 from mainspring.testing.processes import eventually
+from mainspring.testing.traces import write_trace
 from mainspring.workspace import Workspace
 
 CLOCKS = (
@@ -55,6 +57,7 @@ READS: dict[str, Callable[[Any], Any]] = {
     "queue": lambda ws: ws.queue(),
     "nodes": lambda ws: ws.nodes(),
     "who holds how much": lambda ws: ws.usage(),
+    "queues in force": lambda ws: ws.quotas(),
     "why": lambda ws: [(why.gang, why.state, why.reason, why.unblocks) for why in ws.why("serve-chat")],
     "why, of everybody": lambda ws: [(why.gang, why.state, why.ahead) for why in ws.why()],
     "why, of nobody yet": lambda ws: [(why.state, why.unblocks) for why in ws.why(DESCRIBED)],
@@ -83,6 +86,7 @@ WRONG: dict[str, Callable[[Any], Any]] = {
     "no such job": lambda ws: ws.why("nobody"),
     "no such queue": lambda ws: ws.plan_gather("orgg", "huge"),
     "gathering for one that runs": lambda ws: ws.plan_gather("org", "pretrain"),
+    "more guaranteed than there is": lambda ws: ws.shares(),
     "no such device": lambda ws: ws.estimate(WorkSize(work="train", params=7e9, tokens=1e12), device="H1000"),
     "no such model": lambda ws: ws.compress("model:nothing"),
 }
@@ -138,6 +142,27 @@ def test_a_question_and_what_was_thought_of_the_answer(remote: RemoteWorkspace, 
     row = remote.feedback("handbook", trace=answer.trace, thumb="down", correction="shutil.copytree")
     assert (row.thumb, row.author, row.snapshot) == ("down", "local", "dataset:handbook@2")
     assert filled.events(kind="feedback", subject="handbook")
+
+
+def test_files_of_this_machine_are_asked_about_from_afar(
+    remote: RemoteWorkspace, filled: Workspace, tmp_path: Path
+) -> None:
+    quotas, cluster = write_quotas(tmp_path), tmp_path / "cluster.toml"
+    cluster.write_text(
+        'name = "lab"\nlink = { gigabytes_per_s = 25 }\n[[nodes]]\ndevice = "H100-SXM5-80GB"\ndevices = 8\ncount = 12\n'
+    )
+    nodes, pods = write_trace(tmp_path, nodes=5, tasks=40)
+    asked: tuple[Callable[[Any], Any], ...] = (
+        lambda ws: ws.shares(quotas, cluster=cluster),
+        lambda ws: ws.hardware(cluster).nodes,
+        lambda ws: ws.manifest("kueue", quotas=quotas, cluster=cluster),
+        lambda ws: ws.manifest("kuberay", cluster=cluster, image="lab/mainspring:1"),
+        lambda ws: ws.simulate(nodes, pods, seeds=1),
+    )
+    for ask in asked:
+        assert ask(remote) == ask(filled)
+    with pytest.raises(SpecError, match="needs an image"):
+        remote.manifest("kuberay", cluster=cluster)
 
 
 def test_what_belongs_to_the_machine_itself_is_refused_with_a_hint(remote: RemoteWorkspace) -> None:

@@ -5,7 +5,7 @@ import pytest
 from mainspring.cluster.placement import Capacity
 from mainspring.cluster.queue import QueueState, admit
 from mainspring.cluster.schedule.decide import decide
-from mainspring.cluster.schedule.quota import build_tree
+from mainspring.cluster.schedule.quota import build_tree, divide
 from mainspring.cluster.schedule.state import State, build_state
 from mainspring.spec import (
     Ended,
@@ -50,11 +50,29 @@ def gang(name: str = "x", *, ranks: int = 1, models: tuple[str, ...] = (), queue
         ((quota("org", min=4), quota("a", "org", min=3), quota("b", "org", min=2)), "add up to 5, above its 4"),
         ((quota("a"), quota("a")), "stated twice"),
         ((Queue(name="a", quotas=(Quota(resource="devices/H1000"),)),), "no model of device of this cluster"),
+        (
+            (Queue(name="a", quotas=(Quota(resource="devices", min=2), Quota(resource="devices/H100", min=4))),),
+            "a min of 2 devices, and minima of 4 of certain models",
+        ),
+        (
+            (Queue(name="a", quotas=(Quota(resource="devices", max=2), Quota(resource="devices/H100", min=4))),),
+            "a limit of 2 devices, and minima of 4",
+        ),
     ],
 )
 def test_a_tree_that_contradicts_itself_is_refused(queues: tuple[Queue, ...], said: str):
     with pytest.raises(SpecError, match=said):
         build_tree(queues, ("H100",))
+
+
+def test_what_is_guaranteed_of_a_model_is_guaranteed_of_any():
+    typed = Queue(name="a", parent="org", quotas=(Quota(resource="devices/H100", min=4),))
+    tree = build_tree((typed, Queue(name="org"), quota("b", min=4)), ("H100",))
+    at = tree.resources.index("devices")
+    assert [tree.branches[tree.position[name]].floor[at] for name in ("a", "org", "b")] == [4000, 4000, 4000]
+    total = tuple(8000 for _ in tree.resources)
+    shares = divide(tree, total, [total if not branch.children else (0,) * len(total) for branch in tree.branches])
+    assert shares[tree.position["a"]][at] == 4000
 
 
 def test_the_nearest_name_is_said_for_a_queue_and_a_model_that_do_not_exist():

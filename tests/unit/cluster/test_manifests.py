@@ -1,5 +1,7 @@
 """What a Kubernetes shop gets: the same guarantees in Kueue's words, and a Ray cluster of the same nodes."""
 
+import re
+
 import pytest
 import yaml
 
@@ -67,11 +69,76 @@ def test_nominal_quotas_add_up_to_the_cluster_and_guarantees_to_what_was_stated(
 
 def test_limits_on_borrowing_and_lending_are_kept():
     found = objects()
-    assert int(quota(found["ClusterQueue", "research"], "h100-sxm5-80gb")["borrowingLimit"]) == 11
+    research = found["ClusterQueue", "research"]
+    borrowed = [int(quota(research, name)["borrowingLimit"]) for name in ("h100-sxm5-80gb", "a100-sxm4-80gb")]
+    assert sum(borrowed) == 40 - 24
     assert int(quota(found["ClusterQueue", "product"], "a100-sxm4-80gb")["lendingLimit"]) == 2
     assert "mainspring.dev/divided" in found["ClusterQueue", "research"]["metadata"]["annotations"]
     memory = found["ClusterQueue", "product"]["spec"]["resourceGroups"][0]["flavors"][0]["resources"][1]
     assert memory["nominalQuota"] == "64Gi"
+
+
+def test_what_is_guaranteed_never_adds_up_to_more_of_a_model_than_there_is():
+    typed = Queue(name="typed", quotas=(Quota(resource="devices/A100-SXM4-80GB", min=12, max=14),))
+    any_ = Queue(name="any", quotas=(Quota(resource="devices", min=24, lend=23),))
+    nested = Queue(name="nested", parent="any", quotas=(Quota(resource="devices", min=24, lend=20),))
+    found = {
+        (each["kind"], each["metadata"]["name"]): each
+        for each in kueue_objects((typed, any_, nested), LAB, namespace="ml")
+    }
+    every = [each for (kind, _), each in found.items() if kind in ("Cohort", "ClusterQueue")]
+    assert sum(nominal(each)["a100-sxm4-80gb"] for each in every) == 16
+    assert nominal(found["ClusterQueue", "typed"]) == {"h100-sxm5-80gb": 0, "a100-sxm4-80gb": 12}
+    assert sum(nominal(found["ClusterQueue", "nested"]).values()) == 24
+    assert quota(found["ClusterQueue", "typed"], "a100-sxm4-80gb")["borrowingLimit"] == "2"
+    for name in ("h100-sxm5-80gb", "a100-sxm4-80gb"):  # its webhook refuses a cluster queue that lends more than it has
+        leaf = quota(found["ClusterQueue", "nested"], name)
+        assert int(leaf["lendingLimit"]) <= int(leaf["nominalQuota"])
+
+
+def test_no_quantity_has_an_exponent_and_halves_of_devices_are_not_made_up():
+    nodes = (NodeEntry(device="H100-SXM5-80GB", devices=8, count=2000),)
+    large = build_cluster(ClusterFile(name="large", nodes=nodes, link=LinkEntry(gigabytes_per_s=25)))
+    halves = tuple(
+        Queue(name=name, quotas=(Quota(resource="devices", min=1.5), Quota(resource="memory", min=1.5)))
+        for name in "ab"
+    )
+    found = {
+        each["metadata"]["name"]: each
+        for each in kueue_objects(halves, large, namespace="ml")
+        if each["kind"] != "LocalQueue"
+    }
+    amounts = [
+        resource["nominalQuota"]
+        for each in found.values()
+        for group in each.get("spec", {}).get("resourceGroups", ())
+        for flavour in group["flavors"]
+        for resource in flavour["resources"]
+    ]
+    assert all(re.fullmatch(r"\d+(\.\d+)?(Gi)?", amount) for amount in amounts), amounts
+    assert {"1.5Gi", "1023997Gi"} <= set(amounts)
+    assert [quota(found[name], "h100-sxm5-80gb")["nominalQuota"] for name in "ab"] == ["1", "1"]
+
+
+@pytest.mark.parametrize("names", [("team a", "team-a"), ("A", "a"), ("a" * 64, "a" * 65), ("mainspring", "b")])
+def test_two_queues_that_would_have_one_name_on_kubernetes_are_refused(names: tuple[str, str]):
+    with pytest.raises(SpecError, match="would be called"):
+        kueue_objects(tuple(Queue(name=name) for name in names), LAB, namespace="ml")
+
+
+@pytest.mark.parametrize(
+    ("model", "labels"),
+    [
+        ("A100-SXM4-80GB", {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}),
+        ("MI300X", {"amd.com/gpu.product-name": "AMD_Instinct_MI300X_OAM"}),
+        ("MI250", {}),  # nobody has said what its driver calls it: better any node than none
+    ],
+)
+def test_a_flavour_is_bound_to_nodes_by_what_feature_discovery_calls_its_model(model: str, labels: dict[str, str]):
+    nodes = (NodeEntry(device=model, devices=8),)
+    cluster = build_cluster(ClusterFile(name="one", nodes=nodes, link=LinkEntry(gigabytes_per_s=25)))
+    flavour, *_ = kueue_objects((Queue(name="a"),), cluster, namespace="ml")
+    assert flavour.get("spec", {}).get("nodeLabels", {}) == labels
 
 
 def test_a_quota_of_a_model_that_is_not_there_is_refused():
@@ -91,6 +158,10 @@ def test_a_ray_cluster_has_a_group_for_each_kind_of_node_and_the_scheduler_besid
     }
     pod = groups["8x-h100-sxm5-80gb"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    # A pod of the whole node would never start: something of each is the kubelet's.
+    node = next(node for node in LAB.nodes if node.devices[0].name == "H100-SXM5-80GB")
+    assert 0.9 * node.cpu_cores <= int(pod["containers"][0]["resources"]["limits"]["cpu"]) < node.cpu_cores
+    assert int(pod["containers"][0]["resources"]["limits"]["memory"][:-2]) < 0.91 * node.memory_bytes / 2**30
     assert pod["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
     head = ray["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
     assert head[1]["command"][-1] == "schedule"

@@ -23,6 +23,7 @@ from mainspring.spec import (
     SpecError,
     Submitted,
 )
+from mainspring.testing.situations import SITUATIONS, smallest_sets
 
 HOUR = 3_600_000
 
@@ -114,6 +115,14 @@ def test_eight_free_devices_on_four_nodes_do_not_block_a_job_that_needs_them_on_
     assert len(set(of(outcome, "start")["big"].nodes)) == 1
     assert len(of(outcome, "evict")) == 3
     assert all(outcome.state.entries[name].place is not None for name in of(outcome, "evict"))
+
+
+@pytest.mark.parametrize("thread", SITUATIONS)
+def test_the_situations_of_others_are_solved_in_one_decision_with_the_fewest_victims(thread: str):
+    state, wanted = SITUATIONS[thread]()
+    outcome = submit(state, wanted)
+    assert outcome.state.entries[wanted.id].place is not None
+    assert tuple(sorted(of(outcome, "evict"))) in smallest_sets(state, wanted)
 
 
 def test_no_smaller_set_of_victims_would_have_done():

@@ -10,7 +10,7 @@ from mainspring.cluster.simulate.fill import simulate
 from mainspring.cluster.simulate.inflate import arrivals, build_demand, capacity, inflate
 from mainspring.cluster.simulate.trace import read_machines, read_requests
 from mainspring.cluster.simulate.tune import build_shadow, tune
-from mainspring.spec import NotFound, SpecError
+from mainspring.spec import Machine, NotFound, Request, SpecError
 from mainspring.testing.traces import build_machines, build_requests, write_trace
 
 NODES = "sn,cpu_milli,memory_mib,gpu,model\n"
@@ -31,7 +31,8 @@ def test_what_is_written_is_what_is_read(tmp_path):
         (PODS + "a,1000,1,1,1500,\n", "line 2: a share of a device is 1 to 1000 thousandths, got 1500"),
         (PODS + "a,1000,1,1,0,\n", "got 0"),
         (PODS + "a,many,1,0,0,\n", "cpu_milli is 'many', which is no number"),
-        (PODS + "a,1.5,1,0,0,\n", "cpu_milli is '1.5', which is not whole"),
+        (PODS + "a,1,1,0.5,1000,\n", "num_gpu is '0.5', which is not whole"),
+        (PODS + "a,1e300,1,0,0,\n", "cpu_milli is '1e300', which is no amount"),
         (PODS + "a,-1,1,0,0,\n", "cannot be negative"),
         (PODS + "a,1,1,nan,0,\n", "num_gpu is 'nan'"),
         (PODS + "a,1\n", "the row ends before num_gpu"),
@@ -58,6 +59,21 @@ def test_a_node_list_that_makes_no_sense_is_refused(tmp_path, text, complaint):
     with pytest.raises(SpecError) as caught:
         build_fleet(read_machines(path))
     assert complaint in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_trace_from_elsewhere_is_read_as_it_comes(tmp_path):
+    path = tmp_path / "pods.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfnum_gpu, gpu_milli,memory_mib,name,cpu_milli\r\n"
+        b"1,,30517.578125,a,1500.5\r\n1,460.0,,b,6000\r\n0,,1024,c,\r\n"
+    )
+    assert read_requests(path) == (
+        Request(cpu_milli=1501, memory_mib=30518, devices=1),
+        Request(cpu_milli=6000, devices=1, milli=460),
+        Request(memory_mib=1024),
+    )
+    path.write_text("model,gpu,memory_mib,cpu_milli,sn\n,0,1024.9,999.9,a\n")
+    assert read_machines(path) == (Machine(name="a", cpu_milli=999, memory_mib=1024),)
 
 
 def test_a_file_that_is_not_there_is_said_to_be_missing():

@@ -1,10 +1,7 @@
 """Steps run once, in order, side by side; what is finished is never done again."""
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from mainspring.flow.execution import read_progress, request_stop
 from mainspring.flow.graph import Graph, from_toml
@@ -80,19 +79,28 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def test_recording_a_step_costs_less_than_five_milliseconds(store: Store) -> None:
+def test_a_step_is_recorded_in_few_statements_and_a_cached_step_in_fewer(store: Store) -> None:
     graph = Graph("chain")
     value: object = 0
     for index in range(100):
         value = graph.add(add, {"a": value, "b": index}, name=f"s{index}")
+    statements: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        statements.append(statement)  # not time: that depends on what else runs
+
     spent = []
-    for _ in range(2):  # processor time: a busy machine does not make the bookkeeping more expensive
-        before_s = time.process_time()
-        run_graph(graph, store).check()
-        spent.append((time.process_time() - before_s) / 100)
-    executed_s, cached_s = spent
-    assert executed_s < 5e-3
-    assert cached_s < 1.5e-3
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        for _ in range(2):
+            statements.clear()
+            run_graph(graph, store).check()
+            spent.append(len(statements) / 100)
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    executed, cached = spent
+    assert executed <= 18
+    assert cached <= 4
 
 
 def publish(store: Store, run: str, marks: str, text: str) -> Artifact:
@@ -429,69 +437,3 @@ def test_a_flow_that_is_stopped_keeps_what_was_finished(store: Store, marks: Pat
     seen = len(_times(marks, "patient"))
     threading.Event().wait(0.05)
     assert len(_times(marks, "patient")) == seen  # its thread has really ended
-
-
-PROGRAM = """
-import sys
-from pathlib import Path
-from mainspring.flow.graph import from_toml
-from mainspring.flow.run import run_graph
-from mainspring.spec import Settings
-from mainspring.store import Store
-with Store.open(Settings(home=sys.argv[1])) as store:
-    result = run_graph(from_toml(Path(sys.argv[2])), store, workers=1)
-    print(result.state, *(f"{s.name}={s.state}" for s in result.steps))
-"""
-LONG_FLOW = """
-[flow]
-name = "long"
-[steps.a]
-call = "steps.py:mark"
-with = {name = "a", wait_s = 0.0}
-[steps.b]
-call = "steps.py:mark"
-with = {name = "b", wait_s = 0.0}
-after = ["a"]
-[steps.c]
-call = "steps.py:mark"
-with = {name = "c", wait_s = 30.0}
-after = ["b"]
-"""
-LONG_STEPS = """
-import threading
-from pathlib import Path
-
-def mark(name: str, wait_s: float) -> str:
-    folder = Path(__file__).parent
-    with (folder / name).open("a") as sink:
-        sink.write("once\\n")
-    if not (folder / "quick").exists():
-        threading.Event().wait(wait_s)
-    return name
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "state"), [(signal.SIGKILL, "FAILED"), (signal.SIGINT, "CANCELLED")])
-def test_a_flow_that_was_killed_or_interrupted_goes_on_where_it_was(
-    settings: Settings, tmp_path: Path, number: signal.Signals, state: str
-) -> None:
-    (tmp_path / "long.toml").write_text(LONG_FLOW)
-    (tmp_path / "steps.py").write_text(LONG_STEPS)
-    arguments = [sys.executable, "-c", PROGRAM, settings.home, str(tmp_path / "long.toml")]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
-        for _ in range(1000):
-            if (tmp_path / "c").exists():
-                break
-            threading.Event().wait(0.02)
-        os.kill(child.pid, number)
-        said, _ = child.communicate(timeout=30)
-    assert said == ("" if number is signal.SIGKILL else "CANCELLED a=SUCCEEDED b=SUCCEEDED c=CANCELLED\n")
-    (tmp_path / "quick").touch()
-    again = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert again.stdout == "SUCCEEDED a=CACHED b=CACHED c=SUCCEEDED\n"
-    assert [(tmp_path / name).read_text().count("once") for name in "abc"] == [1, 1, 2]
-    with Store.open(settings) as store:
-        new, old = store.runs("flow")
-        assert (new.state, old.state) == ("SUCCEEDED", state)
-        assert sorted(run.state for run in store.runs("step")) == sorted(["SUCCEEDED"] * 3 + [state])

@@ -47,6 +47,27 @@ def test_a_device_is_found_in_any_spelling_and_by_its_drivers_name() -> None:
     assert catalog.find("h200").name == "H200-SXM5-141GB"
 
 
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [
+        ("A100-80-SXM", "A100-SXM4-80GB"),
+        ("V100-16", "V100-SXM2-16GB"),
+        ("H800-80-SXM", "H800-SXM5-80GB"),
+        ("A100-PCIe", "A100-PCIE-80GB"),
+        ("B200", "B200-180GB"),
+    ],
+)
+def test_a_device_is_found_by_words_that_fit_no_other(short: str, name: str) -> None:
+    assert catalog.find(short).name == name
+
+
+@pytest.mark.parametrize("several", ["A100", "A100-80", "V100-SXM"])
+def test_words_that_fit_several_devices_are_refused_with_their_names(several: str) -> None:
+    with pytest.raises(SpecError, match=f"no device '{several}'") as caught:
+        catalog.find(several)
+    assert "nearest: " + several[:4] in str(caught.value.hint)
+
+
 def test_no_two_entries_answer_to_one_name() -> None:
     owners: dict[str, str] = {}
     for name, entry in catalog.entries().items():

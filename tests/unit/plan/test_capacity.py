@@ -92,8 +92,48 @@ def test_a_diffusion_model_computes_every_step_of_every_image():
     assert sized.days * 86400 / 1000 == pytest.approx(2 * 12e9 * 4096 * 28 / (9.89e14 * 0.5))
 
 
+def test_serving_without_tokens_is_a_day_at_full_load():
+    work = WorkSize(work="serve", params=8e9, batch=64)
+    sized = size_up(work, H100, site=Site())
+    assert sized.days == pytest.approx(1)
+    assert sized.flops == pytest.approx(2 * 8e9 * sized.tokens_per_s * 86_400)
+    images = size_up(WorkSize(work="serve", params=12e9, steps=28, answer=4096), H100, site=Site())
+    assert images.tokens_per_s / 4096 == pytest.approx(9.89e14 * 0.5 / (2 * 12e9 * 4096 * 28))
+
+
+def test_a_rate_of_requests_takes_as_many_replicas_as_keep_up_with_it_for_a_day():
+    work = WorkSize(work="serve", params=70e9, batch=16, rate=50.0, prompt=1000, answer=200)
+    alone = size_up(replace(work, rate=0.0), H100, site=Site())
+    found = size_up(work, H100, site=Site())
+    assert found.devices == found.least
+    assert found.devices % alone.devices == 0
+    assert found.tokens_per_s >= 50 * 200 > found.tokens_per_s - alone.tokens_per_s
+    assert found.memory_bytes / found.devices == pytest.approx(alone.memory_bytes / alone.devices)
+    assert (found.days, found.device_hours) == (pytest.approx(1), pytest.approx(24 * found.devices))
+    assert any("50 requests a second" in method for method in found.methods)
+    few = size_up(work, H100, site=Site(), devices=alone.devices)
+    assert few.least == found.least > few.devices
+    # Reading prompts takes time: without them the same devices write more.
+    assert (
+        size_up(replace(work, prompt=0), H100, site=Site(), devices=8).tokens_per_s
+        > size_up(work, H100, site=Site(), devices=8).tokens_per_s
+    )
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"params": 0.0}, {"tokens": -1.0}, {"active": 9e9}, {"adapter": 0.0}, {"bits": 0.0}, {"steps": 0}]
+    "wrong",
+    [
+        {"rate": 1.0},
+        {"prompt": 5},
+        {"answer": 0},
+        {"params": float("inf")},
+        {"params": 0.0},
+        {"tokens": -1.0},
+        {"active": 9e9},
+        {"adapter": 0.0},
+        {"bits": 0.0},
+        {"steps": 0},
+    ],
 )
 def test_figures_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=r"must|at most|lies|at least"):

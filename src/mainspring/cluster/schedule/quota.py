@@ -186,7 +186,12 @@ def _check_resources(queue: Queue, resources: Sequence[str], models: Sequence[st
 
 
 def _raise_floors(branches: list[Branch], by_name: Mapping[str, Queue], resources: Sequence[str]) -> None:
-    """A parent that states no quota has what its parts have; one that does must have as much as they together."""
+    """A parent that states no quota has what its parts have; one that does must have as much as they together.
+
+    What is guaranteed of a model is guaranteed of any: "10 of any type, of which 4 A100" are 10 in all, and 4 A100
+    alone are 4.
+    """
+    general = resources.index(ANY_DEVICE)
     inner = [[0] * len(resources) for _ in branches]
     for at in range(len(branches) - 1, ROOT, -1):
         branch, stated = branches[at], {quota.resource for quota in by_name[branches[at].name].quotas}
@@ -200,7 +205,17 @@ def _raise_floors(branches: list[Branch], by_name: Mapping[str, Queue], resource
                     f"the minima of {resource} under queue {branch.name!r} add up to {together:g}, above its {have:g}",
                     hint="raise the parent's min or lower those of its parts",
                 )
-            inner[branch.parent][r] += floor[r]
+        typed = sum(floor[general + 1 :])
+        most, which = (floor[general], "min") if branch.floor[general] else (branch.ceiling[general], "limit")
+        if typed > most:
+            raise SpecError(
+                f"queue {branch.name!r} has a {which} of {most / unit(ANY_DEVICE):g} devices, "
+                f"and minima of {typed / unit(ANY_DEVICE):g} of certain models",
+                hint=f"the {which} of devices counts all models together",
+            )
+        floor[general] = max(floor[general], typed)
+        for r, amount in enumerate(floor):
+            inner[branch.parent][r] += amount
         branches[at] = replace(branch, floor=tuple(floor))
 
 

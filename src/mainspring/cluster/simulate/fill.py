@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mainspring.cluster.schedule.fleet import Fleet, build_fleet
-from mainspring.cluster.schedule.placer import PLAIN
+from mainspring.cluster.schedule.placer import PLAIN, Policy
 from mainspring.cluster.simulate.inflate import Demand, arrivals, build_demand, capacity, inflate
 from mainspring.cluster.simulate.trace import read_machines, read_requests
 from mainspring.cluster.simulate.tune import build_shadow, tune
@@ -50,8 +50,7 @@ def simulate(
         chosen = tune(build_shadow(machines, demand, loads=loads), progress=progress)
     trials: list[tuple[LoadPoint, ...]] = []
     for number in range(seeds):
-        classes = arrivals(demand, until=loads[-1] * capacity(fleet), seed=FIRST_SEED + number)
-        trials.append(inflate(fleet.copy(), demand, classes, policy=chosen, loads=loads))
+        trials.append(fill(fleet, demand, policy=chosen, loads=loads, number=number))
         progress((number + 1) / seeds, f"seed {number + 1} of {seeds}")
     return Simulation(
         policy=policy,
@@ -63,6 +62,14 @@ def simulate(
         knobs=tuple(Knob(name=name, value=value) for name, value in asdict(chosen).items()),
         loads=tuple(_mean([trial[index] for trial in trials]) for index in range(len(loads))),
     )
+
+
+def fill(
+    fleet: Fleet, demand: Demand, *, policy: Policy, loads: Sequence[float], number: int = 0
+) -> tuple[LoadPoint, ...]:
+    """One filling of a copy of `fleet`, by the `number`th order of arrival, looked at at each of `loads`."""
+    classes = arrivals(demand, until=loads[-1] * capacity(fleet), seed=FIRST_SEED + number)
+    return inflate(fleet.copy(), demand, classes, policy=policy, loads=loads)
 
 
 def _mean(points: Sequence[LoadPoint]) -> LoadResult:
