@@ -16,8 +16,11 @@ Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", 
 class Device:
     """One accelerator (or the whole of a host's CPU) as the cost model sees it.
 
-    Large matrix products reach `matmul_share` of the peak, fused attention `attention_share`. A block of a model costs
-    `block_overhead_s` whatever its size; 0 where that was not measured on the device itself.
+    Large matrix products reach `matmul_share` of the peak, fused attention `attention_share`; activations pass through
+    memory at `activation_share` of its rate. A block of a model costs `block_overhead_s` whatever its size. On a host,
+    whose cores also do what an accelerator's host does beside it, training takes `message_s` more for each collective,
+    `unit_s` for each sharded unit whose gradients are scattered, and `handover_s` for each micro-batch in a pipeline's
+    stage. These seconds are 0 where they were not measured on the device itself.
     """
 
     vendor: str
@@ -31,11 +34,15 @@ class Device:
     price_usd_per_hour: float = 0.0
     matmul_share: float = 0.8
     attention_share: float = 0.5
+    activation_share: float = 1.0
     block_overhead_s: float = 0.0
+    message_s: float = 0.0
+    unit_s: float = 0.0
+    handover_s: float = 0.0
     source: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("matmul_share", "attention_share"):
+        for field in ("matmul_share", "attention_share", "activation_share"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be above 0 and at most 1, got {getattr(self, field)}")
         for field in ("memory_bytes", "memory_bytes_per_s", "fp32_flops_per_s", "bf16_flops_per_s"):
