@@ -7,10 +7,11 @@ import typer
 
 from mainspring.cli.completion import complete_run, refs
 from mainspring.cli.follow import follow
+from mainspring.cli.gang import Priority
 from mainspring.cli.output import print_json
 from mainspring.cli.plan import Optimize, Ranks
 from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
-from mainspring.spec import NotFound, Plan, SpecError
+from mainspring.spec import NotFound, Plan, SpecError, Turn
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -37,6 +38,8 @@ def train(
             autocompletion=complete_run,
         ),
     ] = "",
+    queue: Annotated[str, typer.Option(help="Whose quota it counts against.")] = "default",
+    priority: Priority = 0,
     overrides: Overrides = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -44,7 +47,7 @@ def train(
     """Plan RECIPE, run it on its ranks, and publish the model with its lineage."""
     workspace = workspace_of(context)
     if resume and not recipe:
-        if data or name or overrides or ranks or dry_run:
+        if data or name or overrides or ranks or dry_run or priority or queue != "default":
             raise SpecError("a run resumed by its id alone takes no other options", hint="give RECIPE and --data too")
         run = workspace.resume(resume)
     else:
@@ -62,7 +65,8 @@ def train(
             return
         if not as_json:
             print(plan)
-        run = workspace.train(recipe, data=data, plan=plan, name=name, resume=resume, overrides=overrides or ())
+        turn, chosen = Turn(queue=queue, priority=priority), overrides or ()
+        run = workspace.train(recipe, data=data, plan=plan, name=name, resume=resume, turn=turn, overrides=chosen)
     artifact = follow(run, quiet=as_json)
     print_json(artifact) if as_json else print(artifact.ref)
 

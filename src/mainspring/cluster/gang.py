@@ -207,11 +207,11 @@ class Gang:
             self.ends |= {end.exit.rank: end for end in answer.ends}
         return tuple(self.ends.values())
 
-    def stop(self, reason: str, *, grace_s: float) -> None:
-        """Ask every node to end its ranks."""
+    def stop(self, reason: str, *, grace_s: float, gently: bool = False) -> None:
+        """Ask every node to end its ranks; `gently`, when they have saved what they have."""
         for post in self.posts:
             if not post.lost:
-                post.agent.stop.remote(reason, grace_s)
+                post.agent.stop.remote(reason, grace_s, gently=gently)
 
     def collect(self) -> None:
         """Copy what is still missing from nodes that do not share the run's folder."""

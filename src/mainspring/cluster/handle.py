@@ -28,10 +28,12 @@ class Handle:
         self._result: JobResult | None = None
         self._done = threading.Event()
         self._cancelled = ""
+        self.evicted = ""
+        """Why it has to leave its places to others; empty when it need not."""
         self.displaced = ""
-        """Why it has to leave its nodes for others; empty when it need not."""
+        """Why it has to leave its nodes; empty when it need not."""
         self.urgent = False
-        """Whether it has to leave at once, and not when it has saved what it has."""
+        """Whether it has to leave them at once, and not when it has saved what it has."""
 
     @property
     def state(self) -> JobState:

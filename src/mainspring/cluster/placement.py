@@ -56,5 +56,15 @@ def occupy(free: Sequence[Capacity], placement: Placement, need: Resources) -> t
     )
 
 
+def added(node: Capacity, need: Resources) -> Capacity:
+    """What is left of a node once a rank has gone that took `need`."""
+    return replace(
+        node,
+        cpus=node.cpus + need.cpus,
+        devices=node.devices + need.devices,
+        memory_bytes=node.memory_bytes + need.memory_bytes,
+    )
+
+
 def _milli(amount: float) -> int:
     return round(amount * 1000)

@@ -186,8 +186,9 @@ def single(cluster: Cluster, kind: Kind, *, pp: int, replicas: int, inner: int, 
 def by_replica(cluster: Cluster, mix: Sequence[Kind], *, pp: int, inner: int, step: int, most: int) -> Iterator[Offer]:
     """Replicas on several kinds, each kind holding some of at most `most` in all, one of them all it can."""
     full = [min(most - 1, kind.room // (pp * inner)) for kind in mix]
+    every = FEW if most <= FEW else 8
     choices = [
-        sorted({1 << power for power in range(top.bit_length())} | set(range(1, min(top, 8) + 1)) | {top})
+        sorted({1 << power for power in range(top.bit_length())} | set(range(1, min(top, every) + 1)) | {top})
         for top in full
     ]
     for counts in itertools.product(*choices):

@@ -17,7 +17,16 @@ from mainspring.plan.estimate import Choice, Estimate, Estimator
 from mainspring.plan.layout import Layout
 from mainspring.plan.limits import EXECUTABLE, Limits
 from mainspring.plan.offers import Offer
-from mainspring.plan.outcome import indivisible_batch, lacking, plan_of, rank_key, rejected, remedy, too_large
+from mainspring.plan.outcome import (
+    indivisible_batch,
+    keep_best,
+    lacking,
+    plan_of,
+    rank_key,
+    rejected,
+    remedy,
+    too_large,
+)
 from mainspring.plan.refine import CLOSE, Refiner
 from mainspring.plan.space import Space, indivisible, tensor_parallel
 from mainspring.spec import (
@@ -31,6 +40,7 @@ from mainspring.spec import (
     Plan,
     SpecError,
     TrainConfig,
+    Unavailable,
 )
 
 MOST_RANKS = 1 << 16
@@ -65,7 +75,8 @@ def plan_training(
     """The plan that needs least of `objective`; with `ranks`, on exactly that many, else on any number.
 
     Only what `limits` allow is considered, and of it what `hints` ask for. Raises `SpecError` for a request that makes
-    no sense, and `DoesNotFit`, with what is missing and what would do, when nothing fits.
+    no sense, `DoesNotFit`, with what is missing and what would do, when nothing fits, and `Unavailable` while no device
+    is healthy.
     """
     space = Space(model, cluster, config, hints=hints, limits=limits, ranks=ranks)
     check(space, objective)
@@ -126,7 +137,7 @@ def search(space: Space, objective: Objective) -> Found:
         beat_s = best / rate_of(frame.layout, frame.mesh)
         for estimate in refiner.estimates(frame, beat_s=beat_s):
             found.examined += 1
-            _remember(found, estimate, objective)
+            keep_best(found.by_mesh, estimate, objective)
             if not estimate.fits:
                 continue
             if found.best is None or rank_key(estimate, objective) < rank_key(found.best, objective):
@@ -141,34 +152,21 @@ def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Est
     for source, target in itertools.product(("pp", "tp", "cp", "ep", "fsdp", "dp"), ("dp", "fsdp", "tp", "pp")):
         degree: int = getattr(best, source)
         mesh = replace(best, **{source: 1, target: getattr(best, target) * degree}) if source != target else best
-        shape = {axis: getattr(mesh, axis) for axis in AXES}
-        wanted = all(getattr(space.hints, axis) in (0, degree) for axis, degree in shape.items())
+        wanted = all(getattr(space.hints, axis) in (0, getattr(mesh, axis)) for axis in AXES)
         if mesh in tried or not wanted or not space.limits.allows(mesh):
             continue
         tried.add(mesh)
-        asked = Space(
-            space.model,
-            space.cluster,
-            space.config,
-            hints=replace(space.hints, **shape),
-            limits=space.limits,
-            ranks=mesh.world,
-        )
+        asked = _narrowed(space, mesh)
         found = search(asked, objective)
         shown = found.best or smallest(asked) or found.least()
         if shown is not None:
             yield shown
 
 
-def _remember(found: Found, estimate: Estimate, objective: Objective) -> None:
-    """Keep the best of each mesh: one that fits before one that does not."""
-
-    def order(each: Estimate) -> tuple[float, ...]:
-        return (0.0, *rank_key(each, objective)) if each.fits else (1.0, float(lacking(each)))
-
-    seen = found.by_mesh.get(estimate.choice.mesh)
-    if seen is None or order(estimate) < order(seen):
-        found.by_mesh[estimate.choice.mesh] = estimate
+def _narrowed(space: Space, mesh: Mesh) -> Space:
+    """`space` with no other mesh than `mesh`."""
+    hints = replace(space.hints, **{axis: getattr(mesh, axis) for axis in AXES})
+    return Space(space.model, space.cluster, space.config, hints=hints, limits=space.limits, ranks=mesh.world)
 
 
 def _remedy(space: Space, least: Estimate) -> str:
@@ -223,7 +221,7 @@ def check(space: Space, objective: Objective) -> None:
             raise SpecError(f"block {block.name!r} of {model.name!r} has {block.experts} experts without parameters")
     most = space.capacity()
     if not most:
-        raise DoesNotFit(f"cluster {cluster.name!r} has no healthy device", hint=_sickness(cluster))
+        raise Unavailable(f"cluster {cluster.name!r} has no healthy device", hint=_sickness(cluster))
     if objective == "cost":
         free = {d.name for node in cluster.nodes for d in node.devices if not d.price_usd_per_hour}
         if free:

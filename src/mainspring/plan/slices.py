@@ -8,6 +8,7 @@ from mainspring.plan.blocks import Cut, Rank, Rings, State
 from mainspring.plan.flops import ELEMENT_BYTES
 from mainspring.plan.network import Fabric, Ring
 from mainspring.plan.pipeline import StageTimes
+from mainspring.plan.shards import divided, padded, rows_of
 from mainspring.plan.stack import Stack
 from mainspring.spec import BlockSpec, Mesh, ModelSpec, Zero
 
@@ -98,7 +99,8 @@ class Slice:
         # Parameters that a rank with the whole model keeps once; the two ends of a pipeline both have them.
         self.tied = model.tied_params / cut.degree(model.blocks[blocks.scorer(model)])
         self._kinds = tuple(zip(model.blocks, states, strict=True))
-        self._sharded: dict[int, list[float]] = {}
+        self._model, self._sharded = model, dict[int, list[float]]()
+        self._rows = [divided(rows_of(block), tp=cut.degree(block), ep=cut.ep) for block in model.blocks]
         self.stream_bytes = blocks.stream_bytes(model) * ELEMENT_BYTES[cut.precision] / model.element_bytes * cut.tokens
 
     def stage(
@@ -147,10 +149,15 @@ class Slice:
         return dense, self.expert_params[end] - self.expert_params[first]
 
     def sharded(self, shards: int) -> list[float]:
-        """Running sums of parameters on the fullest of `shards` ranks: units are padded to a multiple of them."""
+        """Running sums of parameters that each of `shards` ranks has room for: all are cut alike, and filled up."""
         if shards not in self._sharded:
-            self._sharded[shards] = blocks.prefix([-(-(s.params + s.expert_params) // shards) for s in self.states])
+            sizes = [padded(rows, shards) for rows in self._rows]
+            self._sharded[shards] = blocks.prefix(list(blocks.by_unit(self._model, sizes)))
         return self._sharded[shards]
+
+    def padding(self, shards: int) -> float:
+        """How much larger the shards together are than what they hold."""
+        return self.sharded(shards)[-1] * shards / max(1.0, self.params[-1] + self.expert_params[-1])
 
     def present(self, first: int, end: int) -> list[tuple[BlockSpec, State, int]]:
         """The blocks among units `first` to `end`, with what they keep and how many there are."""
@@ -165,7 +172,8 @@ class Slice:
 
     def sharding_s(self, load: Load, *, sync: Sync) -> tuple[float, float]:
         """Seconds of gathering the parameters once, and of scattering and summing their gradients once."""
-        dense, experts = load.params, load.expert_params
+        padding = self.padding(sync.shards.ranks)
+        dense, experts = padding * load.params, padding * load.expert_params
         stack, messages = self.stack, load.units * self.stack.tensors_per_block
         # Units travel through a flat buffer: packed on one side, unpacked on the other.
         packing = stack.gather_bytes * (dense + experts) / self.width

@@ -114,6 +114,7 @@ def _sharding(best: Estimate, stage: int, part: Slice, sync: Sync) -> Iterator[T
             whole = stack.reduce_bytes * params
             yield one("dp", "all_reduce", sync.whole, units, whole, network.reduce_s(sync.whole, whole))
         return
+    params *= part.padding(sync.shards.ranks)
     gathered, reduced = stack.gather_bytes * params, stack.reduce_bytes * params
     each = network.gather_s(sync.shards, gathered, messages=units)
     yield one("fsdp", "all_gather", sync.shards, gathers * units, gathers * gathered, gathers * each)

@@ -10,7 +10,7 @@ from mainspring.spec._spec import spec
 
 JobState = Literal["PENDING", "ADMITTED", "PLACED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "PREEMPTED"]
 SAVED = "saved.txt"
-"""A file in the run's folder that a job writes anew whenever it has saved what it has, and then may be moved."""
+"""A file in the run's folder that a job writes anew whenever it has saved what it has; what came after is lost."""
 TERMINAL: frozenset[JobState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 ACTIVE: frozenset[JobState] = frozenset({"ADMITTED", "PLACED", "RUNNING"})
 """The states in which a job holds its places."""
@@ -38,6 +38,14 @@ class Resources:
 
 
 @spec
+class Turn:
+    """Where work waits for its places: in which queue, and before whom in it."""
+
+    queue: str = "default"
+    priority: int = 0
+
+
+@spec
 class Job:
     """A gang of `ranks` processes that start together or not at all.
 
@@ -49,8 +57,10 @@ class Job:
     must see to be given ranks; `nodes` are the only nodes that may be, any when empty.
 
     `starts` is how often it may be started in all, when nodes are lost or taken away under it: more than 1 for a job
-    that goes on from what it saved, or that may run twice. `folder` and `imports` are where ranks work and find
-    modules; the driver's own when empty.
+    that goes on from what it saved, or that may run twice. Only such a job is stopped for others, within its queue for
+    those of higher `priority`; that is no lost start. Its ranks are then asked to save what they have and to leave
+    (`cluster.notice`), and killed after `grace_s`. `folder` and `imports` are where ranks work and find modules; the
+    driver's own when empty.
     """
 
     id: str
@@ -66,6 +76,8 @@ class Job:
     needs: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     starts: int = 1
+    priority: int = 0
+    grace_s: float = 30.0
     folder: str = ""
     imports: tuple[str, ...] = ()
 
@@ -74,6 +86,8 @@ class Job:
             raise ValueError(f"ranks must be at least 1, got {self.ranks}")
         if self.starts < 1:
             raise ValueError(f"starts must be at least 1, got {self.starts}")
+        if not 0 <= self.grace_s < float("inf"):
+            raise ValueError(f"grace_s must be a number from 0, got {self.grace_s}")
 
 
 @spec
@@ -128,12 +142,23 @@ class JobResult:
 
 
 @spec
+class Lease:
+    """The quotas under `queue`, pooled for one job until it has ended, and at most until `until_s` (Unix time)."""
+
+    queue: str
+    until_s: float
+
+
+@spec
 class JobRecord:
     """A job in the books that drivers of one cluster share. `number` is its order of arrival.
 
     `address` is the cluster as its submitter names it, `cluster` the one it waits or runs on, by the cluster's own id.
     `driver` is the process that sees to it; a `lasting` job outlives its driver, and has none while it waits for one.
-    `attempt` counts its starts, `losses` those that ended because a node was lost. `cancelled` is why it shall stop.
+    `attempt` counts its starts, `losses` those that ended because a node was lost. `cancelled` is why it shall stop,
+    `evicted` why it must leave its places to others, or had to when it ran last. `started_s` is when it got its places
+    and `saved_s` when it last saved what it has, both Unix time of its driver, 0 for not yet. With a `lease` quotas are
+    pooled for it.
     """
 
     number: int
@@ -150,6 +175,19 @@ class JobRecord:
     placement: Placement | None = None
     result: JobResult | None = None
     cancelled: str = ""
+    evicted: str = ""
+    started_s: float = 0.0
+    saved_s: float = 0.0
+    lease: Lease | None = None
+
+
+@spec
+class Eviction:
+    """A running job that has to leave its places, why, and the work since it last saved what it has."""
+
+    record: JobRecord
+    reason: str
+    lost_ms: int = 0
 
 
 @spec

@@ -32,6 +32,7 @@ from mainspring.spec import (
     SpecError,
     TrainConfig,
     TrainPayload,
+    Turn,
     silent,
 )
 from mainspring.store import Store, parse
@@ -45,6 +46,7 @@ ENTRY = "mainspring.train.worker:main"
 METRICS, RESULT = "metrics.jsonl", "result.json"  # written by the worker
 POLL_S = 0.25
 STARTS = 5  # after a lost or drained node training goes on elsewhere, from its last checkpoint
+GRACE_S = 600.0  # for the step at hand and a checkpoint, when others need its places
 BEAT_S = 1.0  # `progress` is called at least this often: it is how a caller stops a run, whatever the run is doing
 TAIL_BYTES = 1 << 16  # holds the newest row of the metrics
 CANCEL_S = 30.0
@@ -163,6 +165,7 @@ def train(
     name: str,
     run: str = "",
     resume: str = "",
+    turn: Turn = Turn(),  # noqa: B008 it is frozen
     overrides: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Artifact:
@@ -198,7 +201,13 @@ def train(
         settings_json=parse.to_json(settings_for_ranks(store)),
     )
     open_part, secret = split_secret(payload)
-    job = replace(_job(store, plan, run_id), payload_json=open_part, secret_json=secret)
+    job = replace(
+        _job(store, plan, run_id),
+        payload_json=open_part,
+        secret_json=secret,
+        queue=turn.queue,
+        priority=turn.priority,
+    )
     result = launcher.run_root / job.id / RESULT
     result.unlink(missing_ok=True)
     _follow(launcher.submit(job), steps=plan.steps, progress=progress)
@@ -223,6 +232,7 @@ def _job(store: Store, plan: Plan, run_id: str) -> Job:
         resources=_resources(plan),
         needs=store.needs(run_id),
         starts=STARTS,
+        grace_s=GRACE_S,
     )
 
 
@@ -252,7 +262,7 @@ def _follow(handle: Handle, *, steps: int, progress: Progress) -> None:
     try:
         while not ended.wait(POLL_S):
             row, read = _newest_row(metrics, read)
-            news = _told(row, steps) if row else said if said[0] else (0.0, _waiting(handle))
+            news = _told(row, steps) if row else (said[0], _waiting(handle)) if _waits(handle, said) else said
             if news != said or time.monotonic() - said_s > BEAT_S:
                 progress(*news)
                 said, said_s = news, time.monotonic()
@@ -264,6 +274,11 @@ def _follow(handle: Handle, *, steps: int, progress: Progress) -> None:
     row, _ = _newest_row(metrics, read)
     if row:
         progress(*_told(row, steps))
+
+
+def _waits(handle: Handle, said: tuple[float, str]) -> bool:
+    """Whether there is nothing newer to tell than what the job waits for: before its first step, or since it ran."""
+    return said[0] == 0.0 or handle.state != "RUNNING"
 
 
 def _waiting(handle: Handle) -> str:

@@ -53,6 +53,18 @@ def sleeps(task, payload):
     finally:
         print("cleaned up", flush=True)
 
+def saves(task, payload):
+    from mainspring.cluster import notice
+    asked = notice.heed()
+    print("asleep", flush=True)
+    asked.wait(60)
+    print("saved", flush=True)
+    if payload.get("done"):
+        return
+    if payload.get("deaf"):
+        time.sleep(60)
+    notice.leave()
+
 def stubborn(task, payload):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("asleep", flush=True)
@@ -194,6 +206,36 @@ def test_a_rank_that_ignores_sigterm_is_killed_after_the_grace(start, tmp_path):
     assert end.exit.signal == "SIGKILL"
     assert not end.failed
     assert 0.4 < time.monotonic() - asked_s < 3.0
+
+
+def test_a_rank_asked_gently_saves_and_leaves(start, tmp_path):
+    agent = start("saves")
+    assert eventually(says(tmp_path, "asleep"), within_s=10)
+    agent.stop("makes room", 20.0, gently=True)
+    (end,) = finish(agent, 1)
+    assert (end.stopped, end.exit.code, says(tmp_path, "saved")()) == ("makes room", 143, True)
+
+
+def test_a_rank_asked_gently_that_ends_with_0_has_come_to_its_end(start, tmp_path):
+    agent = start("saves", payload={"done": True})
+    assert eventually(says(tmp_path, "asleep"), within_s=10)
+    agent.stop("makes room", 20.0, gently=True)
+    (end,) = finish(agent, 1)
+    assert (end.stopped, end.exit.code) == ("", 0)
+
+
+@pytest.mark.parametrize(("entry", "payload"), [("sleeps", {}), ("saves", {"deaf": True})])
+def test_a_rank_that_does_not_heed_a_notice_ends_as_if_stopped_and_one_that_hangs_may_be_hurried(
+    start, tmp_path, entry, payload
+):
+    agent = start(entry, payload=payload)
+    assert eventually(says(tmp_path, "asleep"), within_s=10)
+    agent.stop("makes room", 60.0, gently=True)
+    if payload:
+        assert eventually(says(tmp_path, "saved"), within_s=10)
+        agent.stop("cancelled", 5.0)
+    (end,) = finish(agent, 1)
+    assert (end.stopped, end.failed) == ("makes room", False)
 
 
 def test_the_time_limit_ends_the_rank_and_is_the_reason(start):

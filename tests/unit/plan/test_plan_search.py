@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from mainspring.plan.limits import EVERYTHING, Limits, beyond, plan_refusal
 from mainspring.plan.search import menu, plan_training
-from mainspring.spec import DoesNotFit, Hints, Link, Mesh, Operation, OperationCost, SpecError, TrainConfig
+from mainspring.spec import (
+    DoesNotFit,
+    Health,
+    Hints,
+    Link,
+    Mesh,
+    Operation,
+    OperationCost,
+    SpecError,
+    TrainConfig,
+    Unavailable,
+)
 from mainspring.testing.exhaustive import fastest_by_brute_force
 from mainspring.testing.machines import GIB, build_cluster, build_device, build_model
 
@@ -51,7 +62,7 @@ def test_the_search_finds_what_brute_force_finds(
     config = batch(size, precision=precision, seq_len=seq_len)
     best = fastest_by_brute_force(model, cluster, config)
     try:
-        plan = plan_training(model, cluster, config)
+        plan = plan_training(model, cluster, config, hints=Hints(copies=1))  # which are chosen after all else
     except DoesNotFit:
         assert best == float("inf")
     else:
@@ -67,7 +78,7 @@ def test_of_twelve_blocks_every_cut_is_considered(pp: int, size: int, nodes: int
     model = build_model(layers=10, hidden=512)
     cluster = build_cluster((build_device(memory_bytes=2 * GIB), 8, nodes), network_gbps=5)
     config = batch(size, microbatch=1, seq_len=256)
-    hints = Hints(pp=pp, tp=1, cp=1, recompute="none")
+    hints = Hints(pp=pp, tp=1, cp=1, copies=1, recompute="none")
     best = fastest_by_brute_force(model, cluster, config, hints=hints)
     assert plan_training(model, cluster, config, hints=hints).time.step_s == pytest.approx(best, rel=1e-9)
 
@@ -229,6 +240,15 @@ def test_a_request_that_cannot_be_is_refused_with_its_numbers(
         plan_training(SMALL, build_cluster((DEVICE, 4, 2)), config, ranks=ranks, limits=DATA_ONLY)
     assert words in str(caught.value)
     assert hint in caught.value.hint
+
+
+def test_while_no_device_is_healthy_a_plan_must_wait() -> None:
+    cluster = build_cluster((DEVICE, 1, 1))
+    sick = Health(device="X1-0", state="unhealthy", reasons=("uncorrected memory errors",))
+    nodes = tuple(replace(node, health=(sick,)) for node in cluster.nodes)
+    with pytest.raises(Unavailable, match="no healthy device") as caught:
+        plan_training(SMALL, replace(cluster, nodes=nodes), CONFIG)
+    assert "uncorrected memory errors" in caught.value.hint
 
 
 def test_cost_needs_prices_and_names_the_devices_without() -> None:
