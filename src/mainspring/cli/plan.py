@@ -189,8 +189,7 @@ def _print_dry_run(found: "DryRun") -> None:
     print(str(found.plan).splitlines()[0])
     stages = ", ".join(map(str, found.stages))
     print(f"rank      {found.rank} of {mesh.world}, stages {stages}, tried in {found.seconds:.1f} s")
-    said = "as predicted" if found.held_bytes == found.predicted_held_bytes else "predicted, and the rest is padding"
-    print(f"holds     {size(found.held_bytes)} of parameters, {size(found.predicted_held_bytes)} {said}")
+    print(f"holds     {size(found.held_bytes)} of parameters, {size(found.predicted_held_bytes)} predicted")
     print_table(
         ("parameter", "whole", "here"),
         [(h.name, _shape(h.whole), _shape(h.here)) for h in found.held[:SHAPES_SHOWN]],

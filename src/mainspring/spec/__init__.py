@@ -35,6 +35,8 @@ from mainspring.spec.hardware import (
     LinkEntry,
     Node,
     NodeEntry,
+    Operation,
+    OperationCost,
     Sample,
 )
 from mainspring.spec.job import (
@@ -56,7 +58,7 @@ from mainspring.spec.job import (
     Task,
     Turn,
 )
-from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, MoeConfig, RopeScaling
+from mainspring.spec.model import BlockSpec, DecoderConfig, ModelSpec, MoeConfig, RopeScaling, Rows, RowsKind
 from mainspring.spec.plan import (
     AXES,
     FORMAT,
@@ -65,7 +67,6 @@ from mainspring.spec.plan import (
     MemoryEstimate,
     Mesh,
     Objective,
-    Operation,
     Plan,
     Precision,
     Recompute,
@@ -188,6 +189,7 @@ __all__ = [
     "Objective",
     "Offer",
     "Operation",
+    "OperationCost",
     "Placement",
     "Plan",
     "PolicyName",
@@ -206,6 +208,8 @@ __all__ = [
     "Resources",
     "Role",
     "RopeScaling",
+    "Rows",
+    "RowsKind",
     "RuleCount",
     "Rules",
     "RunRecord",

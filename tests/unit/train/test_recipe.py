@@ -125,6 +125,14 @@ def test_a_recipe_that_is_not_a_file_is_refused(tmp_path, place):
         load_recipe(tmp_path / place)
 
 
+@pytest.mark.parametrize(("name", "hint"), [("flow.toml", "mainspring run"), ("plan.json", "plan explain")])
+def test_a_flow_or_a_plan_in_a_recipes_place_is_called_what_it_is(tmp_path, name, hint):
+    (tmp_path / name).write_text('[steps.train]\nrecipe = "recipe.py"\n')
+    with pytest.raises(SpecError, match=f"{name} is no recipe") as caught:
+        load_recipe(tmp_path / name)
+    assert hint in caught.value.hint
+
+
 def test_weight_decay_spares_vectors_and_frozen_parameters():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     model[2].weight.requires_grad_(requires_grad=False)
