@@ -284,8 +284,10 @@ def _count(books: State, running: Running) -> None:
     names, placement = books.fleet.names, running.placement
     gang = gang_of(running.job, placement.plan)
     here = [rank for rank, node in enumerate(placement.nodes) if node in names]
+    if not here:
+        return  # its nodes are gone, and it has yet to be told
     model = MODEL if gang.request.devices else ""
-    if here and gang.request.devices:
+    if gang.request.devices:
         number = int(books.fleet.total.model[names.index(placement.nodes[here[0]])])
         model = books.fleet.models[number] if number >= 0 else ""
     place = Place(

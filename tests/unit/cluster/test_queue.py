@@ -271,3 +271,10 @@ def test_what_somebody_has_just_left_is_free_although_it_is_still_counted():
     gone = in_shape("a", 4)
     state = QueueState(total=idle(4).total, free=idle(1).free, left=(gone,), rules=NOW)
     assert [each.plan for each in admit(state, [elastic("a")]).placed] == ["dp4"]
+
+
+def test_a_job_whose_node_is_gone_holds_nothing_and_is_nobodys_victim():
+    gone = replace(runs("gone", 2), placement=Placement(job_id="gone", nodes=("n7", "n7")))
+    state = QueueState(total=idle(4).total, free=idle(0).free, running=(gone, runs("low", 4)), rules=NOW)
+    decision = admit(state, [replace(job("high", 2), priority=1)])
+    assert [stop.job_id for stop in decision.stopped] == ["low"]
