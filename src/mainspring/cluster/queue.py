@@ -154,7 +154,7 @@ def _decide(books: State, jobs: Mapping[str, Job], pools: Sequence[Pool]) -> tup
                 books, decisions = outcome.state, [*decisions, *outcome.decisions]
                 del gangs[pool.gang]
     # Who has a menu saves when asked, so that any moment is one to take another shape.
-    saved = [Saved(gang=name) for name in sorted(books.elastic)]
+    saved = [Saved(gang=name) for name in sorted(books.elastic) if books.entries[name].gang.stoppable]
     outcome = decide(books, [*saved, *(Submitted(gang=gang) for gang in gangs.values())], now_ms=books.now_ms)
     decisions += outcome.decisions
     return tuple(decisions), {each.gang: each.reason for each in decisions if each.kind == "wait"} | said
