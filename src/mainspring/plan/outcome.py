@@ -161,13 +161,7 @@ def _reject(estimate: Estimate, best: Estimate, objective: Objective) -> Rejecte
     ratio = rank_key(estimate, objective)[0] / rank_key(best, objective)[0]
     word = {"time": "time", "cost": "price", "energy": "energy"}[objective]
     step_s = estimate.time.step_s
-    reason = (
-        "no better, and less simple"
-        if abs(ratio - 1) < 0.005
-        else f"{step_s:.3g} s a step, {ratio:.2f} times the {word}"
-    )
-    if ratio < 0.995:
-        reason += ", too little gained to divide a model on hosts"
+    reason = f"{step_s:.3g} s a step, {ratio:.2f} times the {word}" if ratio >= 1.005 else "no better, and less simple"
     return Rejected(mesh=mesh, reason=reason, step_s=step_s)
 
 

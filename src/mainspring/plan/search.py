@@ -14,7 +14,7 @@ from typing import get_args
 from mainspring.plan import price
 from mainspring.plan.copies import in_copies
 from mainspring.plan.estimate import Choice, Estimate, Estimator
-from mainspring.plan.layout import HOST, Layout
+from mainspring.plan.layout import Layout
 from mainspring.plan.limits import EXECUTABLE, Limits
 from mainspring.plan.offers import Offer
 from mainspring.plan.outcome import (
@@ -44,7 +44,6 @@ from mainspring.spec import (
 )
 
 MOST_RANKS = 1 << 16
-WORTH_IT = 1.15
 FREE = Hints()
 RATES = {"time": price.nothing, "cost": price.usd_per_hour, "energy": price.watts}
 
@@ -87,33 +86,11 @@ def plan_training(
         if least is None:
             raise indivisible_batch(config, ranks, hints)
         raise too_large(model, least, _remedy(space, least))
-    found = _plain(space, found, objective)
-    assert found.best is not None
-    assert found.offer is not None
     estimator = Estimator(model, global_batch=config.global_batch, memory_share=hints.memory_share)
     plan = plan_of(estimator, cluster, config, found.best, offer=found.offer, objective=objective)
     plan = in_copies(plan, estimator, found.best, hints)
     others = (*found.by_mesh.values(), *alternatives(space, found.best.choice.mesh, objective))
     return replace(plan, rejected=rejected(found.best, others, objective))
-
-
-def _plain(space: Space, found: Found, objective: Objective) -> Found:
-    """On hosts, replicas alone instead of what divides the model, unless that promises to be `WORTH_IT` times as fast.
-
-    Gloo's gathers and scatters of many small tensors, and waiting for neighbours that share the cores, cost more than
-    the closed form says; torch's reducer sends a few large messages while gradients are still being made.
-    """
-    best = found.best
-    assert best is not None
-    given = replace(space.hints, recompute=None, memory_share=FREE.memory_share)
-    plain = replace(Mesh(), dp=best.choice.mesh.world)
-    on_hosts = all(rank.device.vendor == HOST for column in best.layout.columns for rank in column.ranks)
-    if given != FREE or not on_hosts or (best.choice.mesh == plain and not best.choice.zero):
-        return found
-    other = search(_narrowed(space, plain), objective)
-    if other.best is None or rank_key(other.best, objective)[0] > rank_key(best, objective)[0] * WORTH_IT:
-        return found
-    return replace(other, by_mesh={**found.by_mesh, **other.by_mesh}, examined=found.examined + other.examined)
 
 
 def menu(

@@ -14,6 +14,7 @@ from mainspring.spec import BlockSpec, Mesh, ModelSpec, Zero
 
 DATA = ("dp", "fsdp", "ep")  # axes that the batch is shared over
 SHARDS = ("fsdp", "cp")
+ADAM_TRAFFIC_BYTES = 28  # per parameter: reads it, its gradient and two moments, writes all but the gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,12 @@ class Slice:
         self._rows = [divided(rows_of(block), tp=cut.degree(block), ep=cut.ep) for block in model.blocks]
         self.stream_bytes = blocks.stream_bytes(model) * ELEMENT_BYTES[cut.precision] / model.element_bytes * cut.tokens
 
-    def stage(self, first: int, end: int, *, sync: Sync | None, hidden: float, send_s: float) -> Spent:
+    def stage(
+        self, first: int, end: int, *, sync: Sync | None, hidden: float, send_s: float, handover_s: float = 0.0
+    ) -> Spent:
         """Units `first` to `end` as a stage. With `sync` each pass gathers them and backward scatters: ZeRO-3."""
-        forward = self.forward_s[end] - self.forward_s[first]
-        backward = self.backward_s[end] - self.backward_s[first]
+        forward = self.forward_s[end] - self.forward_s[first] + handover_s / 3
+        backward = self.backward_s[end] - self.backward_s[first] + 2 * handover_s / 3
         forward_net = self.forward_network_s[end] - self.forward_network_s[first]
         backward_net = self.backward_network_s[end] - self.backward_network_s[first]
         if sync is not None:
@@ -174,20 +177,29 @@ class Slice:
         stack, messages = self.stack, load.units * self.stack.tensors_per_block
         # Units travel through a flat buffer: packed on one side, unpacked on the other.
         packing = stack.gather_bytes * (dense + experts) / self.width
-        gather = network.gather_s(sync.shards, stack.gather_bytes * (dense + experts), messages=messages) + packing
-        reduce = network.gather_s(sync.shards, stack.reduce_bytes * (dense + experts), messages=messages) + packing
+        here = self.rank.device
+        each = here.message_s or stack.message_s
+        gather = network.gather_s(sync.shards, stack.gather_bytes * (dense + experts), messages=messages)
+        gather += packing + messages * each
+        reduce = network.scatter_s(sync.shards, stack.reduce_bytes * (dense + experts), messages=messages)
+        reduce += packing + messages * (each + (here.unit_s or stack.unit_s))
         part = stack.reduce_bytes / sync.shards.ranks
         outside = network.reduce_s(sync.outside, dense * part, messages=messages)
         if experts:
             outside += network.reduce_s(sync.experts_outside, experts * part, messages=messages)
         return gather, reduce + outside
 
-    def step_sync_s(self, load: Load, *, zero: Zero, sync: Sync, hidden: float) -> float:
-        """Seconds of what is exchanged once a step and not hidden behind the step's last backward or first forward."""
+    def step_sync_s(self, load: Load, *, zero: Zero, sync: Sync, hidden: float, count: int = 1) -> float:
+        """Seconds of what is exchanged once a step and not hidden behind the step's last backward or first forward.
+
+        ZeRO-2 scatters in each of `count` micro-batches, where that is not hidden.
+        """
         if zero == 3:
             return 0.0
         if zero:
-            return self.once_s(load, zero=zero, exchanged=self.sharding_s(load, sync=sync), hidden=hidden)
+            gather, reduce = self.sharding_s(load, sync=sync)
+            reduce *= count if zero == 2 and self.stack.rescatters else 1
+            return self.once_s(load, zero=zero, exchanged=(gather, reduce), hidden=hidden)
         backward = hidden * load.backward_s if self.stack.hides_gradients else 0.0
         seconds = self._reduced_s(sync.whole, load.params) + self._reduced_s(sync.experts, load.expert_params)
         return max(0.0, seconds - backward)
@@ -201,6 +213,14 @@ class Slice:
         if zero == 1:
             return gather + max(0.0, reduce - backward)
         return max(0.0, gather - forward) + max(0.0, reduce - backward)
+
+    def update_s(self, states: float) -> float:
+        """Seconds of clipping the gradients of `states` parameters and of their update by Adam."""
+        return (ADAM_TRAFFIC_BYTES + self.stack.clip_bytes) * states / self.width
+
+    def handover_s(self) -> float:
+        """What the host takes to have a micro-batch pass through a stage, forward and backward."""
+        return self.rank.device.handover_s or self.stack.handover_s
 
     def _reduced_s(self, ring: Ring, params: float) -> float:
         whole = self.stack.reduce_bytes * params
