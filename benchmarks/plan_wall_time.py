@@ -156,8 +156,8 @@ def main() -> None:
     publish(
         Findings(
             benchmark="plan_wall_time",
-            headline=f"{len(order)} plans, ranked as predicted with a correlation of {agreement:.2f}; a step takes "
-            f"{statistics.median(map(abs, errors.values())):.0%} more or less than predicted, in the median",
+            headline=f"{len(order)} plans, ranked as predicted with a correlation of {agreement:.2f}; predicted "
+            f"seconds are {statistics.median(map(abs, errors.values())):.0%} off in the median",
             columns=("plan", "measured, s", "predicted, s", "error"),
             rows=tuple(
                 (
