@@ -260,11 +260,12 @@ class RemoteWorkspace:
         resume: str = "",
         vocab: int = 4096,
         turn: Turn = Turn(),  # noqa: B008 it is frozen
+        menu: Sequence[Plan] = (),
         overrides: Sequence[str] = (),
     ) -> RemoteRun:
         """Train `recipe`, sent as text, on `data`."""
         body = _recipe(recipe) | {"data": _ref(data), "name": name, "resume": resume, "vocab": vocab}
-        body |= {"turn": parse.to_dict(turn)}
+        body |= {"turn": parse.to_dict(turn), "menu": [parse.to_dict(each) for each in menu]}
         planned = parse.to_dict(plan) if plan else None
         return RemoteRun(self, self.post("train", body | {"plan": planned, "overrides": list(overrides)}))
 

@@ -55,6 +55,7 @@ class TrainBody(Body):
     resume: str = ""
     vocab: int = VOCAB
     turn: dict[str, Any] = {}
+    menu: list[dict[str, Any]] = []
     overrides: list[str] = []
 
 
@@ -187,6 +188,7 @@ def _add_verbs(routes: APIRouter, workspace: Workspace, write: list[Any]) -> Non
             resume=body.resume,
             vocab=body.vocab,
             turn=parse.read_dict(body.turn, Turn, where="turn"),
+            menu=[parse.read_dict(each, Plan, where="menu") for each in body.menu],
             overrides=body.overrides,
         )
         return _told(run)

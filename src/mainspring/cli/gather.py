@@ -60,6 +60,7 @@ def gather(
     )
     nodes = tuple(dict.fromkeys(plan.nodes))
     print(f"{plan.gang}: {len(plan.nodes)} ranks on {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(nodes[:8])}")
-    print(f"{plan.lost_device_hours:.2f} device-hours are lost; it starts {plan.starts_in_ms / 1000:.0f} s later")
+    lost = f"at most {plan.lost_device_hours:.2f} device-hours are lost, less where jobs save when asked"
+    print(f"{lost}; it starts {plan.starts_in_ms / 1000:.0f} s later")
     if not dry_run:
         print(f"quotas under {queue} are pooled for {job} until it ends, {hours:g} h at most; then all is given back")

@@ -40,6 +40,11 @@ def submit(
     grace_s: Annotated[
         float, typer.Option(help="To save what it has when it must make room; then killed.", min=0)
     ] = 30.0,
+    menu: Annotated[str, typer.Option(help="A TOML file of [[menu]] shapes that the scheduler chooses from.")] = "",
+    secret: Annotated[
+        list[str] | None, typer.Option(help="A variable of the scheduler's environment that ranks are given.")
+    ] = None,
+    alone_s: Annotated[float, typer.Option(help="How long it goes on without a scheduler.", min=0)] = 300.0,
     time_limit_s: Annotated[float, typer.Option(help="Ended after this many seconds; 0 for never.", min=0)] = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -58,11 +63,15 @@ def submit(
             starts=starts,
             priority=priority,
             grace_s=grace_s,
+            secrets=tuple(secret or ()),
+            alone_s=alone_s,
             time_limit_s=time_limit_s,
         )
     except ValueError as error:
         raise SpecError(str(error)) from error
-    record = local_workspace_of(context).submit(job)
+    if menu and (ranks > 1 or devices):
+        raise SpecError("--menu says how many ranks of what", hint="leave --ranks and --devices out")
+    record = local_workspace_of(context).submit(job, menu=menu)
     print_json(record) if as_json else print(record.job.id)
 
 

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -30,7 +30,7 @@ import mainspring
 from mainspring.cluster.guard import open_guard
 from mainspring.cluster.hold import Hold, take_hold
 from mainspring.cluster.mirror import Chunk, Cursor, grown, listing, read_piece, write_piece
-from mainspring.cluster.notice import NOTICE
+from mainspring.cluster.notice import NOTICE, held_back
 from mainspring.cluster.reach import own_home, sees
 from mainspring.cluster.verdict import RankEnd
 from mainspring.hardware import limits
@@ -39,8 +39,8 @@ from mainspring.spec.settings import process_environment
 from mainspring.store.parse import to_json
 
 LEASE_S = 30.0
-LASTING_LEASE_S = 300.0  # how long the next scheduler has to take a lasting job over
 LAPSED = "the driver has not been heard of"
+LIMIT = "time limit of"
 GRACE_S = 5.0
 TICK_S = 0.02
 TAIL_BYTES = 4096
@@ -54,7 +54,7 @@ class Order:
 
     `address` is this node's own, under which the others reach it. Ranks end when no driver asks for `lease_s`. `marks`
     begins the names of the files that say how a rank ended to a driver that can no longer ask the agent. `devices` are
-    those of each task, as bits, of the node's `accelerator`.
+    those of each task, as bits, of the node's `accelerator`; `secrets` are added to each rank's environment.
     """
 
     job: Job
@@ -67,6 +67,7 @@ class Order:
     marks: str = ""
     accelerator: str = ""
     devices: tuple[int, ...] = ()
+    secrets: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @spec
@@ -232,7 +233,7 @@ class NodeAgent:
                     _tell(watch.stdin, f"-{rank.process.pid}\n")
                 now_s = time.monotonic()
                 if now_s - started_s > limit_s:
-                    self.stop(f"time limit of {limit_s:g} s reached", GRACE_S)
+                    self.stop(f"{LIMIT} {limit_s:g} s reached", GRACE_S)
                 if now_s - self._asked_s > order.lease_s:
                     self.stop(f"{LAPSED} for {order.lease_s:g} s", GRACE_S)
                 if self._unheard:
@@ -254,19 +255,21 @@ class NodeAgent:
         with tempfile.TemporaryFile() as orders, (Path(task.run_dir) / f"rank-{task.rank}.log").open("ab") as out:
             payload = json.loads(order.job.payload_json) | json.loads(order.job.secret_json)
             told = {"task": asdict(task), "entry": order.job.entry, "payload": payload, "bounds": asdict(hold.bounds)}
+            told["heeds"] = order.job.heeds
             orders.write(json.dumps(told).encode())
             orders.seek(0)
             try:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "mainspring.cluster.rank", str(theirs), str(os.getpid())],
-                    stdin=orders,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=(theirs,),
-                    cwd=folder,
-                    env=rank_environment(order, task) | hold.environment,
-                )
+                with held_back():
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "mainspring.cluster.rank", str(theirs), str(os.getpid())],
+                        stdin=orders,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=(theirs,),
+                        cwd=folder,
+                        env=rank_environment(order, task) | hold.environment,
+                    )
             finally:
                 os.close(theirs)
         return Running(task=task, process=process, report_fd=ours, hold=hold)
@@ -342,7 +345,7 @@ def rank_environment(order: Order, task: Task) -> dict[str, str]:
     elif "GLOO_SOCKET_IFNAME" not in inherited and (interface := interface_of(order.address)):
         # Left to itself gloo asks what the host name resolves to, which on Debian is 127.0.1.1.
         launch["GLOO_SOCKET_IFNAME"] = interface
-    own = dict(order.job.env)
+    own = dict(order.job.env) | dict(order.secrets)
     paths = [own.pop("PYTHONPATH", ""), str(Path(mainspring.__path__[0]).parent)]
     paths += [path for path in order.imports if Path(path).exists()]
     paths.append(inherited.get("PYTHONPATH", ""))

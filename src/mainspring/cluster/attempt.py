@@ -9,16 +9,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from mainspring.cluster.agent import GRACE_S, LAPSED
+from mainspring.cluster.agent import GRACE_S, LAPSED, LIMIT
 from mainspring.cluster.engine import Engine, Member
 from mainspring.cluster.gang import Gang
 from mainspring.cluster.handle import Handle, result_of
+from mainspring.cluster.placement import as_placed
 from mainspring.cluster.reconcile import group_name
 from mainspring.cluster.verdict import RankEnd, culprit, judge
-from mainspring.spec import SAVED, Cancelled, JobRecord, JobState, MainspringError, Unavailable, WorkerLost
+from mainspring.spec import SAVED, Cancelled, Job, JobRecord, JobState, MainspringError, Unavailable, WorkerLost
 from mainspring.store import Store
 
 Outcome = Literal["ended", "again", "left"]
@@ -65,6 +66,11 @@ class Attempt:
     running_s: float = 0.0
     noted_s: float = 0.0
     saved_ns: int = 0  # the last change of `SAVED` that is written down
+    job: Job = field(init=False)  # in the shape of this attempt
+
+    def __post_init__(self) -> None:
+        placed = self.record.placement
+        self.job = as_placed(self.handle.job, placed) if placed else self.handle.job
 
     def run(self, members: Mapping[str, Member], *, scratch: str, run_root: str) -> Outcome:
         """Take it to its end, whatever happens. `again` if it waits for its next attempt."""
@@ -99,7 +105,7 @@ class Attempt:
             if node not in members:
                 raise WorkerLost(f"node {node} left the cluster before the job started")
         self.gang = gang = Gang(
-            handle.job,
+            self.job,
             placement,
             members,
             run_dir=handle.run_dir,
@@ -135,14 +141,14 @@ class Attempt:
                 raise WorkerLost(f"node {gone[0]} left the cluster before the job started")
             if not told:
                 told = True
-                self._write("ADMITTED", f"{where}, as soon as others have left")
-                handle.move("ADMITTED", f"{where}, as soon as others have left")
+                self._write("ADMITTED", f"{where}, once Ray has set that aside")
+                handle.move("ADMITTED", f"{where}, once Ray has set that aside")
 
     def _follow(self, gang: Gang) -> tuple[JobState, str]:
         """Watch a running gang until every rank has ended. The first failure, or a cancellation, ends the others."""
         handle, tick = self.handle, threading.Event()
         asked: Wish | None = None
-        while len(ends := gang.poll()) < handle.job.ranks:
+        while len(ends := gang.poll()) < self.job.ranks:
             self._heed()
             self._note_saved()
             wish = self._wish(ends)
@@ -159,8 +165,11 @@ class Attempt:
                 raise Evicted(handle.evicted)
             if handle.displaced in stopped:
                 raise Displaced(handle.displaced)
-        # A reason that is not ours is the agent's: a time limit, or a driver that fell silent.
-        return judge(ends, stopped=next(iter(stopped - {asked.reason if asked else ""}), ""))
+        # A reason that is not ours is the agent's, a time limit or a driver that fell silent; or an earlier driver's.
+        imposed = next(iter(stopped - {asked.reason if asked else ""}), "")
+        if self.taken_over and imposed and not imposed.startswith((LIMIT, LAPSED)):
+            raise Displaced(imposed)
+        return judge(ends, stopped=imposed)
 
     def _wish(self, ends: tuple[RankEnd, ...]) -> Wish | None:
         """What the ranks are to be asked, the hardest first; None when they may stay."""

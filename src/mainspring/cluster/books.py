@@ -179,7 +179,7 @@ def _is_ours(store: Store, record: JobRecord, *, address: str) -> bool:
 
 def _gang(store: Store, record: JobRecord) -> Gang:
     """The job as the core sees it, told apart from one of the same id in another workspace."""
-    gang = gang_of(record.job)
+    gang = gang_of(record.job, record.placement.plan if record.placement else "")
     theirs = f"{gang.id} of workspace {record.workspace}"
     return gang if record.workspace == store.workspace else replace(gang, id=theirs)
 

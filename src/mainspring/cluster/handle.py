@@ -63,8 +63,9 @@ class Handle:
 
     def logs(self, rank: int = 0) -> str:
         """What `rank` has written to stdout and stderr so far: the last `LOG_BYTES` of it, the rest is in its file."""
-        if not 0 <= rank < self.job.ranks:
-            raise SpecError(f"job {self.job.id} has ranks 0 to {self.job.ranks - 1}, not {rank}")
+        most = max(self.job.ranks, *(shape.ranks for shape in self.job.menu), 1)
+        if not 0 <= rank < most:
+            raise SpecError(f"job {self.job.id} has ranks 0 to {most - 1}, not {rank}")
         return tail_of(self.run_dir / f"rank-{rank}.log", LOG_BYTES)
 
     def move(self, state: JobState, reason: str = "") -> None:

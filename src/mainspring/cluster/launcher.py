@@ -50,6 +50,7 @@ from mainspring.store import Store
 TICK_S = 0.1
 ADMIT_S = 0.5
 SWEEP_S = 5.0
+LAG_S = 2.0  # how far what Ray says is free may be behind
 HEALTH_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Launcher:
         self._parted = threading.Event()
         self._leaving = threading.Event()
         self._live: dict[int, tuple[JobRecord, Handle]] = {}
+        self._left: list[tuple[JobRecord, float]] = []
         self._handles: dict[str, Handle] = {}
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -371,7 +373,8 @@ class Launcher:
     ) -> None:
         """Decide about everybody who waits, write down the places of one's own, and start them."""
         mine = {self._name(record): record for record in waiting if self._handle_of(record)}
-        if not mine:
+        elastic = any(each.job.menu and each.driver == self.driver and each.state in ACTIVE for each in records)
+        if not mine and not elastic:
             return
         leaving = [each for each in records if each.state in ACTIVE and each.evicted and not each.cancelled]
         line = sorted([*waiting, *leaving], key=lambda record: record.number)
@@ -428,12 +431,16 @@ class Launcher:
     ) -> QueueState:
         """What is free: never more than Ray says, whose figures lag behind, nor than the books say."""
         assert self._engine is not None
+        now_s = time.monotonic()
         with self._lock:
             live = [record for record, _ in self._live.values()]
+            self._left = [(record, left_s) for record, left_s in self._left if now_s - left_s < LAG_S]
+            left = [record for record, _ in self._left]
         rays = self._engine.available()
         return read_state(
             records,
             live=live,
+            left=left,
             name=self._name,
             total=tuple(member.capacity for member in members.values()),
             free=tuple(replace(rays[each.id], node=name) for name, each in members.items() if each.id in rays),
@@ -466,6 +473,7 @@ class Launcher:
         finally:
             with self._lock:
                 self._live.pop(attempt.record.number, None)
+                self._left.append((attempt.record, time.monotonic()))
             self._wake.set()
 
     def _finish(self, record: JobRecord, handle: Handle, state: JobState, reason: str) -> None:
@@ -477,7 +485,7 @@ class Launcher:
 
 def _why(record: JobRecord, reason: str) -> str:
     """Why a job waits, and why it had to stop when it ran before."""
-    return f"{reason}; {record.evicted}" if record.evicted else reason
+    return f"{reason}; left its places: {record.evicted.removeprefix('stops: ')}" if record.evicted else reason
 
 
 def check_job(job: Job) -> None:

@@ -4,6 +4,7 @@ Where ranks go is decided by `schedule`; this is the arithmetic of the shell aro
 thousandths, so that three times 0.1 cpu is 0.3 cpu.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,15 @@ class Capacity:
     devices: float = 0.0
     memory_bytes: int = 0
     model: str = ""
+
+
+def as_placed(job: Job, placement: Placement) -> Job:
+    """`job` in the shape that was chosen for it."""
+    shape = next((each for each in job.menu if each.plan == placement.plan), None)
+    if shape is None:
+        return job
+    payload = json.loads(job.payload_json) | json.loads(shape.payload_json)
+    return replace(job, ranks=shape.ranks, resources=shape.resources, payload_json=json.dumps(payload))
 
 
 def allowed(job: Job, nodes: Sequence[Capacity]) -> tuple[Capacity, ...]:

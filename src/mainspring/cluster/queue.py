@@ -15,8 +15,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mainspring.cluster.placement import Capacity, added, allowed, slots
+from mainspring.cluster.placement import Capacity, added, allowed, as_placed, slots
 from mainspring.cluster.schedule.decide import decide
+from mainspring.cluster.schedule.elastic import smallest
 from mainspring.cluster.schedule.gang import Place, occupy
 from mainspring.cluster.schedule.gather import LEASE, hold_leases, leaf_of, lease_for
 from mainspring.cluster.schedule.state import State, arrive, build_state, dequeue, hold, new_entry
@@ -28,12 +29,14 @@ from mainspring.spec import (
     Machine,
     NodeChanged,
     NodeNote,
+    Offer,
     Placement,
     Pool,
     Queue,
     Request,
     Resources,
     Rules,
+    Saved,
     Submitted,
     spec,
 )
@@ -57,14 +60,16 @@ class QueueState:
     """The cluster as admission sees it: every node when empty, who runs where, what others leave of it, and the quotas.
 
     `free` is what is left by somebody else's count; a node that is missing there has nothing. Those `leaving` have been
-    told to, and wait in line besides. Without `queues` every name of a queue is good, and has no limit. `pools` are
-    quotas pooled for jobs that run or wait, `notes` name nodes and devices that must not be used.
+    told to, and wait in line besides; who has `left` is still counted in `free`. Without `queues` every name of a queue
+    is good, and has no limit. `pools` are quotas pooled for jobs that run or wait, `notes` name nodes and devices that
+    must not be used.
     """
 
     total: tuple[Capacity, ...]
     free: tuple[Capacity, ...]
     running: tuple[Running, ...] = ()
     leaving: tuple[Running, ...] = ()
+    left: tuple[Running, ...] = ()
     queues: tuple[Queue, ...] = ()
     pools: tuple[Pool, ...] = ()
     notes: tuple[NodeNote, ...] = ()
@@ -110,7 +115,7 @@ def admit(state: QueueState, pending: Sequence[Job], *, mine: Set[str] | None = 
     refused = [Held(job_id=job.id, reason=reason) for job in pending if (reason := refusal(job, state.total))]
     never = {held.job_id for held in refused}
     possible = {job.id: job for job in pending if job.id not in never}
-    if not possible:
+    if not possible and not any(each.job.menu for each in state.running):
         return Decision(refused=tuple(refused))
     books = _books(state, [*(each.job for each in state.running), *possible.values()])
     leaving = {each.job.id for each in state.leaving}
@@ -148,7 +153,9 @@ def _decide(books: State, jobs: Mapping[str, Job], pools: Sequence[Pool]) -> tup
             else:
                 books, decisions = outcome.state, [*decisions, *outcome.decisions]
                 del gangs[pool.gang]
-    outcome = decide(books, [Submitted(gang=gang) for gang in gangs.values()], now_ms=books.now_ms)
+    # Who has a menu saves when asked, so that any moment is one to take another shape.
+    saved = [Saved(gang=name) for name in sorted(books.elastic) if books.entries[name].gang.stoppable]
+    outcome = decide(books, [*saved, *(Submitted(gang=gang) for gang in gangs.values())], now_ms=books.now_ms)
     decisions += outcome.decisions
     return tuple(decisions), {each.gang: each.reason for each in decisions if each.kind == "wait"} | said
 
@@ -167,28 +174,43 @@ def _to_do(decisions: Sequence[Choice], able: Set[str], *, mine: Set[str] | None
             stopped[each.gang] = Stop(job_id=each.gang, reason=each.reason, lost_ms=each.lost_ms)
         elif each.kind == "start" and each.gang in able and (mine is None or each.gang in mine):
             devices = each.devices if any(each.devices) else ()
-            placed[each.gang] = Placement(job_id=each.gang, nodes=each.nodes, devices=devices)
+            placed[each.gang] = Placement(job_id=each.gang, nodes=each.nodes, devices=devices, plan=each.plan)
     return list(placed.values()), list(stopped.values())
 
 
-def gang_of(job: Job) -> Gang:
-    """The job as the core sees it."""
-    need = job.resources
-    whole = round(need.devices)
-    request = Request(
-        cpu_milli=round(1000 * need.cpus),
-        memory_mib=-(-need.memory_bytes // 2**20),
-        devices=max(whole, 1) if need.devices else 0,
-        milli=round(1000 * need.devices) if 0 < need.devices < 1 else 1000,
-    )
+def gang_of(job: Job, plan: str = "") -> Gang:
+    """The job as the core sees it; in the shape called `plan`, if it has a menu and one was chosen."""
+    offers = {
+        shape.plan: Offer(
+            request=_request(shape.resources, shape.models),
+            ranks=shape.ranks,
+            speed=shape.speed,
+            plan=shape.plan,
+            watts=shape.watts,
+            milli_usd_per_hour=shape.milli_usd_per_hour,
+        )
+        for shape in job.menu
+    }
+    chosen = offers.get(plan) or (smallest(tuple(offers.values())) if offers else None)
     return Gang(
         id=job.id,
         queue=job.queue,
-        ranks=job.ranks,
-        request=request,
+        ranks=chosen.ranks if chosen else job.ranks,
+        request=chosen.request if chosen else _request(job.resources),
         nodes=job.nodes,
         priority=job.priority,
         stoppable=job.starts > 1,
+        menu=tuple(offers.values()),
+    )
+
+
+def _request(need: Resources, models: tuple[str, ...] = ()) -> Request:
+    return Request(
+        cpu_milli=round(1000 * need.cpus),
+        memory_mib=-(-need.memory_bytes // 2**20),
+        devices=max(round(need.devices), 1) if need.devices else 0,
+        milli=round(1000 * need.devices) if 0 < need.devices < 1 else 1000,
+        models=models,
     )
 
 
@@ -221,8 +243,8 @@ def _books(state: QueueState, jobs: Sequence[Job]) -> State:
     if known:
         books = decide(books, known, now_ms=books.now_ms).state
     pools = {pool.gang: pool for pool in state.pools}
-    held = [each.job for each in state.running if each.job.id in pools]
-    hold_leases(books, [lease_for(pools[job.id], gang_of(job), now_ms=books.now_ms) for job in held])
+    held = [gang_of(each.job, each.placement.plan) for each in state.running if each.job.id in pools]
+    hold_leases(books, [lease_for(pools[gang.id], gang, now_ms=books.now_ms) for gang in held])
     for each in sorted(state.running, key=lambda each: -each.ran_ms):
         _count(books, each)
     _cut_down(books, _with_left(state))
@@ -237,10 +259,10 @@ def patient(rules: Rules) -> Rules:
 def _with_left(state: QueueState) -> list[Capacity]:
     """What is free once those have left who are leaving."""
     free = {node.node: node for node in state.free}
-    for each in state.leaving:
+    for each in (*state.leaving, *state.left):
         for name in each.placement.nodes:
             if name in free:
-                free[name] = added(free[name], each.job.resources)
+                free[name] = added(free[name], as_placed(each.job, each.placement).resources)
     return list(free.values())
 
 
@@ -259,10 +281,13 @@ def _cut_down(books: State, free: Sequence[Capacity]) -> None:
 
 def _count(books: State, running: Running) -> None:
     """Let a running gang hold its place; a queue that is no longer there has no limit to keep."""
-    names, gang, placement = books.fleet.names, gang_of(running.job), running.placement
+    names, placement = books.fleet.names, running.placement
+    gang = gang_of(running.job, placement.plan)
     here = [rank for rank, node in enumerate(placement.nodes) if node in names]
+    if not here:
+        return  # its nodes are gone, and it has yet to be told
     model = MODEL if gang.request.devices else ""
-    if here and gang.request.devices:
+    if gang.request.devices:
         number = int(books.fleet.total.model[names.index(placement.nodes[here[0]])])
         model = books.fleet.models[number] if number >= 0 else ""
     place = Place(
@@ -306,7 +331,10 @@ def _reason(free: Sequence[Capacity], job: Job, said: Mapping[str, str], heads: 
 
 
 def refusal(job: Job, total: Sequence[Capacity]) -> str:
-    """Why `job` cannot run even when nothing else does, with the two numbers; empty when it can."""
+    """Why `job` cannot run even when nothing else does, with the two numbers; empty when it can, in any shape."""
+    shapes = [replace(job, ranks=each.ranks, resources=each.resources, menu=()) for each in job.menu]
+    if shapes:
+        return "" if any(not refusal(each, total) for each in shapes) else refusal(shapes[0], total)
     total = allowed(job, total)
     room = sum(slots(node, job.resources) for node in total)
     if room >= job.ranks:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 import mainspring
-from mainspring.cluster.notice import LEFT, NOTICE
+from mainspring.cluster.notice import LEFT, NOTICE, let_through
 from mainspring.hardware.share import Bounds, apply
 from mainspring.spec import MainspringError, Task, logs
 from mainspring.spec.plugin import load_entry
@@ -84,6 +84,8 @@ def main() -> None:
     apply(Bounds(**order["bounds"]))
     logs.configure("INFO")
     quiet_third_parties()
+    if not order["heeds"]:
+        let_through()
     try:
         load_entry(order["entry"])(task, order["payload"])
     except BaseException as error:  # noqa: BLE001 the edge of the process: report, log, exit

@@ -13,6 +13,7 @@ def read_state(
     records: Sequence[JobRecord],
     *,
     live: Iterable[JobRecord],
+    left: Iterable[JobRecord],
     name: Callable[[JobRecord], str],
     total: tuple[Capacity, ...],
     free: tuple[Capacity, ...],
@@ -22,6 +23,7 @@ def read_state(
     """The cluster and who holds what of it, by `name`.
 
     `live` are the driver's own attempts: those that have ended and are still being cleared away hold their places too.
+    Those that have `left` a moment ago hold none, although `free` may not say so yet.
     """
     now_s = time.time()
     holding = {record.number: record for record in records if record.state in ACTIVE}
@@ -39,6 +41,7 @@ def read_state(
         free=free,
         running=tuple(running(each) for number, each in holding.items() if number not in leaving),
         leaving=tuple(map(running, leaving.values())),
+        left=tuple(map(running, left)),
         queues=quotas.queues,
         pools=pools_of(records, name, now_s),
         notes=notes,

@@ -36,6 +36,7 @@ GLOO_SHARES: dict[Operation, float] = {
 }
 GLOO_S = 1.2e-4
 REPEATS = 5
+ENOUGH_S = 1.0  # a machine so busy that repeats take longer than this together is measured again when it is calmer
 BUSY = 1.5  # runnable processes per core, from which on a measurement is not trusted for ever
 # FLOP per core and cycle with two FMA units, by instruction set (Intel Optimization Manual, section 2;
 # amx: one 16x16x64-byte tile product in 16 cycles).
@@ -193,10 +194,12 @@ def _product_rate(device: str, kind: str) -> float:
 
 
 def _best_s(work: Callable[[], object], device: str) -> float:
-    """The shortest of some repeats; a warm-up comes first."""
-    best = float("inf")
+    """The shortest of some repeats, of one at least; a warm-up comes first."""
+    best, begun = float("inf"), time.perf_counter()
     for repeat in range(REPEATS + 1):
         start = time.perf_counter()
+        if repeat > 1 and start - begun > ENOUGH_S:
+            break
         work()
         if device != "cpu":
             import torch

@@ -13,7 +13,7 @@ from functools import lru_cache
 from mainspring.plan.blocks import Rank
 from mainspring.plan.layout import HOST, Column, Layout
 from mainspring.plan.network import Fabric
-from mainspring.spec import Cluster, Device, Link, OperationCost
+from mainspring.spec import Cluster, Device, Link, Node, OperationCost
 
 MOST_KINDS = 3  # whose orders along a pipeline are all tried
 FEW = 16  # pipeline ranks or replicas, up to which all ways to share them among kinds are tried
@@ -133,6 +133,23 @@ def enlarged(cluster: Cluster, ranks: int) -> Cluster:
         return cluster
     nodes = tuple(replace(node, name=f"{node.name}-{turn}") for turn in range(times) for node in cluster.nodes)
     return replace(cluster, name=f"{times} x {cluster.name}", nodes=nodes)
+
+
+def by_kind(cluster: Cluster) -> tuple[Cluster, ...]:
+    """`cluster` once for each kind of accelerator, with those devices alone; as it is where there is but one."""
+    names = {device.name for node in cluster.nodes for device in node.devices if device.vendor != HOST}
+    if len(names) < 2:
+        return (cluster,)
+    return tuple(
+        replace(cluster, nodes=tuple(node for each in cluster.nodes if (node := _only(each, name)).devices))
+        for name in sorted(names)
+    )
+
+
+def _only(node: Node, name: str) -> Node:
+    here = [number for number, device in enumerate(node.devices) if device.name == name]
+    health = tuple(node.health[number] for number in here if number < len(node.health))
+    return replace(node, devices=tuple(node.devices[number] for number in here), health=health)
 
 
 def healthy(cluster: Cluster) -> Iterator[tuple[int, Device]]:

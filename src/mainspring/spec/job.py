@@ -38,6 +38,35 @@ class Resources:
 
 
 @spec
+class Shape:
+    """One way to run a job: so many ranks of this, at a speed in whatever unit all shapes of the job share.
+
+    `plan` names it; `payload_json` is added to the job's payload. `models` are the only models of device that it runs
+    on, any when empty; `watts` and `milli_usd_per_hour` are those of all ranks together.
+    """
+
+    ranks: int
+    speed: int
+    plan: str
+    resources: Resources = Resources()
+    payload_json: str = "{}"
+    models: tuple[str, ...] = ()
+    watts: int = 0
+    milli_usd_per_hour: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1 or self.speed < 1 or not self.plan:
+            raise ValueError(f"shape {self.plan!r} of {self.ranks} ranks at speed {self.speed}: both are at least 1")
+
+
+@spec
+class MenuFile:
+    """The shapes of a job in TOML: `[[menu]]` tables."""
+
+    menu: tuple[Shape, ...]
+
+
+@spec
 class Turn:
     """Where work waits for its places: in which queue, and before whom in it."""
 
@@ -58,9 +87,15 @@ class Job:
 
     `starts` is how often it may be started in all, when nodes are lost or taken away under it: more than 1 for a job
     that goes on from what it saved, or that may run twice. Only such a job is stopped for others, within its queue for
-    those of higher `priority`; that is no lost start. Its ranks are then asked to save what they have and to leave
-    (`cluster.notice`), and killed after `grace_s`. `folder` and `imports` are where ranks work and find modules; the
-    driver's own when empty.
+    those of higher `priority`; that is no lost start. Its ranks are then asked to save what they have and to leave, and
+    killed after `grace_s`; one that `heeds` that by itself does so when it is ready (`cluster.notice`). `folder` and
+    `imports` are where ranks work and find modules; the driver's own when empty.
+
+    `secrets` are variables of the environment that its ranks are given as its driver has them, and that nobody writes
+    down. A lasting job goes on for `alone_s` when there is no scheduler, until the next one takes it over.
+
+    With a `menu` the scheduler chooses one of its shapes, and another when more is free or others come: ranks are then
+    asked to save and to leave, and go on in the other shape. `ranks` and `resources` are those of the smallest.
     """
 
     id: str
@@ -73,21 +108,28 @@ class Job:
     time_limit_s: float = 0.0
     queue: str = "default"
     env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     starts: int = 1
     priority: int = 0
     grace_s: float = 30.0
+    heeds: bool = False
+    alone_s: float = 300.0
     folder: str = ""
     imports: tuple[str, ...] = ()
+    menu: tuple[Shape, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise ValueError(f"ranks must be at least 1, got {self.ranks}")
         if self.starts < 1:
             raise ValueError(f"starts must be at least 1, got {self.starts}")
-        if not 0 <= self.grace_s < float("inf"):
-            raise ValueError(f"grace_s must be a number from 0, got {self.grace_s}")
+        for name, value in (("grace_s", self.grace_s), ("alone_s", self.alone_s)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number from 0, got {value}")
+        if len({shape.plan for shape in self.menu}) < len(self.menu):
+            raise ValueError(f"two shapes of a menu have one name: {', '.join(shape.plan for shape in self.menu)}")
 
 
 @spec
@@ -111,11 +153,15 @@ class Task:
 
 @spec
 class Placement:
-    """Where each rank runs: rank `i` on node `nodes[i]`, with the devices there whose bits `devices[i]` has set."""
+    """Where each rank runs: rank `i` on node `nodes[i]`, with the devices there whose bits `devices[i]` has set.
+
+    `plan` names the shape that was chosen from the job's menu.
+    """
 
     job_id: str
     nodes: tuple[str, ...]
     devices: tuple[int, ...] = ()
+    plan: str = ""
 
 
 @spec

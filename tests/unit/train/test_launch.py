@@ -29,6 +29,7 @@ from mainspring.spec import (
     Settings,
     SpecError,
     Stage,
+    TimeEstimate,
     TokenSet,
     TokenSplit,
 )
@@ -58,7 +59,7 @@ def loss(model, batch):
     if FAULT.exists() and dist.get_rank() == 1 and next(calls) == 17:  # step 5, after 2 calls a step and 8 to evaluate
         raise RuntimeError("this recipe is broken on rank 1")
     if SLOW.exists():
-        time.sleep(0.3)
+        time.sleep(float(SLOW.read_text() or 0.3))
     if LOSS.exists() and dist.get_rank() == 1 and next(calls) == 17:
         LOSS.unlink()
         time.sleep(3)  # by now the checkpoint of step 4 is on disk
@@ -233,6 +234,57 @@ def test_training_that_has_to_leave_saves_the_step_at_hand_and_goes_on_exactly_w
     assert log.count("resumed from a checkpoint") == 1
     assert [row["step"] for row in rows(store, run)] == [1, 2, 3, 4, 5, 6]
     assert [row["loss"] for row in rows(store, run)] == straight
+
+
+def test_of_two_elastic_trainings_the_first_gives_way_to_the_second_and_grows_when_that_has_ended(
+    home, recipe, tmp_path
+):
+    store, launcher, tokens = home
+    menu = [plan_of(Mesh(dp=n), steps=12, time=seconds(4 / n)) for n in (1, 2, 4)]
+    runs = {name: store.start_run("train", name, config={}).id for name in ("first", "second")}
+    paths = {name: tmp_path / name / "recipe.py" for name in runs}
+    for path in paths.values():
+        path.parent.mkdir()
+        path.write_text(f"FOLDER = {str(path.parent)!r}\n{RECIPE}")
+    slow = paths["first"].with_name("slow")
+    slow.write_text("1.0")
+    shapes: list[str] = []
+
+    def train(name: str) -> threading.Thread:
+        given = {"plan": menu[0], "menu": menu, "tokens_ref": tokens, "overrides": ("steps=12", "eval_every=0")}
+        given |= {"name": name, "run": runs[name]}
+        work = threading.Thread(target=lambda: launch.train(store, launcher, paths[name], **given))
+        work.start()
+        return work
+
+    def shape(name: str) -> str:
+        placement = store.job(runs[name]).placement
+        return placement.plan if placement else ""
+
+    first = train("first")
+    assert eventually((store.run_dir(runs["first"]) / "metrics.jsonl").exists, within_s=60)
+    shapes.append(shape("first"))
+    second = train("second")
+    assert eventually(lambda: store.job(runs["first"]).attempt == 2, within_s=60), store.job(runs["first"])
+    shapes += [shape("first"), shape("second")]
+    second.join(90)
+    assert eventually(lambda: store.job(runs["first"]).attempt == 3, within_s=60), store.job(runs["first"])
+    shapes.append(shape("first"))
+    slow.unlink()
+    first.join(90)
+    assert shapes == ["dp4 on 4 cpu", "dp2 on 2 cpu", "dp2 on 2 cpu", "dp4 on 4 cpu"]
+    found = {name: rows(store, run) for name, run in runs.items()}
+    assert [[row["step"] for row in each] for each in found.values()] == [list(range(1, 13))] * 2
+    # Both have the same data in the same order, and the second was never disturbed.
+    losses = [[row["loss"] for row in each] for each in found.values()]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    assert [(store.job(run).attempt, store.job(run).losses) for run in runs.values()] == [(3, 0), (1, 0)]
+    told = [json.loads(event.data_json)["reason"] for event in store.events(kind="job.evict", subject=runs["first"])]
+    assert [reason.split(" at ")[0] for reason in told] == ["gives way", "grows"]
+
+
+def seconds(compute_s: float) -> TimeEstimate:
+    return TimeEstimate(compute_s=compute_s, communication_s=0.0, bubble_s=0.0, optimizer_s=0.0)
 
 
 def test_what_cannot_be_trained_is_refused_before_a_process_starts(home, recipe):

@@ -59,6 +59,8 @@ def open_scene(scene: Scene) -> Outcome:
 
 def plan_in_scene(scene: Scene, queue: str, target: Gang | str, *, hours: float) -> GatherPlan:
     """What gathering would do for a gang that does not run yet: one that is described, or the scene's own by name."""
+    if hours <= 0:
+        raise SpecError(f"quotas cannot be pooled for {hours:g} hours", hint="say for how long at most: --hours 24")
     if isinstance(target, str):
         known = (*scene.gangs, *(each.gang for each in scene.line))
         gang = next((each for each in known if each.id == target), None)
