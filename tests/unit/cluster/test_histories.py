@@ -30,8 +30,8 @@ def live(draw: Random, *, nodes: int, steps: int, simple: bool) -> list[tuple]:
 @given(st.randoms(use_true_random=False))
 def test_on_one_node_guarantees_shares_and_limits_hold_and_nothing_lies_idle(draw):
     history = live(draw, nodes=1, steps=10, simple=True)
-    for before, _, outcome in history:
-        check(before, outcome, simple=True)
+    for before, events, outcome in history:
+        check(before, events, outcome, simple=True)
     assert len(history) == 10
 
 
@@ -39,8 +39,8 @@ def test_on_one_node_guarantees_shares_and_limits_hold_and_nothing_lies_idle(dra
 @given(st.randoms(use_true_random=False))
 def test_on_racks_with_failing_nodes_the_books_balance_and_room_is_used(draw):
     history = live(draw, nodes=4, steps=8, simple=False)
-    for before, _, outcome in history:
-        check(before, outcome, simple=False)
+    for before, events, outcome in history:
+        check(before, events, outcome, simple=False)
     assert len(history) == 8
 
 
