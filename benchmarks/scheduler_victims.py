@@ -3,8 +3,8 @@
 The situations of three threads of kueue's users, in each of which quota, topology and fragmentation decided one after
 the other leave a job waiting: #10815 (what fairness frees lies in several NVLink cliques), #12478 (a required rack is
 not cleared by moving others) and #5243 (eight free devices on four nodes). The fewest victims are found by trying every
-set of running gangs. `random clusters` are gangs of one to eight devices on four racks of two hosts and a gang of high
-priority that needs one to four hosts of a rack, or on any; the mean is over those where it has to push in.
+set of running gangs. `random clusters` are four racks of two hosts, full of gangs of two, four and eight devices, and a
+gang of high priority that needs one or two whole hosts, of one rack or of any.
 
 Ceiling: the fewest that exhaustion finds.
 
@@ -30,13 +30,13 @@ def settle(state: State, gang: Gang) -> tuple[Outcome, int]:
 
 
 def draw_cluster(draw: random.Random) -> tuple[State, Gang]:
-    """Eight hosts in four racks, nearly full, and a gang that outranks everybody."""
+    """Eight hosts in four racks, full, so that nobody can be moved, and a gang that outranks everybody."""
     machines = [
         Machine(name=f"h{n}", cpu_milli=64_000, memory_mib=1 << 19, devices=8, model="H100", domain=(f"r{n // 2}",))
         for n in range(8)
     ]
     state = build_state(machines, [Queue(name="a")], levels=("rack",), rules=Rules(shield_ms=0))
-    left, gangs = draw.randint(52, 64), []
+    left, gangs = 64, []
     while left > 0:
         size = min(left, draw.choice((2, 4, 8)))
         gangs.append(Gang(id=f"g{len(gangs)}", queue="a", request=Request(cpu_milli=100, devices=size)))
