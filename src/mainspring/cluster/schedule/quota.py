@@ -167,7 +167,9 @@ def _check_parents(by_name: Mapping[str, Queue]) -> None:
         while at:
             walked.append(at)
             if at == start:
-                raise SpecError(f"the queues form a circle: {' under '.join(walked)}")
+                raise SpecError(
+                    f"the queues form a circle: {' under '.join(walked)}", hint="one of them hangs under no other"
+                )
             if walked.count(at) > 1:
                 break
             at = by_name[at].parent
