@@ -52,7 +52,7 @@ VERBS = {
     "job stop": "JOB --json",
     "schedule": "--json",
     "drain": "NODE --reason --undo --json",
-    "simulate": "--nodes --pods --policy --load --seeds --json",
+    "simulate": "--nodes --pods --policy --load --seeds --html --json",
     "ps": "--kind --all -n --json",
     "logs": "RUN --rank --tail --json",
     "stop": "RUN --json",
