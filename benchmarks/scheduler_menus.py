@@ -54,8 +54,8 @@ Choose = Callable[[Sequence[Offer]], tuple[Offer, ...]]
 COUNTS = (1, 2, 4, 8, 16)
 
 
-def menus() -> dict[tuple[str, int], tuple[Offer, ...]]:
-    """Every model and batch with the planner's offers for every kind of device."""
+def menus(batches: Sequence[int]) -> dict[tuple[str, int], tuple[Offer, ...]]:
+    """Every model and batch of `batches` with the planner's offers for every kind of device."""
     link = LinkEntry(gigabytes_per_s=25)
     found: dict[tuple[str, int], tuple[Offer, ...]] = {}
     for name, (hidden, layers, heads) in MODELS.items():
@@ -64,7 +64,7 @@ def menus() -> dict[tuple[str, int], tuple[Offer, ...]]:
             vocab=32_000, hidden=hidden, layers=layers, heads=heads, kv_heads=heads, ffn=ffn, context=SEQ_LEN
         )
         model = profile_decoder(config, seq_len=SEQ_LEN, name=name, precision="bf16")
-        for batch in BATCHES:
+        for batch in batches:
             train = TrainConfig(steps=1, seq_len=SEQ_LEN, global_batch=batch, precision="bf16")
             offers: list[Offer] = []
             for kind, nodes in KINDS.items():
@@ -121,10 +121,11 @@ def draw(known: dict[tuple[str, int], tuple[Offer, ...]], *, jobs: int, seed: in
     random = Random(seed)
     devices = 8 * sum(KINDS.values())
     works: list[Work] = []
+    batches = sorted({batch for _, batch in known})
     at_ms = 0.0
     for number in range(jobs):
         name = random.choices(list(SHARES), list(SHARES.values()))[0]
-        offers = known[name, random.choice(BATCHES)]
+        offers = known[name, random.choice(batches)]
         hours = MEDIAN_DEVICE_HOURS * math.exp(SPREAD * random.gauss(0, 1))
         amount = round(hours * HOUR_MS * max(per_device(offer) for offer in offers))
         gang = Gang(id=f"j{number:04d}-{name}", queue=random.choice(("a", "b")), request=offers[0].request, menu=offers)
@@ -181,7 +182,7 @@ def arms(works: Sequence[Work]) -> dict[str, Played]:
 def main() -> None:
     options = parse_options(__doc__, jobs=80, traces=3)
     jobs, traces = (24, 1) if options.quick else (options.jobs, options.traces)
-    known = menus()
+    known = menus(BATCHES[:1] if options.quick else BATCHES)
     started = time.process_time()
     measured: dict[str, list[tuple[float, float, float, float, float, int]]] = {}
     for seed in range(traces):

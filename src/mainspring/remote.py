@@ -52,6 +52,7 @@ from mainspring.spec import (
     SpecError,
     Target,
     Thumb,
+    Turn,
     Unavailable,
     Waiting,
     Why,
@@ -258,10 +259,13 @@ class RemoteWorkspace:
         name: str = "",
         resume: str = "",
         vocab: int = 4096,
+        turn: Turn = Turn(),  # noqa: B008 it is frozen
+        menu: Sequence[Plan] = (),
         overrides: Sequence[str] = (),
     ) -> RemoteRun:
         """Train `recipe`, sent as text, on `data`."""
         body = _recipe(recipe) | {"data": _ref(data), "name": name, "resume": resume, "vocab": vocab}
+        body |= {"turn": parse.to_dict(turn), "menu": [parse.to_dict(each) for each in menu]}
         planned = parse.to_dict(plan) if plan else None
         return RemoteRun(self, self.post("train", body | {"plan": planned, "overrides": list(overrides)}))
 

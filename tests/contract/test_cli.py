@@ -31,7 +31,7 @@ VERBS = {
     "plan explain": "PLAN --cluster --set --html --json",
     "plan diff": "FIRST SECOND --json",
     "plan validate": "RUNS --json",
-    "train": "RECIPE --data --name --optimize --ranks --plan --resume --set --dry-run --json",
+    "train": "RECIPE --data --name --optimize --ranks --plan --resume --menu --queue --priority --set --dry-run --json",
     "eval": "MODEL --data --compare-to --json",
     "compress": "MODEL --scheme --data --name --json",
     "serve": "MODEL --port --host --name --json",
@@ -46,7 +46,7 @@ VERBS = {
     "manifest": "TARGET --cluster --quotas --image --namespace --json",
     "gather": "QUEUE JOB --scene --hours --ranks --devices --model --cpus --level --dry-run --json",
     "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --own-cores --queue --starts "
-    "--time-limit-s --json",
+    "--priority --grace-s --secret --alone-s --time-limit-s --json",
     "job map": "ENTRY ITEMS --ranks --cpus --devices --queue --block-s --json",
     "job ls": "-n --json",
     "job stop": "JOB --json",

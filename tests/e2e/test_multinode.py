@@ -212,7 +212,7 @@ def holding(folders: list[Path], word: str) -> list[Path]:
     return [path for path in files if word.encode() in path.read_bytes()]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_run_killed_on_one_of_two_machines_resumes_bit_for_bit_without_a_shared_disk(world: World, tmp_path: Path):
     told = world.drive(TRAIN, world.settings(tmp_path), timeout_s=230)
     assert told["plan"] == "dp2"

@@ -29,10 +29,11 @@ SCHEDULER = """
     import os, signal, sys, threading
     from mainspring.cluster import Launcher, attempt
     from mainspring.cluster.gang import Gang
-    from mainspring.spec import Settings
+    from mainspring.spec import QueueFile, Rules, Settings
     from mainspring.store import Store
 
     home, address, job, where, when = sys.argv[1:]
+    hasty = QueueFile(queues=(), rules=Rules(shield_ms=1))
 
     def deadly(owner, name):
         real = getattr(owner, name)
@@ -49,7 +50,7 @@ SCHEDULER = """
     if where:
         deadly(attempt.Attempt if where.startswith("_") else Gang, where)
     with Store.open(Settings(home=home)) as store:
-        with Launcher(store, address=address, serves=True) as launcher:
+        with Launcher(store, address=address, quotas=hasty, serves=True) as launcher:
             launcher.serve(threading.Event())
 """
 GROUPS = """
@@ -91,7 +92,15 @@ def groups(ray: RayNodes) -> list[str]:
 
 
 def submit(
-    store: Store, name: str, home: Path, ray: RayNodes, *, entry: str = "once", cpus: float = 1, **payload: object
+    store: Store,
+    name: str,
+    home: Path,
+    ray: RayNodes,
+    *,
+    entry: str = "once",
+    cpus: float = 1,
+    priority: int = 0,
+    **payload: object,
 ) -> JobRecord:
     job = Job(
         id=name,
@@ -102,6 +111,7 @@ def submit(
         imports=(str(ENTRIES),),
         folder=str(home),
         starts=10,
+        priority=priority,
         env=(("SCHEDULER_TEST_JOB", str(home)),),
     )
     return store.enqueue(job, address=ray.address)
@@ -174,27 +184,32 @@ def test_a_scheduler_that_is_stopped_lets_go_and_the_next_one_goes_on(one_node: 
 ATTACHED = """
     import json, sys
     from mainspring.cluster import Launcher
-    from mainspring.spec import Job, Resources, Settings
+    from mainspring.spec import Job, QueueFile, Resources, Rules, Settings
     from mainspring.store import Store
 
-    home, address, name, seconds, cpus = sys.argv[1:]
-    with Store.open(Settings(home=home)) as store, Launcher(store, address=address) as launcher:
+    home, address, name, seconds, cpus, priority = sys.argv[1:]
+    hasty = QueueFile(queues=(), rules=Rules(shield_ms=1))
+    with Store.open(Settings(home=home)) as store, Launcher(store, address=address, quotas=hasty) as launcher:
         payload = json.dumps({"trace": f"{home}/{name}.trace", "seconds": float(seconds)})
-        need = Resources(cpus=float(cpus))
-        job = Job(id=name, name=name, entry="cluster_entries:once", payload_json=payload, resources=need)
+        given = {"payload_json": payload, "resources": Resources(cpus=float(cpus)), "priority": int(priority)}
+        job = Job(id=name, name=name, entry="cluster_entries:once", **given)
         print(launcher.submit(job).wait(100).state)
 """
 
 
-def test_drivers_of_one_store_wait_for_one_another_and_clear_up_after_one_that_is_shot(one_node: RayNodes, home: Path):
-    def driver(name: str, seconds: float) -> "subprocess.Popen[str]":
-        order = [sys.executable, "-c", textwrap.dedent(ATTACHED), str(home), one_node.address, name, str(seconds), "3"]
-        return subprocess.Popen(order, env=environment(), stdout=subprocess.PIPE, text=True)
+def attached(
+    home: Path, ray: RayNodes, name: str, *, seconds: float = 0.0, cpus: int = 4, priority: int = 0
+) -> "subprocess.Popen[str]":
+    given = [str(home), ray.address, name, str(seconds), str(cpus), str(priority)]
+    order = [sys.executable, "-c", textwrap.dedent(ATTACHED), *given]
+    return subprocess.Popen(order, env=environment(), stdout=subprocess.PIPE, text=True)
 
+
+def test_drivers_of_one_store_wait_for_one_another_and_clear_up_after_one_that_is_shot(one_node: RayNodes, home: Path):
     with Store.open(Settings(home=str(home))) as store:
-        first = driver("first", 60)
+        first = attached(home, one_node, "first", seconds=60, cpus=3)
         assert eventually((home / "first.trace").exists, within_s=60)
-        second = driver("second", 0)
+        second = attached(home, one_node, "second", cpus=3)
         assert eventually(lambda: any(each.job.id == "second" for each in store.jobs()), within_s=60)
         assert eventually(lambda: "0 would fit now" in store.job("second").reason, within_s=20), store.job("second")
         first.kill()
@@ -204,6 +219,93 @@ def test_drivers_of_one_store_wait_for_one_another_and_clear_up_after_one_that_i
             "FAILED",
             "the process that started it is gone",
         )
+        assert eventually(lambda: groups(one_node) == [], within_s=30)
+
+
+def reasons(store: Store, name: str) -> list[str]:
+    return [json.loads(event.data_json)["reason"] for event in store.events(kind="job.state", subject=name)]
+
+
+def test_a_job_saves_and_makes_room_for_another_drivers_of_higher_priority_and_goes_on_whoever_is_shot(
+    one_node: RayNodes, home: Path
+):
+    with Store.open(Settings(home=str(home))) as store:
+        submit(store, "low", home, one_node, entry="save_when_told", cpus=4)
+        shot = scheduler(home, one_node, job="low", where="stop", when="after")  # its ranks are asked, and then...
+        assert eventually((home / "low.trace").exists, within_s=60)
+        urgent = attached(home, one_node, "urgent", seconds=1, priority=1)
+        assert shot.wait(60) == -9, (home / "scheduler.log").read_text()[-4000:]
+        assert (store.job("low").state, store.job("low").evicted) == ("RUNNING", "stops: makes room for urgent")
+        assert store.job("urgent").state == "ADMITTED"
+        # The one that takes over dies when it is written down that the job waits again, and its group still stands.
+        shot = scheduler(home, one_node, job="low", where="_release", when="before")
+        assert shot.wait(60) == -9, (home / "scheduler.log").read_text()[-4000:]
+        assert (store.job("low").state, store.job("low").losses) == ("PENDING", 0)
+        assert (home / "low.trace").read_text() == "began\nsaved\n"
+        (home / "low.trace.go").touch()
+        assert urgent.communicate(timeout=60)[0].split()[-1] == "SUCCEEDED"
+        last = scheduler(home, one_node)
+        try:
+            assert eventually(lambda: store.job("low").state == "SUCCEEDED", within_s=60), store.jobs()
+        finally:
+            last.terminate()
+            last.wait(60)
+        assert (home / "low.trace").read_text() == "began\nsaved\nwent on\n"
+        assert (home / "urgent.trace").read_text() == "began 0\nended 0\n"
+        assert (store.job("low").attempt, store.job("low").losses) == (2, 0)
+        assert ends(store) == {"low": 1, "urgent": 1}
+        assert "stops: makes room for urgent" in reasons(store, "low")
+        assert eventually(lambda: groups(one_node) == [], within_s=30)
+
+
+def command(home: Path, ray: RayNodes, *words: str) -> str:
+    """What `mainspring` says, with rules under which whoever has just started may be stopped at once."""
+    (home / "quotas.toml").write_text("queues = []\n[rules]\nshield_ms = 1\n")
+    given = {"MAINSPRING_HOME": str(home), "MAINSPRING_QUOTAS": str(home / "quotas.toml")}
+    order = [sys.executable, "-c", "from mainspring.cli import main; main()", "--address", ray.address, *words]
+    done = subprocess.run(order, env=environment() | given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_gathering_stops_whom_its_plan_names_and_gives_all_back_although_its_scheduler_is_shot_in_the_middle(
+    one_node: RayNodes, home: Path
+):
+    with Store.open(Settings(home=str(home))) as store:
+        for name in ("a", "b"):
+            submit(store, name, home, one_node, entry="save_when_told", cpus=2)
+        shot = scheduler(home, one_node, job="big", where="reserve", when="before")
+        assert eventually(lambda: all((home / f"{name}.trace").exists() for name in "ab"), within_s=60)
+        submit(store, "big", home, one_node, cpus=4, seconds=1)
+        assert eventually(lambda: "0 would fit now" in store.job("big").reason, within_s=20), store.job("big")
+        plan = json.loads(command(home, one_node, "gather", "default", "big", "--dry-run", "--json"))
+        assert {victim["gang"] for victim in plan["victims"]} == {"a", "b"}
+        assert all(60_000 < victim["lost_ms"] < 120_000 for victim in plan["victims"])  # a restart, and since the start
+        assert "default are pooled for big" in command(home, one_node, "gather", "default", "big")
+        assert shot.wait(60) == -9, (home / "scheduler.log").read_text()[-4000:]
+        assert {name: bool(store.job(name).evicted) for name in ("a", "b", "big")} == {
+            "a": True,
+            "b": True,
+            "big": False,
+        }
+        last = scheduler(home, one_node)
+        try:
+            assert eventually(lambda: store.job("big").state == "SUCCEEDED", within_s=60), store.jobs()
+            assert eventually(lambda: all(store.job(name).state == "RUNNING" for name in "ab"), within_s=30), (
+                store.jobs()
+            )
+            assert "gather:big" not in command(home, one_node, "quota")
+            for name in "ab":
+                (home / f"{name}.trace.go").touch()
+            assert eventually(lambda: all(store.job(name).state == "SUCCEEDED" for name in "ab"), within_s=30)
+        finally:
+            last.terminate()
+            last.wait(60)
+        assert (home / "big.trace").read_text() == "began 0\nended 0\n"
+        for name in "ab":
+            assert (home / f"{name}.trace").read_text() == "began\nsaved\nwent on\n"
+            assert (store.job(name).attempt, store.job(name).losses) == (2, 0)
+        assert ends(store) == dict.fromkeys(("a", "b", "big"), 1)
         assert eventually(lambda: groups(one_node) == [], within_s=30)
 
 

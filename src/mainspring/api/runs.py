@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
 from mainspring.api.access import MOST, Access, Count
-from mainspring.spec import TERMINAL, Objective, Plan, SpecError, Unavailable
+from mainspring.spec import TERMINAL, Objective, Plan, SpecError, Turn, Unavailable
 from mainspring.store import parse
 from mainspring.workspace import VOCAB, Dedup, Run, Workspace
 
@@ -54,6 +54,8 @@ class TrainBody(Body):
     name: str = ""
     resume: str = ""
     vocab: int = VOCAB
+    turn: dict[str, Any] = {}
+    menu: list[dict[str, Any]] = []
     overrides: list[str] = []
 
 
@@ -185,6 +187,8 @@ def _add_verbs(routes: APIRouter, workspace: Workspace, write: list[Any]) -> Non
             name=body.name or Path(body.recipe_name).stem,
             resume=body.resume,
             vocab=body.vocab,
+            turn=parse.read_dict(body.turn, Turn, where="turn"),
+            menu=[parse.read_dict(each, Plan, where="menu") for each in body.menu],
             overrides=body.overrides,
         )
         return _told(run)

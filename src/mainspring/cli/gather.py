@@ -1,4 +1,4 @@
-"""`mainspring gather`: the plan of pooling all quotas under a queue for one job, with nothing done."""
+"""`mainspring gather`: pool all quotas under a queue for one job, or see first whom that would stop."""
 
 from typing import Annotated
 
@@ -6,13 +6,13 @@ import typer
 
 from mainspring.cli.gang import Cpus, Devices, Level, Model, Ranks, SceneFile, describe
 from mainspring.cli.output import print_json, print_table
-from mainspring.cli.session import AsJson, DryRun, workspace_of
+from mainspring.cli.session import AsJson, DryRun, local_workspace_of, workspace_of
 from mainspring.spec import Gang, SpecError
 
 
 def add_to(cli: typer.Typer) -> None:
     """Register the verb."""
-    cli.command("gather", epilog="Example: mainspring gather org --ranks 64 --devices 8 --dry-run")(gather)
+    cli.command("gather", epilog="Example: mainspring gather org JOB --dry-run")(gather)
 
 
 def gather(
@@ -29,15 +29,18 @@ def gather(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Plan to pool the quotas under a queue for one job: whom it stops, what they lose, where and when it starts."""
-    if not dry_run:
-        raise SpecError("gathering is planned here and not carried out", hint="add --dry-run")
+    """Pool the quotas under a queue for one job that waits: others save, stop, and go on when it has ended."""
     if bool(job) == bool(ranks):
         raise SpecError("pooling quotas needs one job", hint="name one that waits, or describe it with --ranks")
+    if not dry_run and (ranks or scene):
+        raise SpecError("quotas are pooled for a job that waits here", hint="submit it first, or add --dry-run")
     target: str | Gang = job
     if ranks:
         target = describe(queue=queue, ranks=ranks, devices=devices, models=model, cpus=cpus, level=level)
-    plan = workspace_of(context).plan_gather(queue, target, hours=hours, scene=scene)
+    if dry_run:
+        plan = workspace_of(context).plan_gather(queue, target, hours=hours, scene=scene)
+    else:
+        plan = local_workspace_of(context).gather(queue, job, hours=hours)
     if as_json:
         print_json(plan)
         return
@@ -57,4 +60,7 @@ def gather(
     )
     nodes = tuple(dict.fromkeys(plan.nodes))
     print(f"{plan.gang}: {len(plan.nodes)} ranks on {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(nodes[:8])}")
-    print(f"{plan.lost_device_hours:.2f} device-hours are lost; it starts {plan.starts_in_ms / 1000:.0f} s later")
+    lost = f"at most {plan.lost_device_hours:.2f} device-hours are lost, less where jobs save when asked"
+    print(f"{lost}; it starts {plan.starts_in_ms / 1000:.0f} s later")
+    if not dry_run:
+        print(f"quotas under {queue} are pooled for {job} until it ends, {hours:g} h at most; then all is given back")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mainspring.cli.gang import Priority
 from mainspring.cli.output import print_json, print_table
 from mainspring.cli.session import AsJson, local_workspace_of
 from mainspring.spec import Job, Resources, SpecError
@@ -32,7 +33,17 @@ def submit(
     memory_gib: Annotated[float, typer.Option(help="For each rank; a limit that is enforced.", min=0)] = 0.0,
     own_cores: Annotated[bool, typer.Option("--own-cores", help="Whole cpus are cores of its own.")] = False,
     queue: Annotated[str, typer.Option(help="Whose quota it counts against.")] = "default",
-    starts: Annotated[int, typer.Option(help="How often it may be started, if nodes are lost.", min=1)] = STARTS,
+    starts: Annotated[
+        int, typer.Option(help="How often it may be started; 1: not stopped for others either.", min=1)
+    ] = STARTS,
+    priority: Priority = 0,
+    grace_s: Annotated[
+        float, typer.Option(help="To save what it has when it must make room; then killed.", min=0)
+    ] = 30.0,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="A variable of the scheduler's environment that ranks are given.")
+    ] = None,
+    alone_s: Annotated[float, typer.Option(help="How long it goes on without a scheduler.", min=0)] = 300.0,
     time_limit_s: Annotated[float, typer.Option(help="Ended after this many seconds; 0 for never.", min=0)] = 0.0,
     as_json: AsJson = False,
 ) -> None:
@@ -49,6 +60,10 @@ def submit(
             ),
             queue=queue,
             starts=starts,
+            priority=priority,
+            grace_s=grace_s,
+            secrets=tuple(secret or ()),
+            alone_s=alone_s,
             time_limit_s=time_limit_s,
         )
     except ValueError as error:

@@ -77,7 +77,7 @@ def plan(
     workspace, chosen = workspace_of(context), overrides or ()
     if menu:
         plans = workspace.menu(recipe, data=data, optimize=optimize, cluster=cluster, overrides=chosen)
-        print_json(plans) if as_json else _print_menu(plans)
+        print_json(plans) if as_json else print_menu(plans)
         return
     found = workspace.plan(recipe, data=data, optimize=optimize, ranks=ranks, cluster=cluster, overrides=chosen)
     if as_json:
@@ -189,8 +189,7 @@ def _print_dry_run(found: "DryRun") -> None:
     print(str(found.plan).splitlines()[0])
     stages = ", ".join(map(str, found.stages))
     print(f"rank      {found.rank} of {mesh.world}, stages {stages}, tried in {found.seconds:.1f} s")
-    said = "as predicted" if found.held_bytes == found.predicted_held_bytes else "predicted, and the rest is padding"
-    print(f"holds     {size(found.held_bytes)} of parameters, {size(found.predicted_held_bytes)} {said}")
+    print(f"holds     {size(found.held_bytes)} of parameters, {size(found.predicted_held_bytes)} predicted")
     print_table(
         ("parameter", "whole", "here"),
         [(h.name, _shape(h.whole), _shape(h.here)) for h in found.held[:SHAPES_SHOWN]],
@@ -219,7 +218,8 @@ def _shape(sizes: tuple[int, ...]) -> str:
     return " x ".join(map(str, sizes)) or "1"
 
 
-def _print_menu(plans: "Sequence[Plan]") -> None:
+def print_menu(plans: "Sequence[Plan]") -> None:
+    """A table with a line for each plan."""
     print_table(
         ("ranks", "plan", "state", "s a step", "tokens/s", "MFU", "memory a rank", "watts", "USD/h", "devices"),
         [

@@ -1,5 +1,6 @@
 """`mainspring train`: from a recipe and data to a published model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,10 +8,11 @@ import typer
 
 from mainspring.cli.completion import complete_run, refs
 from mainspring.cli.follow import follow
+from mainspring.cli.gang import Priority
 from mainspring.cli.output import print_json
-from mainspring.cli.plan import Optimize, Ranks
+from mainspring.cli.plan import Optimize, Ranks, print_menu
 from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
-from mainspring.spec import NotFound, Plan, SpecError
+from mainspring.spec import NotFound, Plan, SpecError, Turn
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -37,6 +39,11 @@ def train(
             autocompletion=complete_run,
         ),
     ] = "",
+    menu: Annotated[
+        bool, typer.Option("--menu", help="Let the scheduler choose how many ranks, and change it at checkpoints.")
+    ] = False,
+    queue: Annotated[str, typer.Option(help="Whose quota it counts against.")] = "default",
+    priority: Priority = 0,
     overrides: Overrides = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -44,7 +51,7 @@ def train(
     """Plan RECIPE, run it on its ranks, and publish the model with its lineage."""
     workspace = workspace_of(context)
     if resume and not recipe:
-        if data or name or overrides or ranks or dry_run:
+        if data or name or overrides or ranks or dry_run or priority or menu or queue != "default":
             raise SpecError("a run resumed by its id alone takes no other options", hint="give RECIPE and --data too")
         run = workspace.resume(resume)
     else:
@@ -53,18 +60,37 @@ def train(
             raise SpecError(
                 f"{missing} is missing", hint="mainspring train RECIPE --data dataset:NAME, or --resume RUN"
             )
-        if plan_file:
+        if menu and (plan_file or ranks):
+            raise SpecError(
+                "--menu has a plan for each number of ranks", hint="leave --plan and --ranks out, or --menu"
+            )
+        plans: Sequence[Plan] = ()
+        if menu:
+            plans = workspace.menu(recipe, data=data, optimize=optimize, overrides=overrides or ())
+            plan = plans[0]
+        elif plan_file:
             plan = _read_plan(Path(plan_file))
         else:
             plan = workspace.plan(recipe, data=data, optimize=optimize, ranks=ranks, overrides=overrides or ())
+        if dry_run or not as_json:
+            _show(plans, plan, as_json=as_json)
         if dry_run:
-            print_json(plan) if as_json else print(plan)
             return
-        if not as_json:
-            print(plan)
-        run = workspace.train(recipe, data=data, plan=plan, name=name, resume=resume, overrides=overrides or ())
+        turn, chosen = Turn(queue=queue, priority=priority), overrides or ()
+        run = workspace.train(
+            recipe, data=data, plan=plan, name=name, resume=resume, turn=turn, menu=plans, overrides=chosen
+        )
     artifact = follow(run, quiet=as_json)
     print_json(artifact) if as_json else print(artifact.ref)
+
+
+def _show(menu: Sequence[Plan], plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        print_json(menu or plan)
+    elif menu:
+        print_menu(menu)
+    else:
+        print(plan)
 
 
 def _read_plan(path: Path) -> Plan:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -30,6 +30,7 @@ import mainspring
 from mainspring.cluster.guard import open_guard
 from mainspring.cluster.hold import Hold, take_hold
 from mainspring.cluster.mirror import Chunk, Cursor, grown, listing, read_piece, write_piece
+from mainspring.cluster.notice import NOTICE, held_back
 from mainspring.cluster.reach import own_home, sees
 from mainspring.cluster.verdict import RankEnd
 from mainspring.hardware import limits
@@ -38,7 +39,6 @@ from mainspring.spec.settings import process_environment
 from mainspring.store.parse import to_json
 
 LEASE_S = 30.0
-LASTING_LEASE_S = 300.0  # how long the next scheduler has to take a lasting job over
 LAPSED = "the driver has not been heard of"
 GRACE_S = 5.0
 TICK_S = 0.02
@@ -53,7 +53,7 @@ class Order:
 
     `address` is this node's own, under which the others reach it. Ranks end when no driver asks for `lease_s`. `marks`
     begins the names of the files that say how a rank ended to a driver that can no longer ask the agent. `devices` are
-    those of each task, as bits, of the node's `accelerator`.
+    those of each task, as bits, of the node's `accelerator`; `secrets` are added to each rank's environment.
     """
 
     job: Job
@@ -66,6 +66,7 @@ class Order:
     marks: str = ""
     accelerator: str = ""
     devices: tuple[int, ...] = ()
+    secrets: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @spec
@@ -111,6 +112,7 @@ class NodeAgent:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopped, self._grace_s = "", GRACE_S
+        self._gently = self._unheard = False
         self._asked_s = time.monotonic()
         self._folder: Path | None = None
         self._scratch: Path | None = None
@@ -179,11 +181,15 @@ class NodeAgent:
         self._asked_s = time.monotonic()
         return read_piece(self.folder, name, offset=offset)
 
-    def stop(self, reason: str, grace_s: float) -> None:
-        """Ask every live rank to stop (SIGTERM), and kill it after `grace_s`. The first reason is kept."""
+    def stop(self, reason: str, grace_s: float, *, gently: bool = False) -> None:
+        """Ask every live rank to stop (SIGTERM), or `gently` to save what it has and leave; kill it after `grace_s`.
+
+        The first reason is kept. Who was asked gently may still be asked to hurry.
+        """
         with self._lock:
-            if not self._stopped:
-                self._stopped, self._grace_s = reason, grace_s
+            if not self._stopped or (self._gently and not gently):
+                self._stopped, self._grace_s = self._stopped or reason, grace_s
+                self._gently, self._unheard = gently, True
                 self._wake.set()
 
     def close(self) -> None:
@@ -229,9 +235,9 @@ class NodeAgent:
                     self.stop(f"time limit of {limit_s:g} s reached", GRACE_S)
                 if now_s - self._asked_s > order.lease_s:
                     self.stop(f"{LAPSED} for {order.lease_s:g} s", GRACE_S)
-                if self._stopped and deadline_s == float("inf"):
-                    deadline_s = now_s + self._grace_s
-                    self._signal(signal.SIGTERM)
+                if self._unheard:
+                    self._unheard, deadline_s = False, now_s + self._grace_s
+                    self._ask_to_end()
                 if now_s > deadline_s:
                     self._signal(signal.SIGKILL)
                 self._wake.wait(TICK_S)
@@ -248,19 +254,21 @@ class NodeAgent:
         with tempfile.TemporaryFile() as orders, (Path(task.run_dir) / f"rank-{task.rank}.log").open("ab") as out:
             payload = json.loads(order.job.payload_json) | json.loads(order.job.secret_json)
             told = {"task": asdict(task), "entry": order.job.entry, "payload": payload, "bounds": asdict(hold.bounds)}
+            told["heeds"] = order.job.heeds
             orders.write(json.dumps(told).encode())
             orders.seek(0)
             try:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "mainspring.cluster.rank", str(theirs), str(os.getpid())],
-                    stdin=orders,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    pass_fds=(theirs,),
-                    cwd=folder,
-                    env=rank_environment(order, task) | hold.environment,
-                )
+                with held_back():
+                    process = subprocess.Popen(
+                        [sys.executable, "-m", "mainspring.cluster.rank", str(theirs), str(os.getpid())],
+                        stdin=orders,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                        pass_fds=(theirs,),
+                        cwd=folder,
+                        env=rank_environment(order, task) | hold.environment,
+                    )
             finally:
                 os.close(theirs)
         return Running(task=task, process=process, report_fd=ours, hold=hold)
@@ -276,7 +284,9 @@ class NodeAgent:
         reason = said.reason or (f"killed by {name}" if name else "")
         if not reason and status:
             reason = f"exited with code {status}"
-        stopped = "" if said.reason else self._stopped
+        # Who was asked gently and ends with 0 has come to its end; a failure then is that of peers which have left.
+        by_itself = status == 0 if self._gently else bool(said.reason)
+        stopped = "" if by_itself else self._stopped
         end = RankExit(
             rank=rank.task.rank,
             node=node,
@@ -296,6 +306,14 @@ class NodeAgent:
             with contextlib.suppress(OSError):  # a full disk: then the driver has to hear it from here
                 mark.with_name(f"{mark.name}.part").write_text(to_json(known), "utf-8")
                 mark.with_name(f"{mark.name}.part").replace(mark)
+
+    def _ask_to_end(self) -> None:
+        if not self._gently:
+            self._signal(signal.SIGTERM)
+            return
+        for rank in self._running:  # not what it has started, which does not know this signal
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank.process.pid, NOTICE)
 
     def _signal(self, number: signal.Signals) -> None:
         for rank in self._running:
@@ -326,7 +344,7 @@ def rank_environment(order: Order, task: Task) -> dict[str, str]:
     elif "GLOO_SOCKET_IFNAME" not in inherited and (interface := interface_of(order.address)):
         # Left to itself gloo asks what the host name resolves to, which on Debian is 127.0.1.1.
         launch["GLOO_SOCKET_IFNAME"] = interface
-    own = dict(order.job.env)
+    own = dict(order.job.env) | dict(order.secrets)
     paths = [own.pop("PYTHONPATH", ""), str(Path(mainspring.__path__[0]).parent)]
     paths += [path for path in order.imports if Path(path).exists()]
     paths.append(inherited.get("PYTHONPATH", ""))

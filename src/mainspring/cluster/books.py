@@ -5,10 +5,11 @@ driver saw of its nodes when it joined.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mainspring.cluster.queue import NEVER_MS, gang_of
+from mainspring.cluster.queue import gang_of, patient
+from mainspring.cluster.reading import pools_of, times_of
 from mainspring.spec import (
     ACTIVE,
     Cluster,
@@ -19,17 +20,14 @@ from mainspring.spec import (
     Node,
     NodeNote,
     Queue,
-    Rules,
+    QueueFile,
     Scene,
     Standing,
 )
 from mainspring.store import Store, parse
-from mainspring.store.events import event_data
 from mainspring.store.ledger import certainly_gone
 
 HOST = "cpu"
-PATIENT = Rules(shield_ms=NEVER_MS, ageing_ms=0, patience_ms=0)
-"""How drivers admit: nobody is stopped for another, and nobody is overtaken in his queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ def write_machines(store: Store, cluster: str, machines: Sequence[Machine]) -> N
     store.remember(machines_key(cluster), {"machines": [parse.to_dict(machine) for machine in machines]})
 
 
-def scene_at_hand(store: Store, hardware: Callable[[], Cluster], *, address: str, queues: Sequence[Queue]) -> Scene:
+def scene_at_hand(store: Store, hardware: Callable[[], Cluster], *, address: str, quotas: QueueFile) -> Scene:
     """Every cluster that a living driver of this store is on, as one scene; this machine when there is none.
 
     Nodes of a second cluster are told apart by its id, and jobs stay on the nodes of their own. What waits at `address`
@@ -66,16 +64,25 @@ def scene_at_hand(store: Store, hardware: Callable[[], Cluster], *, address: str
     running = [standing for each in seen for standing in _standings(store, each)]
     found = [record for each in seen for record in each.records]
     found += [each for each in store.jobs_of("", address=address) if _is_ours(store, each, address=address)]
-    waiting = {record.number: record for record in reversed(found) if record.state == "PENDING"}
+    waiting = {
+        record.number: record
+        for record in reversed(found)
+        if record.state == "PENDING" or (record.state in ACTIVE and record.evicted and not record.cancelled)
+    }
     reason = "no scheduler has looked at it yet" if living else "no scheduler runs; mainspring schedule starts one"
-    line = [Lined(gang=_gang(store, record), reason=record.reason or reason) for _, record in sorted(waiting.items())]
+    line = [Lined(gang=_gang(store, record), reason=_reason(record) or reason) for _, record in sorted(waiting.items())]
     return Scene(
         machines=tuple(machine for each in seen for machine in each.machines) or machines_of(hardware()),
-        queues=_with_lost_queues(queues, [each.gang for each in (*running, *line)]),
+        queues=_with_lost_queues(quotas.queues, [each.gang for each in (*running, *line)]),
+        pools=pools_of(
+            [record for each in seen for record in each.records if _holds(record)],
+            lambda record: _gang(store, record).id,
+            time.time(),
+        ),
         running=tuple(running),
         line=tuple(line),
         closed=tuple(note.node for each in seen for note in each.notes if note.closed),
-        rules=PATIENT,
+        rules=patient(quotas.rules),
         now_ms=0,
     )
 
@@ -145,20 +152,25 @@ def _keep_to(record: JobRecord, names: Iterable[str], told: Callable[[str], str]
 def _standings(store: Store, seen: Seen) -> list[Standing]:
     """Who holds places; a job on a node that has gone will be started anew, and holds nothing meanwhile."""
     known, now_s = {machine.name for machine in seen.machines}, time.time()
-    found: list[Standing] = []
-    for record in seen.records:
-        if record.state in ACTIVE and record.placement and known.issuperset(record.placement.nodes):
-            ran_ms = max(0, round(1000 * (now_s - _since(store, record, now_s))))
-            found.append(
-                Standing(
-                    gang=_gang(store, record),
-                    nodes=record.placement.nodes,
-                    devices=record.placement.devices,
-                    ran_ms=ran_ms,
-                    saved_ms=ran_ms,
-                )
-            )
-    return found
+    return [
+        Standing(
+            gang=_gang(store, record),
+            nodes=record.placement.nodes,
+            devices=record.placement.devices,
+            **times_of(record, now_s),
+        )
+        for record in seen.records
+        if _holds(record) and record.placement and known.issuperset(record.placement.nodes)
+    ]
+
+
+def _holds(record: JobRecord) -> bool:
+    """Whether a job's places are its own; those of one that has been told to leave are its successor's."""
+    return record.state in ACTIVE and not record.evicted
+
+
+def _reason(record: JobRecord) -> str:
+    return f"is saving what it has; {record.evicted}" if record.state in ACTIVE else record.reason
 
 
 def _is_ours(store: Store, record: JobRecord, *, address: str) -> bool:
@@ -167,18 +179,9 @@ def _is_ours(store: Store, record: JobRecord, *, address: str) -> bool:
 
 def _gang(store: Store, record: JobRecord) -> Gang:
     """The job as the core sees it, told apart from one of the same id in another workspace."""
-    gang = gang_of(record.job)
+    gang = gang_of(record.job, record.placement.plan if record.placement else "")
     theirs = f"{gang.id} of workspace {record.workspace}"
     return gang if record.workspace == store.workspace else replace(gang, id=theirs)
-
-
-def _since(store: Store, record: JobRecord, now_s: float) -> float:
-    """When this attempt got its places."""
-    for event in reversed(store.events(kind="job.state", subject=record.job.id)):
-        told: Mapping[str, object] = event_data(event)
-        if told["state"] == "ADMITTED" and told["attempt"] == record.attempt:
-            return event.time_s
-    return now_s
 
 
 def _with_lost_queues(queues: Sequence[Queue], gangs: Iterable[Gang]) -> tuple[Queue, ...]:

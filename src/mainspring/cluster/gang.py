@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mainspring.cluster.agent import LASTING_LEASE_S, LEASE_S, NodeAgent, Order, Poll
+from mainspring.cluster.agent import LEASE_S, NodeAgent, Order, Poll
 from mainspring.cluster.engine import NAMESPACE, Member
 from mainspring.cluster.mirror import TAIL_BYTES, Chunk, Cursor, Mirror, followed, read_piece
 from mainspring.cluster.verdict import RankEnd
-from mainspring.spec import Job, Placement, RankExit, Task, Unavailable, WorkerLost
+from mainspring.spec import Job, Placement, RankExit, SpecError, Task, Unavailable, WorkerLost
+from mainspring.spec.settings import process_environment
 from mainspring.store.parse import read_json
 
 ANSWER_S = 30.0
@@ -162,7 +163,7 @@ class Gang:
         first = self.posts[0]
         host = "127.0.0.1" if len(self.posts) == 1 else first.member.address
         (port,) = self._get([first.agent.hold_port.remote()], "find a port")
-        answers = []
+        answers, secrets = [], secrets_of(self.job)
         for post in self.posts:
             tasks = tuple(
                 Task(
@@ -183,7 +184,8 @@ class Gang:
                 imports=self.job.imports or driver_imports(),
                 folder=self.job.folder or str(Path.cwd()),
                 address=post.member.address,
-                lease_s=LASTING_LEASE_S if self._lasting else LEASE_S,
+                lease_s=self.job.alone_s if self._lasting else LEASE_S,
+                secrets=secrets,
                 marks=self._marks if post.mirror is None else "",
                 accelerator=post.member.accelerator,
                 devices=tuple(self.placement.devices[rank] for rank in post.ranks) if self.placement.devices else (),
@@ -207,11 +209,11 @@ class Gang:
             self.ends |= {end.exit.rank: end for end in answer.ends}
         return tuple(self.ends.values())
 
-    def stop(self, reason: str, *, grace_s: float) -> None:
-        """Ask every node to end its ranks."""
+    def stop(self, reason: str, *, grace_s: float, gently: bool = False) -> None:
+        """Ask every node to end its ranks; `gently`, when they have saved what they have."""
         for post in self.posts:
             if not post.lost:
-                post.agent.stop.remote(reason, grace_s)
+                post.agent.stop.remote(reason, grace_s, gently=gently)
 
     def collect(self) -> None:
         """Copy what is still missing from nodes that do not share the run's folder."""
@@ -292,6 +294,18 @@ class Gang:
             raise WorkerLost(f"a node agent of job {self.job.id} died: {error}") from error
         except RayError as error:
             raise Unavailable(f"a node agent of job {self.job.id} could not {what}: {error}") from error
+
+
+def secrets_of(job: Job) -> tuple[tuple[str, str], ...]:
+    """The variables that the job asks for, as this process has them. Raises `SpecError` when it does not have one."""
+    here = process_environment()
+    missing = [name for name in job.secrets if name not in here]
+    if missing:
+        raise SpecError(
+            f"job {job.id} asks for {missing[0]}, which its driver's environment does not have",
+            hint=f"start the scheduler with {missing[0]} set",
+        )
+    return tuple((name, here[name]) for name in job.secrets)
 
 
 def driver_imports() -> tuple[str, ...]:

@@ -28,10 +28,12 @@ class Handle:
         self._result: JobResult | None = None
         self._done = threading.Event()
         self._cancelled = ""
+        self.evicted = ""
+        """Why it has to leave its places to others; empty when it need not."""
         self.displaced = ""
-        """Why it has to leave its nodes for others; empty when it need not."""
+        """Why it has to leave its nodes; empty when it need not."""
         self.urgent = False
-        """Whether it has to leave at once, and not when it has saved what it has."""
+        """Whether it has to leave them at once, and not when it has saved what it has."""
 
     @property
     def state(self) -> JobState:
@@ -61,8 +63,9 @@ class Handle:
 
     def logs(self, rank: int = 0) -> str:
         """What `rank` has written to stdout and stderr so far: the last `LOG_BYTES` of it, the rest is in its file."""
-        if not 0 <= rank < self.job.ranks:
-            raise SpecError(f"job {self.job.id} has ranks 0 to {self.job.ranks - 1}, not {rank}")
+        most = max(self.job.ranks, *(shape.ranks for shape in self.job.menu), 1)
+        if not 0 <= rank < most:
+            raise SpecError(f"job {self.job.id} has ranks 0 to {most - 1}, not {rank}")
         return tail_of(self.run_dir / f"rank-{rank}.log", LOG_BYTES)
 
     def move(self, state: JobState, reason: str = "") -> None:

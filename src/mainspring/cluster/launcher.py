@@ -2,7 +2,8 @@
 
 One thread looks at the books in the store and at what Ray has, calls `reconcile` and `admit`, writes down what they
 say, and starts a thread for every job that was placed (`attempt`). Drivers of one cluster share the books: each decides
-about everybody and starts its own. A lasting job waits for whoever serves its address, and outlives that driver too.
+about everybody and starts its own, in the place of others if need be, whose drivers read there that they have to leave.
+A lasting job waits for whoever serves its address, and outlives that driver too.
 """
 
 import json
@@ -25,20 +26,22 @@ from mainspring.cluster.handle import Handle, OnState, result_of
 from mainspring.cluster.inspection import lie_of, sick_notes, truthful
 from mainspring.cluster.pulse import BEAT_S, Pulse
 from mainspring.cluster.queue import QueueState, admit, machines_in, refusal
-from mainspring.cluster.reconcile import Group, group_of, reconcile
+from mainspring.cluster.reading import read_state
+from mainspring.cluster.reconcile import Group, displaced, group_of, reconcile
 from mainspring.hardware.census import Census
 from mainspring.spec import (
     ACTIVE,
     TERMINAL,
     DoesNotFit,
     Driver,
+    Eviction,
     Job,
     JobRecord,
     JobState,
     Machine,
     NodeNote,
     Placement,
-    Queue,
+    QueueFile,
     SpecError,
     Unavailable,
 )
@@ -47,6 +50,7 @@ from mainspring.store import Store
 TICK_S = 0.1
 ADMIT_S = 0.5
 SWEEP_S = 5.0
+LAG_S = 2.0  # how far what Ray says is free may be behind
 HEALTH_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -58,8 +62,8 @@ class Launcher:
     `run_root/<job.id>/` receives the logs and files of every rank; by default `runs` in the store's home. Ranks write
     there directly where their node sees that folder; elsewhere, or when `scratch` names a node-local folder, they write
     locally and the launcher copies text as it grows and everything else at the end. Ranks on different nodes must not
-    use the same file name. `queues` are the quotas that jobs are admitted under; without any, every queue may fill the
-    cluster. With `serves`, lasting jobs of this address and workspace are seen to as well.
+    use the same file name. `quotas` are what jobs are admitted under; without any, every queue may fill the cluster.
+    With `serves`, lasting jobs of this address and workspace are seen to as well.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Launcher:
         address: str = "local",
         run_root: Path | None = None,
         scratch: str = "",
-        queues: Sequence[Queue] = (),
+        quotas: QueueFile | None = None,
         serves: bool = False,
     ) -> None:
         self.address = address
@@ -77,7 +81,7 @@ class Launcher:
         self.driver = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.store = store
         self._scratch = scratch
-        self._queues = tuple(queues)
+        self._quotas = quotas or QueueFile(queues=())
         self._serves = serves
         self._engine: Engine | None = None
         self._cluster = ""
@@ -91,6 +95,7 @@ class Launcher:
         self._parted = threading.Event()
         self._leaving = threading.Event()
         self._live: dict[int, tuple[JobRecord, Handle]] = {}
+        self._left: list[tuple[JobRecord, float]] = []
         self._handles: dict[str, Handle] = {}
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -275,7 +280,13 @@ class Launcher:
             self._swept_s = now_s
         notes = self._health(engine, members, now_s=now_s)
         self._pass_on(records, notes)
-        waiting = [each for each in records if each.state == "PENDING" and (not each.driver or each.driver in alive)]
+        with self._lock:
+            busy = frozenset(self._live)  # an attempt that has given way may still be clearing up
+        waiting = [
+            each
+            for each in records
+            if each.state == "PENDING" and each.number not in busy and (not each.driver or each.driver in alive)
+        ]
         self._admit(self._not_cancelled(waiting), records, members=members, notes=notes)
 
     def _tell(self, members: Mapping[str, Member]) -> None:
@@ -314,13 +325,16 @@ class Launcher:
                 self.store.part(driver.id)
 
     def _pass_on(self, records: Sequence[JobRecord], notes: Sequence[NodeNote]) -> None:
-        """Tell own jobs that somebody wants them stopped, or their nodes for themselves."""
-        asked = {record.number: record.cancelled for record in records if record.cancelled}
+        """Tell own jobs that somebody wants them stopped, or their places, or their nodes for themselves."""
+        told = {(record.number, record.attempt): record for record in records}
         with self._lock:
             live = list(self._live.values())
         for record, handle in live:
-            if record.number in asked:
-                handle.cancel(asked[record.number])
+            now = told.get((record.number, record.attempt), record)
+            if now.cancelled:
+                handle.cancel(now.cancelled)
+            if now.state in ACTIVE:
+                handle.evicted = handle.evicted or now.evicted
             why, urgent = displaced(record, notes)
             if why and record.losses + 1 < record.job.starts:
                 handle.displaced, handle.urgent = handle.displaced or why, handle.urgent or urgent
@@ -359,14 +373,26 @@ class Launcher:
     ) -> None:
         """Decide about everybody who waits, write down the places of one's own, and start them."""
         mine = {self._name(record): record for record in waiting if self._handle_of(record)}
-        if not mine:
+        elastic = any(each.job.menu and each.driver == self.driver and each.state in ACTIVE for each in records)
+        if not mine and not elastic:
             return
+        leaving = [each for each in records if each.state in ACTIVE and each.evicted and not each.cancelled]
+        line = sorted([*waiting, *leaving], key=lambda record: record.number)
+        names = {self._name(record): record for record in records}
+        ours = {name for name, record in names.items() if record.driver == self.driver}
         state = self._state(records, members, notes)
-        decision = admit(state, [replace(record.job, id=self._name(record)) for record in waiting])
-        placed = [replace(each, job_id=mine[each.job_id].job.id) for each in decision.placed if each.job_id in mine]
-        if placed and not self.store.assign(self._cluster, placed, driver=self.driver, beside=records):
+        decision = admit(state, [replace(each.job, id=self._name(each)) for each in line], mine=mine.keys() | ours)
+        placed = [replace(each, job_id=mine[each.job_id].job.id) for each in decision.placed]
+        stops = [
+            Eviction(record=names[each.job_id], reason=each.reason, lost_ms=each.lost_ms) for each in decision.stopped
+        ]
+        if (placed or stops) and not self.store.assign(
+            self._cluster, placed, driver=self.driver, beside=records, evictions=stops
+        ):
             self._wake.set()  # somebody was faster: look again
             return
+        if stops:
+            self._wake.set()  # some of them may be this driver's own
         by_id = {placement.job_id: placement for placement in placed}
         refused = {held.job_id: held.reason for held in decision.refused}
         waiting_for = {held.job_id: held.reason for held in decision.waiting}
@@ -377,9 +403,9 @@ class Launcher:
                 self._start(self._placed(record, by_id[record.job.id]), members)
             elif handle and name in refused:
                 self._finish(record, handle, "FAILED", "; ".join([refused[name], *sorted(self._lies.values())]))
-            elif handle and handle.reason != waiting_for[name]:
-                said[record.number] = waiting_for[name]
-                handle.move("PENDING", waiting_for[name])
+            elif handle and handle.reason != (why := _why(record, waiting_for[name])):
+                said[record.number] = why
+                handle.move("PENDING", why)
         if said:
             self.store.explain(said)
 
@@ -388,6 +414,7 @@ class Launcher:
         return replace(
             record,
             state="ADMITTED",
+            evicted="",
             driver=self.driver,
             cluster=self._cluster,
             attempt=record.attempt + 1,
@@ -404,15 +431,20 @@ class Launcher:
     ) -> QueueState:
         """What is free: never more than Ray says, whose figures lag behind, nor than the books say."""
         assert self._engine is not None
-        holding = {record.number: record for record in records if record.state in ACTIVE}
-        with self._lock:  # one's own that have ended and are still being cleared away
-            holding |= {number: record for number, (record, _) in self._live.items() if number not in holding}
+        now_s = time.monotonic()
+        with self._lock:
+            live = [record for record, _ in self._live.values()]
+            self._left = [(record, left_s) for record, left_s in self._left if now_s - left_s < LAG_S]
+            left = [record for record, _ in self._left]
         rays = self._engine.available()
-        return QueueState(
+        return read_state(
+            records,
+            live=live,
+            left=left,
+            name=self._name,
             total=tuple(member.capacity for member in members.values()),
             free=tuple(replace(rays[each.id], node=name) for name, each in members.items() if each.id in rays),
-            running=tuple((record.job, record.placement) for record in holding.values() if record.placement),
-            queues=self._queues,
+            quotas=self._quotas,
             notes=tuple(notes),
         )
 
@@ -423,6 +455,7 @@ class Launcher:
             if handle is None or taken_over:
                 handle = self._handles[record.job.id] = Handle(record.job, self._run_dir(record.job), lasting=True)
             self._live[record.number] = (record, handle)
+        handle.displaced, handle.urgent, handle.evicted = "", False, record.evicted
         attempt = Attempt(
             handle=handle,
             record=record,
@@ -440,6 +473,7 @@ class Launcher:
         finally:
             with self._lock:
                 self._live.pop(attempt.record.number, None)
+                self._left.append((attempt.record, time.monotonic()))
             self._wake.set()
 
     def _finish(self, record: JobRecord, handle: Handle, state: JobState, reason: str) -> None:
@@ -449,27 +483,9 @@ class Launcher:
             handle.finish(result)
 
 
-def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> tuple[str, bool]:
-    """Why a job has to leave its places, and whether at once; empty when it may stay.
-
-    A sick device cannot wait; a node that is closed can, until the job has saved what it has.
-    """
-    placement = record.placement
-    if placement is None:
-        return "", False
-    found = ("", False)
-    for note in notes:
-        for rank, node in enumerate(placement.nodes):
-            if node != note.node:
-                continue
-            why = f": {note.reason}" if note.reason else ""
-            bits = placement.devices[rank] if placement.devices else 0
-            ill = [number for number in note.sick if bits >> number & 1]
-            if ill:
-                return f"device {ill[0]} of node {node} is unhealthy{why}", True
-            if note.closed:
-                found = (f"node {node} is drained{why}", False)
-    return found
+def _why(record: JobRecord, reason: str) -> str:
+    """Why a job waits, and why it had to stop when it ran before."""
+    return f"{reason}; left its places: {record.evicted.removeprefix('stops: ')}" if record.evicted else reason
 
 
 def check_job(job: Job) -> None:

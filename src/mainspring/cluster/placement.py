@@ -4,6 +4,7 @@ Where ranks go is decided by `schedule`; this is the arithmetic of the shell aro
 thousandths, so that three times 0.1 cpu is 0.3 cpu.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,15 @@ class Capacity:
     devices: float = 0.0
     memory_bytes: int = 0
     model: str = ""
+
+
+def as_placed(job: Job, placement: Placement) -> Job:
+    """`job` in the shape that was chosen for it."""
+    shape = next((each for each in job.menu if each.plan == placement.plan), None)
+    if shape is None:
+        return job
+    payload = json.loads(job.payload_json) | json.loads(shape.payload_json)
+    return replace(job, ranks=shape.ranks, resources=shape.resources, payload_json=json.dumps(payload))
 
 
 def allowed(job: Job, nodes: Sequence[Capacity]) -> tuple[Capacity, ...]:
@@ -53,6 +63,16 @@ def occupy(free: Sequence[Capacity], placement: Placement, need: Resources) -> t
         if (count := placement.nodes.count(node.node))
         else node
         for node in free
+    )
+
+
+def added(node: Capacity, need: Resources) -> Capacity:
+    """What is left of a node once a rank has gone that took `need`."""
+    return replace(
+        node,
+        cpus=node.cpus + need.cpus,
+        devices=node.devices + need.devices,
+        memory_bytes=node.memory_bytes + need.memory_bytes,
     )
 
 

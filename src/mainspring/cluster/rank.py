@@ -20,13 +20,13 @@ from pathlib import Path
 from types import FrameType
 
 import mainspring
+from mainspring.cluster.notice import LEFT, NOTICE, let_through
 from mainspring.hardware.share import Bounds, apply
 from mainspring.spec import MainspringError, Task, logs
 from mainspring.spec.plugin import load_entry
 from mainspring.spec.settings import quiet_third_parties
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_TERMINATED = 128 + signal.SIGTERM
 LONGEST = 1800  # characters of a message that are told; the log has the whole
 
 
@@ -42,7 +42,7 @@ def describe(error: BaseException) -> str:
 
     Looks through the SystemExit that a SIGTERM raised over a real exception.
     """
-    if isinstance(error, SystemExit) and error.code == _TERMINATED:
+    if isinstance(error, SystemExit) and error.code == LEFT:
         cause = error.__context__
         return describe(cause) if isinstance(cause, Exception) else ""
     if isinstance(error, MainspringError):  # whose hint a traceback shows too, as a note
@@ -76,6 +76,7 @@ def main() -> None:
     report, parent = int(sys.argv[1]), int(sys.argv[2])
     die_with(parent)
     signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(NOTICE, _on_sigterm)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the driver, which then stops us in order
     faulthandler.enable()
     order = json.load(sys.stdin)
@@ -83,6 +84,8 @@ def main() -> None:
     apply(Bounds(**order["bounds"]))
     logs.configure("INFO")
     quiet_third_parties()
+    if not order["heeds"]:
+        let_through()
     try:
         load_entry(order["entry"])(task, order["payload"])
     except BaseException as error:  # noqa: BLE001 the edge of the process: report, log, exit
@@ -105,7 +108,8 @@ def _fail(error: BaseException, *, code: int, report: int) -> None:
 
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(_TERMINATED)
+    signal.signal(NOTICE, signal.SIG_IGN)
+    sys.exit(LEFT)
 
 
 if __name__ == "__main__":

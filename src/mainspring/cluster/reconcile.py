@@ -8,7 +8,7 @@ is taken over, started again or ended; the second is removed. Pure, and repeatin
 from collections.abc import Sequence, Set
 from typing import Literal
 
-from mainspring.spec import ACTIVE, TERMINAL, JobRecord, spec
+from mainspring.spec import ACTIVE, TERMINAL, JobRecord, NodeNote, spec
 from mainspring.store.ledger import GONE
 
 StepKind = Literal["remove", "take", "again", "fail"]
@@ -66,7 +66,33 @@ def reconcile(
                 steps.append(Step(kind="take", record=record))
             else:
                 steps.append(Step(kind="again", record=record, reason="its cluster or its scheduler is gone"))
+        elif record.evicted and record.state in ACTIVE and record.cluster == cluster:
+            # Others wait for its places, and nobody is there to ask it.
+            steps.append(Step(kind="again", record=record, reason=record.evicted))
     entitled = {(record.number, record.attempt) for record in records if record.state in ACTIVE}
     entitled -= {(step.record.number, step.record.attempt) for step in steps if step.record and step.kind != "take"}
     steps += [Step(kind="remove", group=group.id) for group in groups if (group.number, group.attempt) not in entitled]
     return tuple(steps)
+
+
+def displaced(record: JobRecord, notes: Sequence[NodeNote]) -> tuple[str, bool]:
+    """Why a job has to leave its places, and whether at once; empty when it may stay.
+
+    A sick device cannot wait; a node that is closed can, until the job has saved what it has.
+    """
+    placement = record.placement
+    if placement is None:
+        return "", False
+    found = ("", False)
+    for note in notes:
+        for rank, node in enumerate(placement.nodes):
+            if node != note.node:
+                continue
+            why = f": {note.reason}" if note.reason else ""
+            bits = placement.devices[rank] if placement.devices else 0
+            ill = [number for number in note.sick if bits >> number & 1]
+            if ill:
+                return f"device {ill[0]} of node {node} is unhealthy{why}", True
+            if note.closed:
+                found = (f"node {node} is drained{why}", False)
+    return found

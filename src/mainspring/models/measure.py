@@ -3,7 +3,8 @@
 Every unit of a chain (see `structure`) gets the FLOPs, the bytes and the parameters that fall between its cuts. Torch's
 own counters are not enough: they see no attention on CPUs, attention's whole square of scores on meta, and one share of
 a divided matrix as all of it. So attention is caught on its way and accounted for by formula as a fused kernel runs it
-(Dao 2022): it keeps queries, keys, values, its output and one number per row.
+(Dao 2022): it keeps queries, keys, values, its output and one number per row. On a host torch has no such kernel for
+dropout or for a learned bias, and keeps the scores of these too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mainspring.models.structure import first_output, first_tensor
 
+MATRIX = 2  # dimensions
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
 
 
@@ -53,7 +55,7 @@ class _Kept:
 class Measurement(TorchDispatchMode):
     """Adds up what happens while it is entered, for the unit that is running. `unit` counts the cuts passed."""
 
-    def __init__(self, blocks: int, weights: Mapping[int, object], *, chain: bool) -> None:
+    def __init__(self, blocks: int, weights: dict[int, object], *, chain: bool) -> None:
         super().__init__()
         self.figures = [Figures() for _ in range(blocks + (2 if chain else 1))]
         self._chain = chain
@@ -61,16 +63,26 @@ class Measurement(TorchDispatchMode):
         self._weights = weights
         self._kept: dict[int, _Kept] = {}
         self._made: dict[int, int] = {}
+        self._copied: dict[int, tuple[Tensor, Tensor]] = {}
         self._regions: list[int] = []
         self._inputs: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Remembers where tensors were made, and what products gave."""
+        """Remembers where tensors were made, and what products gave.
+
+        Keys and values that join an empty cache are what they were; training has none, see `set_cache`.
+        Matrices picked from a stack, one for each token, are weights still: whoever computes with experts groups the
+        tokens instead, but on meta transformers can only do it so.
+        """
         found = func(*args, **(kwargs or {}))
         name = func.name().partition("::")[2].partition(".")[0].strip("_")
         for tensor in found if isinstance(found, tuple | list) else [found]:
             if isinstance(tensor, Tensor):
                 self._made.setdefault(storage_of(tensor), self.unit)
+                if name == "cat" and len(full := [part for part in args[0] if part.numel()]) == 1:
+                    self._copied[storage_of(tensor)] = tensor, full[0]
+                if name == "index" and args[0].dim() > MATRIX and storage_of(args[0]) in self._weights:
+                    self._weights[storage_of(tensor)] = tensor
                 if name in PRODUCTS:
                     figures = self.figures[self.unit]
                     figures.selective_bytes += tensor.nbytes
@@ -95,10 +107,11 @@ class Measurement(TorchDispatchMode):
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Called for every tensor that backward will want."""
-        at = storage_of(tensor)
+        _, real = self._copied.get(storage_of(tensor), (tensor, tensor))
+        at = storage_of(real)
         if at not in self._weights:
             split = bool(self._regions) and at not in self._inputs
-            kept = self._kept.setdefault(at, _Kept(tensor.untyped_storage(), split))
+            kept = self._kept.setdefault(at, _Kept(real.untyped_storage(), split))
             if self.unit not in kept.units:
                 kept.units.append(self.unit)
         return tensor

@@ -8,18 +8,19 @@ causal half that is computed: 2 N D per token and token of context, half of what
 Letters as in `transformer`: H hidden, N query heads, K key/value heads, D head width, F feed-forward, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
 
-from mainspring.models.divide import Region, regions, vocabulary
+from mainspring.models.divide import Region, is_transposed, regions, vocabulary
 from mainspring.models.measure import Figures, measured
 from mainspring.models.moe import Mixture
 from mainspring.models.structure import Structure, first_output, outermost_entries, read_structure
-from mainspring.spec import BlockSpec, DecoderConfig, ModelSpec, Precision, SpecError
+from mainspring.spec import BlockSpec, DecoderConfig, ModelSpec, Precision, Rows, RowsKind, SpecError
 
 VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 
@@ -43,6 +44,7 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         divisions=(("vocab", vocab),),
         split_params=vocab * hidden,
         reductions=(1, 0),
+        rows=_rows([(vocab, hidden, "rows")]),
     )
     head = BlockSpec(
         name="head",
@@ -55,6 +57,7 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         divisions=(("vocab", vocab),),
         split_params=vocab * hidden,
         reductions=(0, 1),
+        rows=_rows([(vocab, hidden, "rows"), (hidden, 1, "whole")]),
     )
     return ModelSpec(
         name=name,
@@ -63,6 +66,7 @@ def profile_decoder(config: DecoderConfig, *, seq_len: int, name: str, precision
         tied_params=vocab * hidden if config.tied else 0,
         element_bytes=value_bytes,
         chain=config.layers > 1,  # a single block cannot be cut off from others like it
+        tied_rows=embedding.rows if config.tied else (),
     )
 
 
@@ -95,7 +99,25 @@ def _layer(config: DecoderConfig, value_bytes: int) -> BlockSpec:
         partial_params=config.qk_norm * 2 * config.width,
         selective_bytes_per_token=float(products * value_bytes + 4 * config.heads),
         kv_bytes_per_token=float(2 * shared * value_bytes),
+        rows=_rows(
+            [
+                (inner, hidden + config.qkv_bias, "rows"),
+                (shared, 2 * (hidden + config.qkv_bias), "rows"),
+                (ffn, 2 * hidden, "rows"),
+                (hidden, inner + ffn, "width"),
+                (hidden, 2, "whole"),
+                (config.width, 2 * config.qk_norm, "partial"),
+            ]
+        ),
     )
+
+
+def _rows(tables: Iterable[tuple[int, int, RowsKind]]) -> tuple[Rows, ...]:
+    """Tables as `(count, width, kind)`, those that are cut alike side by side."""
+    widths: Counter[tuple[int, RowsKind]] = Counter()
+    for count, width, kind in tables:
+        widths[count, kind] += width
+    return tuple(Rows(count=c, width=width, kind=kind) for (c, kind), width in sorted(widths.items()) if width)
 
 
 def profile_module(
@@ -124,11 +146,18 @@ def profile_module(
     last.output_bytes = last.widest_bytes
     reader = _Reader(module, found, structure, tokens=lead.shape[0] * length)
     units = [reader.block(unit, each, names) for unit, each in enumerate(figures)]
-    sizes = {key: parameter.numel() for key, parameter in module.named_parameters()}
-    tied = sum(sizes[key] * (sum(key in needs for needs in structure.needs) - 1) for key in structure.shared)
+    # A parameter that three units need is counted twice too often.
+    tied = reader.rows(key for key in structure.shared for _ in range(structure.users(key) - 1))
     runs = [list(same) for _, same in groupby(units)]
     grouped = [replace(run[0], count=len(run)) for run in runs]
-    return ModelSpec(name=name, blocks=tuple(grouped), seq_len=length, tied_params=tied, chain=bool(structure.blocks))
+    return ModelSpec(
+        name=name,
+        blocks=tuple(grouped),
+        seq_len=length,
+        tied_params=sum(each.count * each.width for each in tied),
+        chain=bool(structure.blocks),
+        tied_rows=tied,
+    )
 
 
 def _first(output: Any) -> Tensor:
@@ -150,6 +179,29 @@ class _Reader:
         self._vocabulary = vocabulary(module)
         self._parameters = dict(module.named_parameters())
         self._seen: set[str] = set()
+        self._kinds: dict[int, RowsKind] = {}
+        for region in found:
+            self._read_region(region)
+        if self._vocabulary is not None:
+            table = module.get_submodule(self._vocabulary.embedding).get_parameter("weight")
+            head = module.get_submodule(self._vocabulary.head)
+            self._kinds |= {id(p): "rows" for p in (table, *head.parameters(recurse=False))}
+        mixtures = (each for each in module.modules() if isinstance(each, Mixture))
+        self._kinds |= {id(p): "experts" for mixture in mixtures for p in mixture.experts.parameters()}
+
+    def _read_region(self, region: Region) -> None:
+        module = self._module.get_submodule(region.name)
+        kinds: dict[int, RowsKind] = {id(p): "partial" for p in module.parameters()}
+        for name in (*(name for name, _ in region.columns), *region.rows):
+            layer = module.get_submodule(name)
+            outputs: RowsKind = "width" if is_transposed(layer) else "rows"
+            inputs: RowsKind = "rows" if is_transposed(layer) else "width"
+            for key, p in layer.named_parameters():
+                if name in region.rows:
+                    kinds[id(p)] = inputs if key == "weight" else "whole"
+                else:
+                    kinds[id(p)] = outputs if key == "weight" else "rows"
+        self._kinds |= kinds
 
     def block(self, unit: int, figures: Figures, names: Sequence[str]) -> BlockSpec:
         """Unit number `unit`; a block if it is one of `names`."""
@@ -165,10 +217,16 @@ class _Reader:
             output_bytes_per_token=figures.output_bytes / self._tokens,
             selective_bytes_per_token=figures.selective_bytes / self._tokens if 0 < unit < last else 0.0,
             kv_bytes_per_token=figures.kv_bytes / self._tokens,
+            rows=self.rows(needs),
         )
         if 0 < unit < last:
             return self._divided(self._expert(spec, names[unit - 1]), figures, names[unit - 1])
         return self._words(spec, unit)
+
+    def rows(self, keys: Iterable[str]) -> tuple[Rows, ...]:
+        """How parameters can be cut."""
+        found = [self._parameters[key] for key in keys]
+        return _rows((len(p), p[:1].numel(), self._kinds.get(id(p), "whole")) for p in found if p.dim())
 
     def _needs(self, unit: int, names: Sequence[str]) -> list[str]:
         """The parameters of a unit; without a chain each parameter belongs to the first unit that has it."""

@@ -46,6 +46,10 @@ class Structure:
         seen: set[str] = set()
         return frozenset(name for needed in self.needs for name in needed if name in seen or seen.add(name))
 
+    def users(self, name: str) -> int:
+        """How many units need the parameter `name`."""
+        return sum(name in needed for needed in self.needs)
+
 
 @dataclass(slots=True)
 class _Call:
@@ -127,12 +131,15 @@ def ghost(model: nn.Module) -> nn.Module:
 
 
 def set_cache(model: nn.Module, *, used: bool) -> nn.Module:
-    """`model`, told whether to keep keys and values of what it has read, where it is of transformers.
+    """`model`, told whether to keep keys and values of what it has read, where it or a part of it is of transformers.
 
     Training has no use for them, and recomputation would add to them twice. On the meta device, on the other hand, the
     masks of transformers 5 can only be made for a model that keeps them.
     """
     config = getattr(model, "config", None)
+    if config is None:
+        for child in model.children():
+            set_cache(child, used=used)
     if hasattr(config, "use_cache"):
         config.use_cache = used  # pyright: ignore[reportOptionalMemberAccess]
     if used and hasattr(config, "_experts_implementation"):

@@ -137,15 +137,16 @@ def passes(model: ModelSpec, block: BlockSpec, cut: Cut, *, rank: Rank, rings: "
     width = here.memory_bytes_per_s * rank.share
     active = _active_params(block, kept, cut)
     weights_s = ELEMENT_BYTES[precision] * active / width
-    saved_s = stack.saved_passes * kept.whole_bytes / width
+    saved_s = stack.saved_passes * kept.whole_bytes / (width * here.activation_share)
     overhead_s = (here.block_overhead_s or stack.block_overhead_s) / 3
     forward_s = matmul_s + attention_s + weights_s + saved_s + overhead_s
     back = FLASH_BACKWARD if stack.fused_attention else 2.0
     backward_s = 2 * (matmul_s + weights_s + saved_s + overhead_s) + back * attention_s
     if block is model.blocks[scorer(model)] and block.output_bytes_per_token > 0:
-        passing = 2 * stack.logit_bytes * logit_values(model) * tokens / degree / width
+        values = logit_values(model) * tokens / (1 if stack.joins_scores else degree)
+        passing = 2 * stack.logit_bytes * values / (width * here.activation_share)
         forward_s, backward_s = forward_s + passing / 3, backward_s + passing * 2 / 3
-    sent_f, sent_b = _exchanged(model, block, cut, rings=rings, stack=stack)
+    sent_f, sent_b = _exchanged(model, block, cut, device=here, rings=rings, stack=stack)
     repeats = block.count > 1 and cut.recompute != "none"
     if repeats and cut.recompute == "full":
         backward_s, sent_b = backward_s + forward_s, sent_b + sent_f
@@ -193,31 +194,42 @@ def widening(cut: Cut, stack: Stack) -> float:
     return max(1.0, stack.stream_bytes / ELEMENT_BYTES[cut.precision])
 
 
-def _exchanged(model: ModelSpec, block: BlockSpec, cut: Cut, *, rings: "Rings", stack: Stack) -> tuple[float, float]:
+def _exchanged(
+    model: ModelSpec, block: BlockSpec, cut: Cut, *, device: Device, rings: "Rings", stack: Stack
+) -> tuple[float, float]:
     """Seconds of communication inside the block, forward and backward, that arithmetic does not hide.
 
     Sums of what matrices give are narrow forward and scattered so; what enters a region, and its gradient, is wide.
     """
     width = ELEMENT_BYTES[cut.precision] / model.element_bytes
     stream = stream_bytes(model) * width * cut.tokens
+    each_s = device.message_s or stack.message_s
     forward_s = backward_s = 0.0
     if cut.degree(block) > 1:
         wide = widening(cut, stack)
         along = block.reductions[0] and block.reductions[1]
         out = (1 + wide) / 2 if along and cut.sequence_parallel else 1.0 if along else wide
         back = (1 + wide) / 2 if along and cut.sequence_parallel else wide
-        forward_s += block.reductions[0] * network.reduce_s(rings.tp, out * stream)
-        backward_s += block.reductions[1] * network.reduce_s(rings.tp, back * stream)
+        summed, messages = (_split_sum_s, 2) if along and cut.sequence_parallel else (network.reduce_s, 1)
+        forward_s += block.reductions[0] * (summed(rings.tp, out * stream) + messages * each_s)
+        backward_s += block.reductions[1] * (summed(rings.tp, back * stream) + messages * each_s)
+        if stack.joins_scores and block is model.blocks[scorer(model)]:
+            scores = block.output_bytes_per_token * width * cut.tokens
+            forward_s += network.gather_s(rings.tp, scores) + each_s
     if cut.cp > 1 and block.kv_bytes_per_token:
         held = block.kv_bytes_per_token * width * cut.tokens / cut.degree(block)
-        gather_s = network.gather_s(rings.cp, held * cut.cp)
-        forward_s += gather_s
-        backward_s += gather_s
+        forward_s += network.gather_s(rings.cp, held * cut.cp) + each_s
+        backward_s += network.scatter_s(rings.cp, held * cut.cp) + each_s
     if cut.ep > 1 and block.experts:
-        each = network.exchange_s(rings.ep, stream * block.experts_per_token)
+        each = network.exchange_s(rings.ep, stream * block.experts_per_token) + each_s
         forward_s += 2 * each
         backward_s += 2 * each
     return forward_s, backward_s
+
+
+def _split_sum_s(ring: Ring, whole_bytes: float) -> float:
+    """A sum in its two halves: along the sequence one comes after a region, the other before the next."""
+    return network.gather_s(ring, whole_bytes) + network.scatter_s(ring, whole_bytes)
 
 
 def stream_bytes(model: ModelSpec) -> float:

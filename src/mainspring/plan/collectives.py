@@ -7,18 +7,21 @@ the mean over the ranks of its group.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from mainspring.plan import blocks
 from mainspring.plan.flops import ELEMENT_BYTES
-from mainspring.spec import AXES, BlockSpec, ModelSpec, Operation, Plan
+from mainspring.plan.shards import divided, padded, part, rows_of
+from mainspring.spec import AXES, BlockSpec, ModelSpec, Operation, Plan, Rows
 
 WORD_BYTES = 4  # parameters and gradients are fp32 at either precision
 COUNT_BYTES = 8
+STATES = 3  # of a parameter: itself and Adam's two moments
+EXPERT_MATRICES = 3  # gate, up and down
 ENDS = ("embedding", "head")
-STEP_BYTES = 24  # the loss, its count and the square of the gradient's norm, in float64
+STEP_BYTES = 32  # the loss, its count, the square of the gradient's norm and whether to leave, in float64
 
 # Stands at the end of a model that is no chain: all of its blocks are units of their own, what is left comes first.
 NOTHING = BlockSpec(
@@ -63,7 +66,7 @@ class _Sender:
 
     def __init__(self, model: ModelSpec, plan: Plan, rank: int) -> None:
         self._model, self._plan, mesh = model, plan, plan.mesh
-        at: dict[str, int] = {}
+        self._at = at = dict[str, int]()
         for axis in reversed(AXES):
             rank, at[axis] = divmod(rank, getattr(mesh, axis))
         self._count = plan.microbatches[(at["dp"] * mesh.fsdp + at["fsdp"]) * mesh.ep + at["ep"]] * plan.copies
@@ -95,6 +98,24 @@ class _Sender:
         self._replicas()
         self._ties()
         self._add("all_reduce", mesh.world, 1, STEP_BYTES)
+        return self._sums()
+
+    def moving(self, blocks: Collection[int]) -> dict[Key, Amount]:
+        """The sums of re-placing the experts of `blocks`."""
+        mesh = self._plan.mesh
+        for stage in self._stages:
+            for place, block in enumerate(stage.held, start=stage.first):
+                if place not in blocks:
+                    continue
+                _, experts = self._local(block)
+                count = STATES * EXPERT_MATRICES
+                if self._plan.zero:
+                    each = WORD_BYTES * mesh.shards * padded(experts, mesh.shards) // EXPERT_MATRICES
+                    self._add("all_gather", mesh.shards, count, each)
+                self._add("all_to_all", mesh.ep, count, WORD_BYTES * part(experts, 1, 0) // EXPERT_MATRICES)
+        return self._sums()
+
+    def _sums(self) -> dict[Key, Amount]:
         return {key: Amount(self._messages[key], self._bytes[key]) for key in self._messages}
 
     def _add(self, operation: Operation, ranks: int, messages: int, each_bytes: int) -> None:
@@ -184,63 +205,70 @@ class _Sender:
             gathers = self._count + 1 if mesh.pp > 1 else 2 * self._count
             scatters = 1 if mesh.pp > 1 else self._count
         for params, replicas in self._sharding_units(stage):
-            self._add("all_gather", mesh.shards, gathers, WORD_BYTES * params)
-            self._add("reduce_scatter", mesh.shards, scatters, WORD_BYTES * params)
-            self._add("all_reduce", replicas, scatters, WORD_BYTES * params // mesh.shards)
+            each = WORD_BYTES * params
+            self._add("all_gather", mesh.shards, gathers, mesh.shards * each)
+            self._add("reduce_scatter", mesh.shards, scatters, mesh.shards * each)
+            self._add("all_reduce", replicas, scatters, each)
 
     def _sharding_units(self, stage: _Stage) -> Iterator[tuple[int, int]]:
-        """Parameters of each unit, and over how many replicas its shards are added up."""
+        """Parameters of each unit that a rank has room for, and over how many replicas its shards are added up."""
         mesh, root, tied = self._plan.mesh, 0, 0
         for place, block in enumerate(stage.held, start=stage.first):
             dense, experts = self._local(block)
+            size = padded(dense, mesh.shards)
             if 0 < place < len(self._units) - 1:
-                yield dense, mesh.dp * mesh.ep
-                if experts and mesh.ep > 1:
-                    yield experts, mesh.dp
+                yield size, mesh.dp * mesh.ep
+                if experts:
+                    yield padded(experts, mesh.shards), mesh.dp
             else:
-                root += dense
+                root += size
                 tied += place == 0
         both_ends = tied and stage.first + len(stage.held) == len(self._units)
-        yield root - (self._tied() if both_ends else 0), mesh.dp * mesh.ep
+        yield root - (padded(self._tied(), mesh.shards) if both_ends else 0), mesh.dp * mesh.ep
 
-    def _local(self, block: BlockSpec) -> tuple[int, int]:
+    def _local(self, block: BlockSpec) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
         """Parameters of a unit on this rank before ZeRO: those that all ranks of `ep` have, and experts."""
         mesh = self._plan.mesh
-        spread = mesh.ep > 1
-        experts = block.expert_params // mesh.ep if spread else 0
-        dense = block.params - (block.expert_params if spread else 0)
-        if self._divided(block):
-            dense -= block.split_params - block.split_params // mesh.tp
-        return dense, experts
+        rows = divided(rows_of(block), tp=mesh.tp if self._divided(block) else 1, ep=mesh.ep)
+        experts = tuple(each for each in rows if each.kind == "experts" and mesh.ep > 1)
+        return tuple(each for each in rows if each not in experts), experts
 
-    def _tied(self) -> int:
-        head = self._units[-1]
-        return self._model.tied_params // (self._plan.mesh.tp if self._divided(head) else 1)
+    def _tied(self) -> tuple[Rows, ...]:
+        rows = self._model.tied_rows or (Rows(count=self._model.tied_params, width=1, kind="rows"),)
+        return divided(rows, tp=self._plan.mesh.tp if self._divided(self._units[-1]) else 1, ep=1)
+
+    def _part(self, rows: Iterable[Rows]) -> int:
+        """What ZeRO leaves this rank of `rows`."""
+        mesh = self._plan.mesh
+        return (
+            part(rows, mesh.shards, self._at["fsdp"] * mesh.cp + self._at["cp"])
+            if self._plan.zero
+            else part(rows, 1, 0)
+        )
 
     def held(self) -> tuple[int, int]:
-        """Parameters of this rank before ZeRO, a shared one once."""
+        """Parameters of this rank, a shared one once: those that all ranks of `ep` have, and experts."""
         dense = experts = 0
         ends = 0
         for stage in self._stages:
             for place, block in enumerate(stage.held, start=stage.first):
                 mine = self._local(block)
-                dense, experts = dense + mine[0], experts + mine[1]
+                dense, experts = dense + self._part(mine[0]), experts + self._part(mine[1])
                 ends += place in (0, len(self._units) - 1)
-        return dense - (self._tied() if ends == 2 else 0), experts
+        return dense - (self._part(self._tied()) if ends == 2 else 0), experts
 
     def _once_over_tensor(self) -> None:
         """Gradients of what all ranks of `tp` hold but know only a part of."""
         plan, mesh = self._plan, self._plan.mesh
-        shards = mesh.shards if plan.zero else 1
+        summed = {"whole", "partial", "experts"} if plan.sequence_parallel else {"partial"}
         partial = 0
         for stage in self._stages:
             for place, block in enumerate(stage.held, start=stage.first):
                 if 0 < place < len(self._units) - 1:
-                    dense, experts = self._local(block)
-                    divided = block.split_params // mesh.tp if self._divided(block) else 0
-                    whole = dense + experts - divided
-                    partial += whole if plan.sequence_parallel else block.partial_params
-        self._add("all_reduce", mesh.tp, 1, WORD_BYTES * partial // shards)
+                    rows = [each for some in self._local(block) for each in some]
+                    every = plan.sequence_parallel and not self._divided(block)
+                    partial += self._part(each for each in rows if every or each.kind in summed)
+        self._add("all_reduce", mesh.tp, 1, WORD_BYTES * partial)
 
     def _replicas(self) -> None:
         plan, mesh = self._plan, self._plan.mesh
@@ -258,14 +286,21 @@ class _Sender:
         edges = {place for stage in self._stages for place in (stage.first, stage.first + len(stage.held) - 1)}
         holds = bool(edges & {0, len(self._units) - 1})
         if plan.mesh.pp > 1 and self._model.tied_params and holds:
-            shards = plan.mesh.shards if plan.zero else 1
-            self._add("all_reduce", len(ends), 1, WORD_BYTES * self._tied() // shards)
+            self._add("all_reduce", len(ends), 1, WORD_BYTES * self._part(self._tied()))
 
 
 def held_bytes(model: ModelSpec, plan: Plan, rank: int) -> int:
     """Bytes of parameters that `rank` keeps between steps; a gradient and each moment of Adam are as large."""
-    held = sum(_Sender(model, plan, rank).held())
-    return WORD_BYTES * held // (plan.mesh.shards if plan.zero else 1)
+    return WORD_BYTES * sum(_Sender(model, plan, rank).held())
+
+
+def moving(model: ModelSpec, plan: Plan, rank: int, *, blocks: Collection[int]) -> dict[Key, Amount]:
+    """What `rank` sends besides in a step that ends with the experts of `blocks` (by place in the model) re-placed.
+
+    All of a rank's experts go into the exchange, also those that come back: weights and Adam's two moments, matrix by
+    matrix, each gathered first where ZeRO has cut it.
+    """
+    return _Sender(model, plan, rank).moving(blocks)
 
 
 def _stages(plan: Plan, pipeline_rank: int, units: tuple[BlockSpec, ...]) -> Iterator[_Stage]:

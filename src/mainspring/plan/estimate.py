@@ -18,10 +18,8 @@ from mainspring.plan.memory import USABLE, logits_bytes, rank_memory, stage_memo
 from mainspring.plan.pipeline import StageTimes, in_flight, least_s, stage_ranks
 from mainspring.plan.simulate import simulated_s
 from mainspring.plan.slices import Load, Slice, Spent, Sync, sync_rings
-from mainspring.plan.stack import TORCH, Stack
+from mainspring.plan.stack import HOSTED, TORCH, Stack
 from mainspring.spec import MemoryEstimate, Mesh, ModelSpec, Schedule, TimeEstimate, Zero
-
-ADAM_TRAFFIC_BYTES = 28  # per parameter: reads it, its gradient and two moments, writes all but the gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +212,7 @@ class Estimator:
                 least = math.inf
                 for (part, load), (gather, reduce) in zip(loads, exchanged, strict=True):
                     shards = mesh.shards if zero else 1
-                    seconds = ADAM_TRAFFIC_BYTES * (load.params + load.expert_params) / shards / part.width
+                    seconds = part.update_s((load.params + load.expert_params) / shards)
                     if zero == 3:
                         seconds += counts * max(0.0, gather - hidden * load.forward_s)
                         seconds += counts * max(0.0, gather + reduce - hidden * load.backward_s)
@@ -275,7 +273,9 @@ class Estimator:
         found = self._slices.get(key)
         if found is None:
             rings = blocks.inner_rings(fabric, Mesh(tp=cut.tp, cp=cut.cp, ep=cut.ep))
-            found = self._slices[key] = Slice(self.model, cut, rank=rank, rings=rings, stack=self._stack)
+            on_host = rank.device.vendor == HOST and self._stack is TORCH
+            stack = HOSTED if on_host else self._stack
+            found = self._slices[key] = Slice(self.model, cut, rank=rank, rings=rings, stack=stack)
         return found
 
     def _sync(self, layout: Layout, mesh: Mesh) -> Sync:
@@ -300,7 +300,14 @@ class Estimator:
             send_s = self._send_s(parts[0], layout, mesh) if mesh.pp > 1 else 0.0
             found.append(
                 tuple(
-                    parts[place].stage(ends[s], ends[s + 1], sync=sync, hidden=hidden, send_s=send_s)
+                    parts[place].stage(
+                        ends[s],
+                        ends[s + 1],
+                        sync=sync,
+                        hidden=hidden,
+                        send_s=send_s,
+                        handover_s=parts[place].handover_s() if mesh.pp > 1 else 0.0,
+                    )
                     for s, place in enumerate(places)
                 )
             )
@@ -367,9 +374,9 @@ def _once_s(choice: Choice, line: Line, *, sync: Sync, hidden: float) -> tuple[f
     after = optimizer = 0.0
     for parts, loads in zip(line.grid, line.loads, strict=True):
         for part, load in dict.fromkeys(zip(parts, loads, strict=True)):
-            after = max(after, part.step_sync_s(load, zero=choice.zero, sync=sync, hidden=hidden))
-            states = (load.params + load.expert_params) / shards
-            optimizer = max(optimizer, ADAM_TRAFFIC_BYTES * states / part.width)
+            count = max(line.most)
+            after = max(after, part.step_sync_s(load, zero=choice.zero, sync=sync, hidden=hidden, count=count))
+            optimizer = max(optimizer, part.update_s((load.params + load.expert_params) / shards))
     return after, optimizer
 
 

@@ -69,9 +69,3 @@ def fastest_counts(speeds: Sequence[tuple[float, int]], total: int) -> tuple[tup
         left -= size
         heapq.heapreplace(queue, ((counts[group] + 1) * seconds, group))
     return tuple(zip(counts, extra, strict=True))
-
-
-def divisors(number: int) -> tuple[int, ...]:
-    """All divisors, ascending."""
-    low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
-    return tuple(sorted({*low, *(number // d for d in low)}))

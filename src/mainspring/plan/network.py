@@ -3,12 +3,15 @@
 A group with k ranks on each node leaves a node through k network ports at once: its bandwidth is k times a port's.
 Ignoring that overpredicts published multi-node ZeRO-3 runs by up to 2.4 times. Groups lie on a node-aligned mesh, so
 that their place follows from degrees and strides, whatever the number of ranks.
+
+Where each operation was measured on a link, as `plan calibrate` does, its own latency and rate count, and no constant
+of ours: gloo's are written one by one, and the fastest is several times as fast as the slowest.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mainspring.spec import AXES, Link, Mesh
+from mainspring.spec import AXES, Link, Mesh, Operation
 
 # Shares of a link's rate that collectives reach: 343 of 450 GB/s on NVLink 4; between nodes the fit on published
 # multi-node runs, which holds congestion and ring imbalance too.
@@ -65,9 +68,28 @@ def ring_of(fabric: Fabric, mesh: Mesh, axes: Sequence[str]) -> Ring:
 
 
 def gather_s(ring: Ring, whole_bytes: float, *, messages: float = 1) -> float:
-    """Seconds until every rank holds all `whole_bytes`, sent in `messages` collectives. Reduce-scatter is the same."""
+    """Seconds until every rank holds all `whole_bytes`, sent in `messages` collectives."""
+    return _around_s("all_gather", ring, whole_bytes, messages)
+
+
+def scatter_s(ring: Ring, whole_bytes: float, *, messages: float = 1) -> float:
+    """Seconds until every rank holds its part of the sum of what all have, `whole_bytes` each."""
+    return _around_s("reduce_scatter", ring, whole_bytes, messages)
+
+
+def reduce_s(ring: Ring, whole_bytes: float, *, messages: float = 1) -> float:
+    """Seconds of a ring all-reduce: a reduce-scatter and an all-gather."""
+    measured = _measured_s("all_reduce", ring, 2 * whole_bytes, messages)
+    return 2 * gather_s(ring, whole_bytes, messages=messages) if measured is None else measured
+
+
+def _around_s(operation: Operation, ring: Ring, whole_bytes: float, messages: float) -> float:
+    """Once around the ring."""
     if ring.ranks == 1:
         return 0.0
+    measured = _measured_s(operation, ring, whole_bytes, messages)
+    if measured is not None:
+        return measured
     seconds = messages * COLLECTIVE_S
     if ring.inner is not None:
         moved = whole_bytes * (ring.ranks - 1) / ring.ranks
@@ -83,15 +105,13 @@ def gather_s(ring: Ring, whole_bytes: float, *, messages: float = 1) -> float:
     return seconds + messages * (ring.nodes - 1) * ring.outer.latency_s + max(inner_s, outer_s)
 
 
-def reduce_s(ring: Ring, whole_bytes: float, *, messages: float = 1) -> float:
-    """Seconds of a ring all-reduce: a reduce-scatter and an all-gather."""
-    return 2 * gather_s(ring, whole_bytes, messages=messages)
-
-
 def exchange_s(ring: Ring, sent_bytes: float, *, messages: float = 1) -> float:
     """Seconds of an all-to-all in which each rank has `sent_bytes`, an equal part of them for every rank."""
     if ring.ranks == 1:
         return 0.0
+    measured = _measured_s("all_to_all", ring, sent_bytes, messages)
+    if measured is not None:
+        return measured
     seconds = messages * COLLECTIVE_S
     if ring.inner is not None:
         inside = sent_bytes * (ring.per_node - 1) / ring.ranks
@@ -104,4 +124,18 @@ def exchange_s(ring: Ring, sent_bytes: float, *, messages: float = 1) -> float:
 
 def send_s(link: Link, sent_bytes: float) -> float:
     """Seconds of handing `sent_bytes` to one other rank."""
+    for cost in link.costs:
+        if cost.operation == "send":
+            return cost.latency_s + sent_bytes / cost.bytes_per_s
     return link.latency_s + sent_bytes / link.bytes_per_s
+
+
+def _measured_s(operation: Operation, ring: Ring, whole_bytes: float, messages: float) -> float | None:
+    """By what was measured of `operation` among ranks of one machine; None where nothing was."""
+    if ring.inner is None or ring.outer is not None:
+        return None
+    for cost in ring.inner.costs:
+        if cost.operation == operation:
+            around = (ring.ranks - 1) * messages * cost.latency_s
+            return around + whole_bytes * (ring.ranks - 1) / ring.ranks / cost.bytes_per_s
+    return None

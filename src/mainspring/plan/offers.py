@@ -13,7 +13,7 @@ from functools import lru_cache
 from mainspring.plan.blocks import Rank
 from mainspring.plan.layout import HOST, Column, Layout
 from mainspring.plan.network import Fabric
-from mainspring.spec import Cluster, Device, Link
+from mainspring.spec import Cluster, Device, Link, Node, OperationCost
 
 MOST_KINDS = 3  # whose orders along a pipeline are all tried
 FEW = 16  # pipeline ranks or replicas, up to which all ways to share them among kinds are tried
@@ -93,6 +93,7 @@ class Offer:
             name="inner",
             bytes_per_s=min(link.bytes_per_s for link in links) * share,
             latency_s=max(link.latency_s for link in links),
+            costs=_costs(links, share),
         )
         outer = Link(name="outer", bytes_per_s=cluster.link.bytes_per_s * share, latency_s=cluster.link.latency_s)
         per_node = min(seat.per_node for seat in self.seats)
@@ -112,6 +113,13 @@ class Offer:
         return found
 
 
+def _costs(links: Sequence[Link], share: float) -> tuple[OperationCost, ...]:
+    """What was measured of the ranks' link, each counted on its share of it; nothing of a mixture."""
+    if len(set(links)) > 1:
+        return ()
+    return tuple(replace(cost, bytes_per_s=cost.bytes_per_s * share) for cost in links[0].costs)
+
+
 @lru_cache(maxsize=1024)
 def _fabric(per_node: int, inner: Link, outer: Link) -> Fabric:
     return Fabric(per_node=per_node, inner=inner, outer=outer)
@@ -125,6 +133,23 @@ def enlarged(cluster: Cluster, ranks: int) -> Cluster:
         return cluster
     nodes = tuple(replace(node, name=f"{node.name}-{turn}") for turn in range(times) for node in cluster.nodes)
     return replace(cluster, name=f"{times} x {cluster.name}", nodes=nodes)
+
+
+def by_kind(cluster: Cluster) -> tuple[Cluster, ...]:
+    """`cluster` once for each kind of accelerator, with those devices alone; as it is where there is but one."""
+    names = {device.name for node in cluster.nodes for device in node.devices if device.vendor != HOST}
+    if len(names) < 2:
+        return (cluster,)
+    return tuple(
+        replace(cluster, nodes=tuple(node for each in cluster.nodes if (node := _only(each, name)).devices))
+        for name in sorted(names)
+    )
+
+
+def _only(node: Node, name: str) -> Node:
+    here = [number for number, device in enumerate(node.devices) if device.name == name]
+    health = tuple(node.health[number] for number in here if number < len(node.health))
+    return replace(node, devices=tuple(node.devices[number] for number in here), health=health)
 
 
 def healthy(cluster: Cluster) -> Iterator[tuple[int, Device]]:
@@ -178,8 +203,9 @@ def single(cluster: Cluster, kind: Kind, *, pp: int, replicas: int, inner: int, 
 def by_replica(cluster: Cluster, mix: Sequence[Kind], *, pp: int, inner: int, step: int, most: int) -> Iterator[Offer]:
     """Replicas on several kinds, each kind holding some of at most `most` in all, one of them all it can."""
     full = [min(most - 1, kind.room // (pp * inner)) for kind in mix]
+    every = FEW if most <= FEW else 8
     choices = [
-        sorted({1 << power for power in range(top.bit_length())} | set(range(1, min(top, 8) + 1)) | {top})
+        sorted({1 << power for power in range(top.bit_length())} | set(range(1, min(top, every) + 1)) | {top})
         for top in full
     ]
     for counts in itertools.product(*choices):

@@ -135,17 +135,21 @@ def rejected(best: Estimate, others: Iterable[Estimate], objective: Objective) -
     mesh = best.choice.mesh
     by_mesh: dict[Mesh, Estimate] = {}
     for other in others:
-        seen = by_mesh.get(other.choice.mesh)
-        if seen is None or _order(other, objective) < _order(seen, objective):
-            by_mesh[other.choice.mesh] = other
+        keep_best(by_mesh, other, objective)
     by_mesh.pop(mesh, None)
     # Those that use as many ranks come first: they are what a reader would have tried.
     rest = sorted(by_mesh.values(), key=lambda e: (e.choice.mesh.world != mesh.world, _order(e, objective)))
     return tuple(_reject(other, best, objective) for other in rest[:REJECTED_SHOWN])
 
 
+def keep_best(by_mesh: dict[Mesh, Estimate], estimate: Estimate, objective: Objective) -> None:
+    """Keep the best of each mesh: one that fits before one that does not, and of those the one that lacks least."""
+    seen = by_mesh.get(estimate.choice.mesh)
+    if seen is None or _order(estimate, objective) < _order(seen, objective):
+        by_mesh[estimate.choice.mesh] = estimate
+
+
 def _order(estimate: Estimate, objective: Objective) -> tuple[float, ...]:
-    """What fits before what does not; the latter by what it lacks."""
     return (0.0, *rank_key(estimate, objective)) if estimate.fits else (1.0, float(lacking(estimate)))
 
 
@@ -157,13 +161,7 @@ def _reject(estimate: Estimate, best: Estimate, objective: Objective) -> Rejecte
     ratio = rank_key(estimate, objective)[0] / rank_key(best, objective)[0]
     word = {"time": "time", "cost": "price", "energy": "energy"}[objective]
     step_s = estimate.time.step_s
-    reason = (
-        "no better, and less simple"
-        if abs(ratio - 1) < 0.005
-        else f"{step_s:.3g} s a step, {ratio:.2f} times the {word}"
-    )
-    if ratio < 0.995:
-        reason += ", too little gained to divide a model on hosts"
+    reason = f"{step_s:.3g} s a step, {ratio:.2f} times the {word}" if ratio >= 1.005 else "no better, and less simple"
     return Rejected(mesh=mesh, reason=reason, step_s=step_s)
 
 

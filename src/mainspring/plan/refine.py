@@ -5,7 +5,7 @@ it must wait for, cannot be done in the time to beat.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
@@ -118,38 +118,51 @@ class Refiner:
             return
         first = self._fastest(frame, schedule, stages)
         yield first
-        if self._enumerable(stages) and len(frame.layout.columns) == 1:
+        if self._enumerable(stages):
             yield from (cuts for cuts in self._all(frame, schedule, stages, exchange_s) if cuts != first)
 
     def _all(self, frame: Frame, schedule: Schedule, stages: int, exchange_s: float) -> Iterator[tuple[int, ...]]:
         """Every cut whose ranks could all be done, and exchange state, within the time to beat; depth first."""
-        pp, parts = frame.mesh.pp, self._parts(frame)
+        pp, grid = frame.mesh.pp, self._estimator.slices(frame.cut, frame.layout)
         places = stage_ranks(stages, pp, schedule)
-        count = math.ceil(self._space.config.global_batch / frame.cut.rows / frame.mesh.replicas)
-        distinct = [part.both_s for part in dict.fromkeys(parts)]
+        total = self._space.config.global_batch / frame.cut.rows
+        replicas = [column.replicas for column in frame.layout.columns]
+        distinct = [[part.both_s for part in dict.fromkeys(parts)] for parts in grid]
 
-        def grow(cuts: tuple[int, ...], work: tuple[float, ...], waited: float) -> Iterator[tuple[int, ...]]:
+        def least_s(each: Sequence[float], waited: Sequence[float]) -> float:
+            """A step that nothing beats if a rank of each column waits and then takes `each` for a micro-batch."""
+            paces = [count / max(seconds, 1e-12) for count, seconds in zip(replicas, each, strict=True)]
+            return (total + sum(wait * pace for wait, pace in zip(waited, paces, strict=True))) / sum(paces)
+
+        still = [0.0] * len(grid)
+
+        def grow(
+            cuts: tuple[int, ...], work: tuple[tuple[float, ...], ...], waited: Sequence[float]
+        ) -> Iterator[tuple[int, ...]]:
             stage = len(cuts) - 1
             if stage == stages:
                 yield cuts
                 return
-            place, left = places[stage], stages - stage - 1
-            part = parts[place]
-            for end in (self._units,) if not left else range(cuts[-1] + 1, self._units - left + 1):
+            first, place, left = cuts[-1], places[stage], stages - stage - 1
+            parts = [column[place] for column in grid]
+            for end in (self._units,) if not left else range(first + 1, self._units - left + 1):
                 beat_s = self._beat_s - exchange_s
-                took = part.both_s[end] - part.both_s[cuts[-1]]
-                done = (*work[:place], work[place] + took, *work[place + 1 :])
-                if (waited if stage < pp else 0.0) + count * done[place] >= beat_s:
+                took = [part.both_s[end] - part.both_s[first] for part in parts]
+                done = [sums[place] + more for sums, more in zip(work, took, strict=True)]
+                if least_s(done, waited if stage < pp else still) >= beat_s:
                     return
                 # Some rank of those to come has at least a mean share of what is left.
-                rest = min(sums[-1] - sums[end] for sums in distinct)
-                if stages == pp and left and count * rest / left >= beat_s:
-                    continue
-                forward = part.forward_s[end] - part.forward_s[cuts[-1]]
-                longer = waited + (forward if schedule in SPLIT else took) if stage < pp else waited
-                yield from grow((*cuts, end), done, longer)
+                if stages == pp and left:
+                    rest = [min(sums[-1] - sums[end] for sums in column) / left for column in distinct]
+                    if least_s(rest, still) >= beat_s:
+                        continue
+                if schedule in SPLIT:
+                    took = [part.forward_s[end] - part.forward_s[first] for part in parts]
+                longer = [wait + more for wait, more in zip(waited, took, strict=True)] if stage < pp else waited
+                added = tuple((*w[:place], d, *w[place + 1 :]) for w, d in zip(work, done, strict=True))
+                yield from grow((*cuts, end), added, longer)
 
-        yield from grow((0,), (0.0,) * pp, 0.0)
+        yield from grow((0,), ((0.0,) * pp,) * len(grid), still)
 
     def _fastest(self, frame: Frame, schedule: Schedule, stages: int) -> tuple[int, ...]:
         cut = frame.cut

@@ -14,10 +14,19 @@ from typing import get_args
 from mainspring.plan import price
 from mainspring.plan.copies import in_copies
 from mainspring.plan.estimate import Choice, Estimate, Estimator
-from mainspring.plan.layout import HOST, Layout
+from mainspring.plan.layout import Layout
 from mainspring.plan.limits import EXECUTABLE, Limits
 from mainspring.plan.offers import Offer
-from mainspring.plan.outcome import indivisible_batch, lacking, plan_of, rank_key, rejected, remedy, too_large
+from mainspring.plan.outcome import (
+    indivisible_batch,
+    keep_best,
+    lacking,
+    plan_of,
+    rank_key,
+    rejected,
+    remedy,
+    too_large,
+)
 from mainspring.plan.refine import CLOSE, Refiner
 from mainspring.plan.space import Space, indivisible, tensor_parallel
 from mainspring.spec import (
@@ -31,10 +40,10 @@ from mainspring.spec import (
     Plan,
     SpecError,
     TrainConfig,
+    Unavailable,
 )
 
 MOST_RANKS = 1 << 16
-WORTH_IT = 1.15
 FREE = Hints()
 RATES = {"time": price.nothing, "cost": price.usd_per_hour, "energy": price.watts}
 
@@ -66,7 +75,8 @@ def plan_training(
     """The plan that needs least of `objective`; with `ranks`, on exactly that many, else on any number.
 
     Only what `limits` allow is considered, and of it what `hints` ask for. Raises `SpecError` for a request that makes
-    no sense, and `DoesNotFit`, with what is missing and what would do, when nothing fits.
+    no sense, `DoesNotFit`, with what is missing and what would do, when nothing fits, and `Unavailable` while no device
+    is healthy.
     """
     space = Space(model, cluster, config, hints=hints, limits=limits, ranks=ranks)
     check(space, objective)
@@ -76,37 +86,11 @@ def plan_training(
         if least is None:
             raise indivisible_batch(config, ranks, hints)
         raise too_large(model, least, _remedy(space, least))
-    found = _plain(space, found, objective)
-    assert found.best is not None
-    assert found.offer is not None
     estimator = Estimator(model, global_batch=config.global_batch, memory_share=hints.memory_share)
     plan = plan_of(estimator, cluster, config, found.best, offer=found.offer, objective=objective)
     plan = in_copies(plan, estimator, found.best, hints)
     others = (*found.by_mesh.values(), *alternatives(space, found.best.choice.mesh, objective))
     return replace(plan, rejected=rejected(found.best, others, objective))
-
-
-def _plain(space: Space, found: Found, objective: Objective) -> Found:
-    """On hosts, replicas alone instead of what divides the model, unless that promises to be `WORTH_IT` times as fast.
-
-    Gloo's gathers and scatters of many small tensors, and waiting for neighbours that share the cores, cost more than
-    the closed form says; torch's reducer sends a few large messages while gradients are still being made.
-    """
-    best = found.best
-    assert best is not None
-    given = replace(space.hints, recompute=None, memory_share=FREE.memory_share)
-    plain = replace(Mesh(), dp=best.choice.mesh.world)
-    on_hosts = all(rank.device.vendor == HOST for column in best.layout.columns for rank in column.ranks)
-    if given != FREE or not on_hosts or (best.choice.mesh == plain and not best.choice.zero):
-        return found
-    shape = {axis: getattr(plain, axis) for axis in AXES}
-    hints = replace(space.hints, zero=0, **shape)
-    other = search(
-        Space(space.model, space.cluster, space.config, hints=hints, limits=space.limits, ranks=plain.world), objective
-    )
-    if other.best is None or rank_key(other.best, objective)[0] > rank_key(best, objective)[0] * WORTH_IT:
-        return found
-    return replace(other, by_mesh={**found.by_mesh, **other.by_mesh}, examined=found.examined + other.examined)
 
 
 def menu(
@@ -153,7 +137,7 @@ def search(space: Space, objective: Objective) -> Found:
         beat_s = best / rate_of(frame.layout, frame.mesh)
         for estimate in refiner.estimates(frame, beat_s=beat_s):
             found.examined += 1
-            _remember(found, estimate, objective)
+            keep_best(found.by_mesh, estimate, objective)
             if not estimate.fits:
                 continue
             if found.best is None or rank_key(estimate, objective) < rank_key(found.best, objective):
@@ -168,34 +152,21 @@ def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Est
     for source, target in itertools.product(("pp", "tp", "cp", "ep", "fsdp", "dp"), ("dp", "fsdp", "tp", "pp")):
         degree: int = getattr(best, source)
         mesh = replace(best, **{source: 1, target: getattr(best, target) * degree}) if source != target else best
-        shape = {axis: getattr(mesh, axis) for axis in AXES}
-        wanted = all(getattr(space.hints, axis) in (0, degree) for axis, degree in shape.items())
+        wanted = all(getattr(space.hints, axis) in (0, getattr(mesh, axis)) for axis in AXES)
         if mesh in tried or not wanted or not space.limits.allows(mesh):
             continue
         tried.add(mesh)
-        asked = Space(
-            space.model,
-            space.cluster,
-            space.config,
-            hints=replace(space.hints, **shape),
-            limits=space.limits,
-            ranks=mesh.world,
-        )
+        asked = _narrowed(space, mesh)
         found = search(asked, objective)
         shown = found.best or smallest(asked) or found.least()
         if shown is not None:
             yield shown
 
 
-def _remember(found: Found, estimate: Estimate, objective: Objective) -> None:
-    """Keep the best of each mesh: one that fits before one that does not."""
-
-    def order(each: Estimate) -> tuple[float, ...]:
-        return (0.0, *rank_key(each, objective)) if each.fits else (1.0, float(lacking(each)))
-
-    seen = found.by_mesh.get(estimate.choice.mesh)
-    if seen is None or order(estimate) < order(seen):
-        found.by_mesh[estimate.choice.mesh] = estimate
+def _narrowed(space: Space, mesh: Mesh) -> Space:
+    """`space` with no other mesh than `mesh`."""
+    hints = replace(space.hints, **{axis: getattr(mesh, axis) for axis in AXES})
+    return Space(space.model, space.cluster, space.config, hints=hints, limits=space.limits, ranks=mesh.world)
 
 
 def _remedy(space: Space, least: Estimate) -> str:
@@ -250,7 +221,7 @@ def check(space: Space, objective: Objective) -> None:
             raise SpecError(f"block {block.name!r} of {model.name!r} has {block.experts} experts without parameters")
     most = space.capacity()
     if not most:
-        raise DoesNotFit(f"cluster {cluster.name!r} has no healthy device", hint=_sickness(cluster))
+        raise Unavailable(f"cluster {cluster.name!r} has no healthy device", hint=_sickness(cluster))
     if objective == "cost":
         free = {d.name for node in cluster.nodes for d in node.devices if not d.price_usd_per_hour}
         if free:

@@ -8,11 +8,13 @@ from mainspring.plan.blocks import Cut, Rank, Rings, State
 from mainspring.plan.flops import ELEMENT_BYTES
 from mainspring.plan.network import Fabric, Ring
 from mainspring.plan.pipeline import StageTimes
+from mainspring.plan.shards import divided, padded, rows_of
 from mainspring.plan.stack import Stack
 from mainspring.spec import BlockSpec, Mesh, ModelSpec, Zero
 
 DATA = ("dp", "fsdp", "ep")  # axes that the batch is shared over
 SHARDS = ("fsdp", "cp")
+ADAM_TRAFFIC_BYTES = 28  # per parameter: reads it, its gradient and two moments, writes all but the gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,16 @@ class Slice:
         # Parameters that a rank with the whole model keeps once; the two ends of a pipeline both have them.
         self.tied = model.tied_params / cut.degree(model.blocks[blocks.scorer(model)])
         self._kinds = tuple(zip(model.blocks, states, strict=True))
-        self._sharded: dict[int, list[float]] = {}
+        self._model, self._sharded = model, dict[int, list[float]]()
+        self._rows = [divided(rows_of(block), tp=cut.degree(block), ep=cut.ep) for block in model.blocks]
         self.stream_bytes = blocks.stream_bytes(model) * ELEMENT_BYTES[cut.precision] / model.element_bytes * cut.tokens
 
-    def stage(self, first: int, end: int, *, sync: Sync | None, hidden: float, send_s: float) -> Spent:
+    def stage(
+        self, first: int, end: int, *, sync: Sync | None, hidden: float, send_s: float, handover_s: float = 0.0
+    ) -> Spent:
         """Units `first` to `end` as a stage. With `sync` each pass gathers them and backward scatters: ZeRO-3."""
-        forward = self.forward_s[end] - self.forward_s[first]
-        backward = self.backward_s[end] - self.backward_s[first]
+        forward = self.forward_s[end] - self.forward_s[first] + handover_s / 3
+        backward = self.backward_s[end] - self.backward_s[first] + 2 * handover_s / 3
         forward_net = self.forward_network_s[end] - self.forward_network_s[first]
         backward_net = self.backward_network_s[end] - self.backward_network_s[first]
         if sync is not None:
@@ -144,10 +149,15 @@ class Slice:
         return dense, self.expert_params[end] - self.expert_params[first]
 
     def sharded(self, shards: int) -> list[float]:
-        """Running sums of parameters on the fullest of `shards` ranks: units are padded to a multiple of them."""
+        """Running sums of parameters that each of `shards` ranks has room for: all are cut alike, and filled up."""
         if shards not in self._sharded:
-            self._sharded[shards] = blocks.prefix([-(-(s.params + s.expert_params) // shards) for s in self.states])
+            sizes = [padded(rows, shards) for rows in self._rows]
+            self._sharded[shards] = blocks.prefix(list(blocks.by_unit(self._model, sizes)))
         return self._sharded[shards]
+
+    def padding(self, shards: int) -> float:
+        """How much larger the shards together are than what they hold."""
+        return self.sharded(shards)[-1] * shards / max(1.0, self.params[-1] + self.expert_params[-1])
 
     def present(self, first: int, end: int) -> list[tuple[BlockSpec, State, int]]:
         """The blocks among units `first` to `end`, with what they keep and how many there are."""
@@ -162,24 +172,34 @@ class Slice:
 
     def sharding_s(self, load: Load, *, sync: Sync) -> tuple[float, float]:
         """Seconds of gathering the parameters once, and of scattering and summing their gradients once."""
-        dense, experts = load.params, load.expert_params
+        padding = self.padding(sync.shards.ranks)
+        dense, experts = padding * load.params, padding * load.expert_params
         stack, messages = self.stack, load.units * self.stack.tensors_per_block
         # Units travel through a flat buffer: packed on one side, unpacked on the other.
         packing = stack.gather_bytes * (dense + experts) / self.width
-        gather = network.gather_s(sync.shards, stack.gather_bytes * (dense + experts), messages=messages) + packing
-        reduce = network.gather_s(sync.shards, stack.reduce_bytes * (dense + experts), messages=messages) + packing
+        here = self.rank.device
+        each = here.message_s or stack.message_s
+        gather = network.gather_s(sync.shards, stack.gather_bytes * (dense + experts), messages=messages)
+        gather += packing + messages * each
+        reduce = network.scatter_s(sync.shards, stack.reduce_bytes * (dense + experts), messages=messages)
+        reduce += packing + messages * (each + (here.unit_s or stack.unit_s))
         part = stack.reduce_bytes / sync.shards.ranks
         outside = network.reduce_s(sync.outside, dense * part, messages=messages)
         if experts:
             outside += network.reduce_s(sync.experts_outside, experts * part, messages=messages)
         return gather, reduce + outside
 
-    def step_sync_s(self, load: Load, *, zero: Zero, sync: Sync, hidden: float) -> float:
-        """Seconds of what is exchanged once a step and not hidden behind the step's last backward or first forward."""
+    def step_sync_s(self, load: Load, *, zero: Zero, sync: Sync, hidden: float, count: int = 1) -> float:
+        """Seconds of what is exchanged once a step and not hidden behind the step's last backward or first forward.
+
+        ZeRO-2 scatters in each of `count` micro-batches, where that is not hidden.
+        """
         if zero == 3:
             return 0.0
         if zero:
-            return self.once_s(load, zero=zero, exchanged=self.sharding_s(load, sync=sync), hidden=hidden)
+            gather, reduce = self.sharding_s(load, sync=sync)
+            reduce *= count if zero == 2 and self.stack.rescatters else 1
+            return self.once_s(load, zero=zero, exchanged=(gather, reduce), hidden=hidden)
         backward = hidden * load.backward_s if self.stack.hides_gradients else 0.0
         seconds = self._reduced_s(sync.whole, load.params) + self._reduced_s(sync.experts, load.expert_params)
         return max(0.0, seconds - backward)
@@ -193,6 +213,14 @@ class Slice:
         if zero == 1:
             return gather + max(0.0, reduce - backward)
         return max(0.0, gather - forward) + max(0.0, reduce - backward)
+
+    def update_s(self, states: float) -> float:
+        """Seconds of clipping the gradients of `states` parameters and of their update by Adam."""
+        return (ADAM_TRAFFIC_BYTES + self.stack.clip_bytes) * states / self.width
+
+    def handover_s(self) -> float:
+        """What the host takes to have a micro-batch pass through a stage, forward and backward."""
+        return self.rank.device.handover_s or self.stack.handover_s
 
     def _reduced_s(self, ring: Ring, params: float) -> float:
         whole = self.stack.reduce_bytes * params

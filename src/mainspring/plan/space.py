@@ -17,6 +17,7 @@ from mainspring.plan.estimate import Estimator
 from mainspring.plan.layout import Layout
 from mainspring.plan.limits import MANY_CHUNKS, Limits
 from mainspring.plan.offers import Kind, Offer
+from mainspring.plan.partition import FEW_UNITS
 from mainspring.plan.pipeline import SPLIT
 from mainspring.spec import (
     AXES,
@@ -176,14 +177,15 @@ class Space:
         return bool(experts) and all(count % ep == 0 for count in experts)
 
     def _stage_counts(self, *, mixed: bool) -> Iterator[int]:
-        """Pipeline ranks: any number, on several kinds of device a few of the large ones."""
+        """Pipeline ranks: any number, on several kinds of device a few of the large ones for a long model."""
         if self.hints.pp:
             yield self.hints.pp
             return
         yield 1
         if "pp" in self.limits.axes and self.model.chain:
             for pp in range(2, min(self.unit_count, self.capacity()) + 1):
-                if not mixed or pp <= 8 or (pp % 8 == 0 and pp <= MOST_MIXED):
+                few = pp <= 8 or self.unit_count <= FEW_UNITS
+                if not mixed or few or (pp % 8 == 0 and pp <= MOST_MIXED):
                     yield pp
 
     def _offers(self, mix: Sequence[Kind], pp: int, inner: Inner) -> Iterator[tuple[Offer, int]]:

@@ -58,20 +58,20 @@ def _inside(estimator: Estimator, best: Estimate, stage: int, part: Slice) -> It
         # Half of what is sent is as wide as the residual stream, half as narrow as what matrices give.
         messages = reductions * count
         stream = part.stream_bytes * (1 + blocks.widening(cut, part.stack)) / 2
-        seconds = messages * network.reduce_s(rings.tp, stream)
         if cut.sequence_parallel:
-            yield one("tp", "all_gather", rings.tp, messages, stream, seconds / 2)
-            yield one("tp", "reduce_scatter", rings.tp, messages, stream, seconds / 2)
+            yield one("tp", "all_gather", rings.tp, messages, stream, messages * network.gather_s(rings.tp, stream))
+            yield one(
+                "tp", "reduce_scatter", rings.tp, messages, stream, messages * network.scatter_s(rings.tp, stream)
+            )
         else:
-            yield one("tp", "all_reduce", rings.tp, messages, stream, seconds)
+            yield one("tp", "all_reduce", rings.tp, messages, stream, messages * network.reduce_s(rings.tp, stream))
     looking = [block for block in here if block.kv_bytes_per_token]
     if cut.cp > 1 and looking:
         held = looking[0].kv_bytes_per_token * width * cut.tokens / cut.degree(looking[0])
         whole, messages = held * cut.cp, len(looking) * count
-        each_s = network.gather_s(rings.cp, whole)
         gathers = messages * (1 + repeats)
-        yield one("cp", "all_gather", rings.cp, gathers, whole, gathers * each_s)
-        yield one("cp", "reduce_scatter", rings.cp, messages, whole, messages * each_s)
+        yield one("cp", "all_gather", rings.cp, gathers, whole, gathers * network.gather_s(rings.cp, whole))
+        yield one("cp", "reduce_scatter", rings.cp, messages, whole, messages * network.scatter_s(rings.cp, whole))
     choosing = [block for block in here if block.experts]
     if cut.ep > 1 and choosing:
         each = part.stream_bytes * choosing[0].experts_per_token
@@ -114,10 +114,11 @@ def _sharding(best: Estimate, stage: int, part: Slice, sync: Sync) -> Iterator[T
             whole = stack.reduce_bytes * params
             yield one("dp", "all_reduce", sync.whole, units, whole, network.reduce_s(sync.whole, whole))
         return
+    params *= part.padding(sync.shards.ranks)
     gathered, reduced = stack.gather_bytes * params, stack.reduce_bytes * params
     each = network.gather_s(sync.shards, gathered, messages=units)
     yield one("fsdp", "all_gather", sync.shards, gathers * units, gathers * gathered, gathers * each)
-    each = network.gather_s(sync.shards, reduced, messages=units)
+    each = network.scatter_s(sync.shards, reduced, messages=units)
     yield one("fsdp", "reduce_scatter", sync.shards, times * units, times * reduced, times * each)
     if sync.outside.ranks > 1:
         part_bytes = reduced / sync.shards.ranks

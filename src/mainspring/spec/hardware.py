@@ -9,14 +9,18 @@ from typing import Literal
 from mainspring.spec._spec import spec
 
 HealthState = Literal["healthy", "degraded", "unhealthy"]
+Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
 
 
 @spec
 class Device:
     """One accelerator (or the whole of a host's CPU) as the cost model sees it.
 
-    Large matrix products reach `matmul_share` of the peak, fused attention `attention_share`. A block of a model costs
-    `block_overhead_s` whatever its size; 0 where that was not measured on the device itself.
+    Large matrix products reach `matmul_share` of the peak, fused attention `attention_share`; activations pass through
+    memory at `activation_share` of its rate. A block of a model costs `block_overhead_s` whatever its size. On a host,
+    whose cores also do what an accelerator's host does beside it, training takes `message_s` more for each collective,
+    `unit_s` for each sharded unit whose gradients are scattered, and `handover_s` for each micro-batch in a pipeline's
+    stage. These seconds are 0 where they were not measured on the device itself.
     """
 
     vendor: str
@@ -30,11 +34,15 @@ class Device:
     price_usd_per_hour: float = 0.0
     matmul_share: float = 0.8
     attention_share: float = 0.5
+    activation_share: float = 1.0
     block_overhead_s: float = 0.0
+    message_s: float = 0.0
+    unit_s: float = 0.0
+    handover_s: float = 0.0
     source: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("matmul_share", "attention_share"):
+        for field in ("matmul_share", "attention_share", "activation_share"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be above 0 and at most 1, got {getattr(self, field)}")
         for field in ("memory_bytes", "memory_bytes_per_s", "fp32_flops_per_s", "bf16_flops_per_s"):
@@ -48,12 +56,29 @@ class Device:
 
 
 @spec
+class OperationCost:
+    """What one kind of collective was measured to take: the fixed cost of a message to each other rank, and the rate.
+
+    The rate counts the bytes that a rank must send at the least: (n - 1) / n of the whole among n, twice that to reduce
+    it for all.
+    """
+
+    operation: Operation
+    bytes_per_s: float
+    latency_s: float
+
+
+@spec
 class Link:
-    """A connection: bandwidth of one direction per device and the fixed cost of a message."""
+    """A connection: bandwidth of one direction per device and the fixed cost of a message.
+
+    `costs` are those of single operations, where they were measured.
+    """
 
     name: str
     bytes_per_s: float
     latency_s: float
+    costs: tuple[OperationCost, ...] = ()
 
 
 @spec

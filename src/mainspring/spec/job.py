@@ -10,7 +10,7 @@ from mainspring.spec._spec import spec
 
 JobState = Literal["PENDING", "ADMITTED", "PLACED", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "PREEMPTED"]
 SAVED = "saved.txt"
-"""A file in the run's folder that a job writes anew whenever it has saved what it has, and then may be moved."""
+"""A file in the run's folder that a job writes anew whenever it has saved what it has; what came after is lost."""
 TERMINAL: frozenset[JobState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 ACTIVE: frozenset[JobState] = frozenset({"ADMITTED", "PLACED", "RUNNING"})
 """The states in which a job holds its places."""
@@ -38,6 +38,36 @@ class Resources:
 
 
 @spec
+class Shape:
+    """One way to run a job: so many ranks of this, at a speed in whatever unit all shapes of the job share.
+
+    `plan` names it; `payload_json` is added to the job's payload. `models` are the only models of device that it runs
+    on, any when empty; `watts` and `milli_usd_per_hour` are those of all ranks together.
+    """
+
+    ranks: int
+    speed: int
+    plan: str
+    resources: Resources = Resources()
+    payload_json: str = "{}"
+    models: tuple[str, ...] = ()
+    watts: int = 0
+    milli_usd_per_hour: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1 or self.speed < 1 or not self.plan:
+            raise ValueError(f"shape {self.plan!r} of {self.ranks} ranks at speed {self.speed}: both are at least 1")
+
+
+@spec
+class Turn:
+    """Where work waits for its places: in which queue, and before whom in it."""
+
+    queue: str = "default"
+    priority: int = 0
+
+
+@spec
 class Job:
     """A gang of `ranks` processes that start together or not at all.
 
@@ -49,8 +79,16 @@ class Job:
     must see to be given ranks; `nodes` are the only nodes that may be, any when empty.
 
     `starts` is how often it may be started in all, when nodes are lost or taken away under it: more than 1 for a job
-    that goes on from what it saved, or that may run twice. `folder` and `imports` are where ranks work and find
-    modules; the driver's own when empty.
+    that goes on from what it saved, or that may run twice. Only such a job is stopped for others, within its queue for
+    those of higher `priority`; that is no lost start. Its ranks are then asked to save what they have and to leave, and
+    killed after `grace_s`; one that `heeds` that by itself does so when it is ready (`cluster.notice`). `folder` and
+    `imports` are where ranks work and find modules; the driver's own when empty.
+
+    `secrets` are variables of the environment that its ranks are given as its driver has them, and that nobody writes
+    down. A lasting job goes on for `alone_s` when there is no scheduler, until the next one takes it over.
+
+    With a `menu` the scheduler chooses one of its shapes, and another when more is free or others come: ranks are then
+    asked to save and to leave, and go on in the other shape. `ranks` and `resources` are those of the smallest.
     """
 
     id: str
@@ -63,17 +101,28 @@ class Job:
     time_limit_s: float = 0.0
     queue: str = "default"
     env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     starts: int = 1
+    priority: int = 0
+    grace_s: float = 30.0
+    heeds: bool = False
+    alone_s: float = 300.0
     folder: str = ""
     imports: tuple[str, ...] = ()
+    menu: tuple[Shape, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise ValueError(f"ranks must be at least 1, got {self.ranks}")
         if self.starts < 1:
             raise ValueError(f"starts must be at least 1, got {self.starts}")
+        for name, value in (("grace_s", self.grace_s), ("alone_s", self.alone_s)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a number from 0, got {value}")
+        if len({shape.plan for shape in self.menu}) < len(self.menu):
+            raise ValueError(f"two shapes of a menu have one name: {', '.join(shape.plan for shape in self.menu)}")
 
 
 @spec
@@ -97,11 +146,15 @@ class Task:
 
 @spec
 class Placement:
-    """Where each rank runs: rank `i` on node `nodes[i]`, with the devices there whose bits `devices[i]` has set."""
+    """Where each rank runs: rank `i` on node `nodes[i]`, with the devices there whose bits `devices[i]` has set.
+
+    `plan` names the shape that was chosen from the job's menu.
+    """
 
     job_id: str
     nodes: tuple[str, ...]
     devices: tuple[int, ...] = ()
+    plan: str = ""
 
 
 @spec
@@ -128,12 +181,23 @@ class JobResult:
 
 
 @spec
+class Lease:
+    """The quotas under `queue`, pooled for one job until it has ended, and at most until `until_s` (Unix time)."""
+
+    queue: str
+    until_s: float
+
+
+@spec
 class JobRecord:
     """A job in the books that drivers of one cluster share. `number` is its order of arrival.
 
     `address` is the cluster as its submitter names it, `cluster` the one it waits or runs on, by the cluster's own id.
     `driver` is the process that sees to it; a `lasting` job outlives its driver, and has none while it waits for one.
-    `attempt` counts its starts, `losses` those that ended because a node was lost. `cancelled` is why it shall stop.
+    `attempt` counts its starts, `losses` those that ended because a node was lost. `cancelled` is why it shall stop,
+    `evicted` why it must leave its places to others, or had to when it ran last. `started_s` is when it got its places
+    and `saved_s` when it last saved what it has, both Unix time of its driver, 0 for not yet. With a `lease` quotas are
+    pooled for it.
     """
 
     number: int
@@ -150,6 +214,19 @@ class JobRecord:
     placement: Placement | None = None
     result: JobResult | None = None
     cancelled: str = ""
+    evicted: str = ""
+    started_s: float = 0.0
+    saved_s: float = 0.0
+    lease: Lease | None = None
+
+
+@spec
+class Eviction:
+    """A running job that has to leave its places, why, and the work since it last saved what it has."""
+
+    record: JobRecord
+    reason: str
+    lost_ms: int = 0
 
 
 @spec

@@ -1,6 +1,10 @@
 """Model nouns: the decoder's configuration and the profile the planner reads."""
 
+from typing import Literal
+
 from mainspring.spec._spec import spec
+
+RowsKind = Literal["whole", "partial", "rows", "width", "experts"]
 
 
 @spec
@@ -60,6 +64,19 @@ class DecoderConfig:
 
 
 @spec
+class Rows:
+    """Parameters of a block whose first dimension has `count` entries, in all `width` values wide.
+
+    Tensor parallelism divides the `rows` of some, the `width` of others; of `experts` expert parallelism divides the
+    rows. Each rank has the rest, and of `partial` finds a part of the gradient only.
+    """
+
+    count: int
+    width: int
+    kind: RowsKind = "whole"
+
+
+@spec
 class BlockSpec:
     """`count` repetitions of one block: sizes per repetition, activations per token of one sequence.
 
@@ -77,7 +94,8 @@ class BlockSpec:
     `selective_bytes_per_token` is what is kept when all but matrix products and attention is computed again, 0 where
     that is not known. `kv_bytes_per_token` are keys and values, which context parallelism passes round; 0 where the
     block does not look along the sequence. `expert_params` of the parameters are in `experts`, `experts_per_token` of
-    which work on each token.
+    which work on each token. `rows` are the parameters once more, by how they can be cut; empty where only their number
+    is known.
     """
 
     name: str
@@ -97,6 +115,7 @@ class BlockSpec:
     experts: int = 0
     experts_per_token: int = 0
     expert_params: int = 0
+    rows: tuple[Rows, ...] = ()
 
 
 @spec
@@ -105,7 +124,8 @@ class ModelSpec:
 
     `element_bytes` is the width of an activation element that the blocks' byte figures were counted with; the planner
     scales them to the training precision. In a `chain` each block needs nothing but the output of the one before, so
-    that a pipeline may cut anywhere between them.
+    that a pipeline may cut anywhere between them. `tied_rows` are the `tied_params`, which several blocks count, by how
+    they can be cut.
     """
 
     name: str
@@ -114,6 +134,7 @@ class ModelSpec:
     tied_params: int = 0
     element_bytes: int = 4
     chain: bool = False
+    tied_rows: tuple[Rows, ...] = ()
 
     @property
     def params(self) -> int:

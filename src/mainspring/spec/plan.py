@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mainspring.spec._spec import spec
+from mainspring.spec.hardware import Operation
 
 Precision = Literal["fp32", "bf16"]
 Recompute = Literal["none", "selective", "full"]
 Schedule = Literal["1f1b", "gpipe", "interleaved", "zero_bubble", "zbv", "dualpipev"]
 Zero = Literal[0, 1, 2, 3]
-Operation = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"]
 Objective = Literal["time", "cost", "energy"]
 AXES = ("pp", "dp", "fsdp", "cp", "ep", "tp")
 FORMAT = 2

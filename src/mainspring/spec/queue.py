@@ -5,6 +5,7 @@ A quota is stated per resource, in the units people use: `cpu` in cores, `memory
 """
 
 from mainspring.spec._spec import spec
+from mainspring.spec.schedule import Rules
 
 ANY_DEVICE = "devices"
 
@@ -54,9 +55,10 @@ class Queue:
 
 @spec
 class QueueFile:
-    """A quota tree in TOML: `[[queues]]` tables, in any order."""
+    """A quota tree in TOML: `[[queues]]` tables, in any order; `[rules]` says how patient the scheduler is."""
 
     queues: tuple[Queue, ...]
+    rules: Rules = Rules()
 
 
 @spec

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mainspring.spec._spec import spec
 from mainspring.spec.queue import Queue
-from mainspring.spec.schedule import Gang, GangState, Machine, Rules, Victim
+from mainspring.spec.schedule import Gang, GangState, Machine, Pool, Rules, Victim
 
 Target = Literal["kueue", "kuberay"]
 """Whose Kubernetes objects a tree or a cluster can be written as."""
@@ -49,12 +49,13 @@ class Scene:
 
     `levels` name what `Machine.domain` lists. `closed` nodes are given nothing new. Without `queues` every name of a
     queue is good, and has no limit. Gangs start as far as they can when the scene opens, `now_ms` ago; those in `line`
-    came later and have not been decided about.
+    came later and have not been decided about. `pools` are quotas that are pooled for gangs that run.
     """
 
     machines: tuple[Machine, ...]
     queues: tuple[Queue, ...] = ()
     levels: tuple[str, ...] = ()
+    pools: tuple[Pool, ...] = ()
     running: tuple[Standing, ...] = ()
     gangs: tuple[Gang, ...] = ()
     line: tuple[Lined, ...] = ()

@@ -121,6 +121,8 @@ class Gang:
     is `required`. `segment` ranks each must not be divided below `segment_level`. `runtime_ms` is an estimate, 0 when
     there is none. `nodes` are the only ones that may be; any when empty. With a `menu` the scheduler chooses one of its
     offers, and others later, at checkpoints; `request` and `ranks` are those of the offer that it runs or waits with.
+    Work that is not `preemptible` stays within the min of its queue; what is not `stoppable` may hold more than that,
+    and is left to its end once it runs.
     """
 
     id: str
@@ -129,6 +131,7 @@ class Gang:
     ranks: int = 1
     priority: int = 0
     preemptible: bool = True
+    stoppable: bool = True
     level: str = ""
     binding: Binding = "preferred"
     segment: int = 0
@@ -209,6 +212,15 @@ class Gathered:
     until_ms: int
 
 
+@spec
+class Pool:
+    """A gang that the quotas under `queue` are pooled for, for `left_ms` more."""
+
+    gang: str
+    queue: str
+    left_ms: int
+
+
 Happening = Submitted | Ended | Saved | NodeChanged | Gathered
 """What the scheduler is told. Time comes with it; nothing else does."""
 
@@ -218,8 +230,8 @@ class Decision:
     """What the scheduler wants about one gang, and why.
 
     `start` names the node of each rank and the bits of its devices; `evict` frees them again, and `lost_ms` is the
-    work since the last checkpoint; `plan` is the chosen offer's; `wait` says in `hint` what would unblock it; `refuse`
-    is for ever.
+    work since the last checkpoint, and `room_for` the gang that gets its place; `plan` is the chosen offer's; `wait`
+    says in `hint` what would unblock it; `refuse` is for ever.
     """
 
     kind: DecisionKind
@@ -230,6 +242,7 @@ class Decision:
     devices: tuple[int, ...] = ()
     lost_ms: int = 0
     plan: str = ""
+    room_for: str = ""
 
 
 @spec

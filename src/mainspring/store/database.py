@@ -44,7 +44,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from mainspring.spec import Settings, SpecError, Unavailable
 from mainspring.store.lock import file_lock
 
-HEAD = "0002"
+HEAD = "0004"
 """The newest migration; a test holds it equal to what Alembic finds in `migrations/versions`."""
 
 BUSY_S = 30
@@ -181,6 +181,10 @@ jobs = Table(
     Column("placement_json", Text, nullable=False),
     Column("result_json", Text, nullable=False),
     Column("cancelled", Text, nullable=False),
+    Column("evicted", Text, nullable=False, server_default=""),
+    Column("started_s", Float(53), nullable=False, server_default="0"),
+    Column("saved_s", Float(53), nullable=False, server_default="0"),
+    Column("lease_json", Text, nullable=False, server_default=""),
     UniqueConstraint("workspace", "id", name="jobs_id"),
     Index("jobs_by_state", "state", "cluster"),
     sqlite_autoincrement=True,

@@ -7,20 +7,23 @@ counters, never by a clock.
 
 import functools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, insert, or_, select, update
 
 from mainspring.spec import (
     ACTIVE,
     TERMINAL,
     Driver,
+    Eviction,
     Job,
     JobRecord,
     JobResult,
     JobState,
+    Lease,
     NodeNote,
     NotFound,
     Placement,
@@ -69,6 +72,8 @@ class Ledger(EventLog):
                 "placement_json": "",
                 "result_json": "",
                 "cancelled": "",
+                "evicted": "",
+                "lease_json": "",
             }
             number = connection.execute(insert(jobs).returning(jobs.c.number), values).scalar_one()
             self._told(job.id, "PENDING", attempt=values["attempt"])
@@ -110,12 +115,19 @@ class Ledger(EventLog):
         return self._records(select(jobs).where(LIVE, or_(jobs.c.cluster == cluster, waits)).order_by(jobs.c.number))
 
     def assign(
-        self, cluster: str, placements: Sequence[Placement], *, driver: str, beside: Sequence[JobRecord]
+        self,
+        cluster: str,
+        placements: Sequence[Placement],
+        *,
+        driver: str,
+        beside: Sequence[JobRecord],
+        evictions: Sequence[Eviction] = (),
     ) -> bool:
         """Give waiting jobs their places and their next attempt, all in one commit: nothing is started before it.
 
-        False, and nothing is changed, when meanwhile anybody holds places on `cluster` who was not seen among `beside`,
-        or one of the jobs does not wait for `driver` any more.
+        In the same commit others are told to leave theirs, whose drivers see to it. False, and nothing is changed, when
+        meanwhile anybody holds places on `cluster` who was not seen among `beside`, one of the jobs does not wait for
+        `driver` any more, or one of those to be stopped has left or has to leave already.
         """
         seen = {(record.number, record.attempt) for record in beside if record.state in ACTIVE}
         with self.transaction() as connection:
@@ -125,15 +137,24 @@ class Ledger(EventLog):
             waits = (jobs.c.state == "PENDING", jobs.c.driver.in_((driver, "")), jobs.c.cancelled == "")
             mine = (jobs.c.workspace == self.workspace, jobs.c.id.in_([each.job_id for each in placements]))
             attempts = {row.id: row.attempt + 1 for row in connection.execute(select(jobs).where(*mine, *waits))}
-            if len(attempts) < len(placements):
+            if len(attempts) < len(placements) or not all(_may_evict(connection, each) for each in evictions):
                 return False
+            for each in evictions:
+                self._evict(connection, each)
             for placement in placements:
                 attempt = attempts[placement.job_id]
                 values = {"state": "ADMITTED", "reason": "", "cluster": cluster, "driver": driver, "attempt": attempt}
+                values |= {"evicted": "", "started_s": time.time(), "saved_s": 0.0}
                 values["placement_json"] = to_json(placement)
                 connection.execute(update(jobs).where(mine[0], jobs.c.id == placement.job_id).values(values))
                 self._told(placement.job_id, "ADMITTED", attempt=attempt, nodes=placement.nodes)
         return True
+
+    def note_saved(self, record: JobRecord) -> None:
+        """Say that an attempt has just saved what it has."""
+        mine = (jobs.c.number == record.number, jobs.c.attempt == record.attempt)
+        with self.transaction() as connection:
+            connection.execute(update(jobs).where(*mine).values(saved_s=time.time()))
 
     def advance(self, record: JobRecord, state: JobState, reason: str = "", *, result: JobResult | None = None) -> bool:
         """Record the next state of an attempt, and how it ended; False when it is not its driver's any more."""
@@ -171,6 +192,21 @@ class Ledger(EventLog):
             if connection.execute(update(jobs).where(*mine).values(cancelled=reason)).rowcount:
                 self.emit("job.cancel", job_id, {"reason": reason})
         return self.job(job_id)
+
+    def pool(self, job_id: str, lease: Lease) -> JobRecord:
+        """Have quotas pooled for a job that waits. They are given back when it has ended, however it does.
+
+        Raises `SpecError` for a job that does not wait.
+        """
+        record = self.job(job_id)
+        with self.transaction() as connection:
+            waits = (jobs.c.number == record.number, jobs.c.state == "PENDING")
+            if not connection.execute(update(jobs).where(*waits).values(lease_json=to_json(lease))).rowcount:
+                raise SpecError(
+                    f"job {job_id} is {self.job(job_id).state}", hint="quotas are pooled for a job that waits"
+                )
+            self.emit("job.pool", job_id, {"queue": lease.queue, "until_s": lease.until_s})
+        return replace(record, lease=lease)
 
     def end_abandoned_jobs(self) -> None:
         """End this workspace's jobs that have lost the only driver they could have, wherever they ran."""
@@ -242,6 +278,13 @@ class Ledger(EventLog):
             self._told(record.job.id, state, attempt=record.attempt, reason=reason)
         return True
 
+    def _evict(self, connection: Connection, eviction: Eviction) -> None:
+        """Tell whoever sees to a running job that it has to leave its places."""
+        of = eviction.record
+        connection.execute(update(jobs).where(jobs.c.number == of.number).values(evicted=eviction.reason))
+        told = {"attempt": of.attempt, "reason": eviction.reason, "lost_ms": eviction.lost_ms}
+        self.emit("job.evict", of.job.id, told)
+
     def _told(self, job_id: str, state: str, *, attempt: int, reason: str = "", nodes: Sequence[str] = ()) -> None:
         told: dict[str, object] = {"state": state, "attempt": attempt, "reason": reason}
         self.emit("job.state", job_id, told | ({"nodes": list(nodes)} if nodes else {}))
@@ -254,6 +297,12 @@ class Ledger(EventLog):
 def certainly_gone(driver: Driver) -> bool:
     """Whether the driver's process, which was on this machine, no longer runs."""
     return is_gone(read_json(driver.owner_json, Owner))
+
+
+def _may_evict(connection: Connection, eviction: Eviction) -> bool:
+    of = eviction.record
+    same = (jobs.c.number == of.number, jobs.c.attempt == of.attempt, jobs.c.evicted == "")
+    return connection.execute(select(jobs.c.number).where(*same, jobs.c.state.in_(ACTIVE))).first() is not None
 
 
 def _record(row: Row[Any]) -> JobRecord:
@@ -272,6 +321,10 @@ def _record(row: Row[Any]) -> JobRecord:
         placement=read_json(row.placement_json, Placement) if row.placement_json else None,
         result=read_json(row.result_json, JobResult) if row.result_json else None,
         cancelled=row.cancelled,
+        evicted=row.evicted,
+        started_s=row.started_s,
+        saved_s=row.saved_s,
+        lease=read_json(row.lease_json, Lease) if row.lease_json else None,
     )
 
 

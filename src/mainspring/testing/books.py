@@ -65,7 +65,7 @@ def fill_books(store: Store) -> None:
 def enqueue(store: Store, name: str, queue: str, devices: int, ranks: int) -> JobRecord:
     """Let a job wait in the books."""
     need = Resources(cpus=4, devices=devices)
-    job = Job(id=name, name=name, entry="none:none", ranks=ranks, queue=queue, resources=need)
+    job = Job(id=name, name=name, entry="none:none", ranks=ranks, queue=queue, resources=need, starts=5)
     return store.enqueue(job, address="", cluster=CLUSTER, driver=DRIVER)
 
 

@@ -1,8 +1,9 @@
-"""What this machine needs for the work that plans count on: steps of small decoders, updates, and collectives.
+"""What this machine needs for the work that plans count on: steps of small decoders, updates, collectives, plans.
 
-Each measurement is made of what `train` runs: the package's own decoder with its loss, fused Adam, and the process
-group's collectives between processes of their own. The shapes differ in what they are bound by (arithmetic, attention,
-memory, the mere number of operations), so that `plan.calibrate` can tell the constants apart.
+Each measurement is made of what `train` runs: the package's own decoder with its loss, fused Adam, the process group's
+collectives, and the executor itself. On a host all ranks measure at once, in processes of their own, because that is
+how they will train: they share its memory, and a rank's single thread wastes nothing on waiting for another. Arithmetic
+is then taken from the processor's own clock, which neighbours do not move.
 """
 
 from __future__ import annotations
@@ -10,85 +11,33 @@ from __future__ import annotations
 import json
 import math
 import re
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mainspring.hardware import devices
-from mainspring.models.profile import profile_decoder
-from mainspring.models.transformer import Decoder
-from mainspring.plan.calibrate import Exchanged, Passed, Updated, fit_device, fit_link
-from mainspring.spec import (
-    Artifact,
-    Calibration,
-    DecoderConfig,
-    Device,
-    Failed,
-    Node,
-    Precision,
-    Progress,
-    SpecError,
-    silent,
-)
+from mainspring.plan.calibrate import Exchanged, Passed, Stepped, Updated, fit_device, fit_host, fit_link
+from mainspring.spec import Artifact, Calibration, Device, Failed, Node, Progress, SpecError, silent
 from mainspring.store import Store, parse
-from mainspring.train.recipe import next_token_loss
+from mainspring.train.timed import MODEL, facts, planned, typical_s, works
 
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 TURNS = 4  # in which everything is measured, so that a busy moment meets all alike; the best counts
-LEAST_S = 0.2  # of one measurement, repeated until then
-REPEATS = 4  # and at least so often
+SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 23)  # bytes
+MOST_RANKS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """A decoder and a batch for it."""
+class Heard:
+    """What processes of this machine found together: collectives, and where it is a host, arithmetic and plans."""
 
-    hidden: int
-    heads: int
-    ffn: int
-    vocab: int
-    rows: int
-    seq_len: int
-    precision: Precision = "fp32"
-
-    @property
-    def config(self) -> DecoderConfig:
-        """Two layers of it."""
-        return DecoderConfig(
-            vocab=self.vocab,
-            hidden=self.hidden,
-            layers=2,
-            heads=self.heads,
-            kv_heads=self.heads,
-            ffn=self.ffn,
-            context=self.seq_len,
-            tied=False,
-        )
-
-
-# Bound by: launching, all alike, arithmetic, memory, attention, scores, all alike again.
-SHAPES = (
-    Shape(64, 2, 128, 256, rows=1, seq_len=16),
-    Shape(128, 2, 384, 1024, rows=4, seq_len=128),
-    Shape(512, 8, 2048, 1024, rows=4, seq_len=128),
-    Shape(64, 1, 512, 512, rows=32, seq_len=128),
-    Shape(128, 2, 128, 256, rows=1, seq_len=2048),
-    Shape(128, 2, 256, 16384, rows=4, seq_len=128),
-    Shape(256, 4, 1024, 4096, rows=8, seq_len=128),
-    Shape(512, 8, 2048, 1024, rows=4, seq_len=128, precision="bf16"),
-    Shape(256, 4, 1024, 4096, rows=8, seq_len=128, precision="bf16"),
-)
-SCALE = 4  # of widths on an accelerator; batches grow by as much
-UPDATES = (1 << 20, 1 << 23)  # parameters
-SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 23)  # bytes
+    exchanged: tuple[Exchanged, ...]
+    found: tuple[Passed | Updated, ...]
+    stepped: tuple[Stepped, ...]
 
 
 def calibrate(node: Node, *, scratch: Path, progress: Progress = silent) -> Calibration:
@@ -100,34 +49,30 @@ def calibrate(node: Node, *, scratch: Path, progress: Progress = silent) -> Cali
         raise SpecError(f"{node.name} has no device to measure")
     here = node.devices[0]
     large = here.vendor != "cpu"
-    shapes = [_larger(shape) if large else shape for shape in SHAPES]
-    device = torch.device(devices.torch_device(0))
-    tasks: list[_Task] = [*(_passing(shape, device) for shape in shapes)]
-    tasks += [_updating(params * (SCALE**2 if large else 1), device) for params in UPDATES]
-    least = [math.inf] * len(tasks)
-    threads = torch.get_num_threads()
-    if not large:
-        torch.set_num_threads(node.cpu_cores)
-    try:
-        for turn in range(TURNS):
-            for number, task in enumerate(tasks):
-                progress((turn + number / len(tasks)) / (TURNS + 1), task.told(0.0).what)
-                least[number] = min(least[number], _typical_s(task.work, device))
-    finally:
-        torch.set_num_threads(threads)
-    progress(TURNS / (TURNS + 1), "collectives")
-    found = [task.told(seconds) for task, seconds in zip(tasks, least, strict=True)]
-    fitted, samples = fit_device(
+    ranks = len(node.devices) if large else node.cpu_cores
+    ranks = 1 << min(ranks, MOST_RANKS).bit_length() - 1  # a power of two, which meshes are
+    if large:
+        progress(0.0, "forward and backward")
+        found = _alone()
+        progress(0.8, "collectives")
+        heard = listen(ranks, node, scratch=scratch) if ranks > 1 else Heard((), (), ())
+    else:
+        progress(0.0, f"{ranks} ranks at once")
+        heard = listen(ranks, node, scratch=scratch)
+        found = heard.found
+    device, samples = fit_device(
         here,
         [each for each in found if isinstance(each, Passed)],
         [each for each in found if isinstance(each, Updated)],
     )
-    one = Calibration(machine=node.name, probed=here.name, device=_named(fitted), ranks=1, samples=samples)
-    ranks = min(4, len(node.devices)) if large else min(2, node.cpu_cores)
+    one = Calibration(machine=node.name, probed=here.name, device=_named(device), ranks=ranks, samples=samples)
     if ranks < 2:
         return one
-    link, more = fit_link(exchanges(ranks, scratch=scratch), name=node.link.name)
-    return replace(one, ranks=ranks, link=link, samples=(*samples, *more))
+    link, more = fit_link(heard.exchanged, name=node.link.name)
+    if heard.stepped:
+        device, most = fit_host(device, link, heard.stepped, cores=node.cpu_cores)
+        more = (*more, *most)
+    return replace(one, device=_named(device), link=link, samples=(*samples, *more))
 
 
 def publish_calibration(store: Store, node: Node, *, run: str = "", progress: Progress = silent) -> Artifact:
@@ -146,72 +91,41 @@ def _name_of(node: Node) -> str:
 
 
 def _named(device: Device) -> Device:
-    return replace(device, source=f"calibrated on this machine with torch {torch.__version__}; before: {device.source}")
+    before = device.source.rpartition("before: ")[2]
+    return replace(device, source=f"calibrated on this machine with torch {torch.__version__}; before: {before}")
 
 
-def _larger(shape: Shape) -> Shape:
-    return replace(
-        shape,
-        hidden=shape.hidden * SCALE,
-        heads=shape.heads * SCALE,
-        ffn=shape.ffn * SCALE,
-        rows=shape.rows * SCALE,
+def _alone() -> tuple[Passed | Updated, ...]:
+    """Passes and updates on one accelerator."""
+    device = torch.device(devices.torch_device(0))
+    timed = works(device, large=True)
+    least = [math.inf] * len(timed)
+    for _ in range(TURNS):
+        least = [min(s, typical_s(work, device)) for s, work in zip(least, timed, strict=True)]
+    return facts(least, large=True, ranks=1)
+
+
+def listen(ranks: int, node: Node, *, scratch: Path, turns: int = TURNS // 2) -> Heard:
+    """What `ranks` processes of `node`, this machine, measure together; they meet in the folder `scratch`."""
+    host = node.devices[0].vendor == "cpu"
+    plans = planned(node, ranks=ranks) if host and ranks > 1 else ()
+    order, told = scratch / "order.json", scratch / "told.json"
+    texts = [parse.to_json(plan) for plan in plans]
+    order.write_text(json.dumps({"turns": turns if host else 0, "plans": texts}), "utf-8")
+    _run(ranks, [str(scratch / "meeting"), str(order), str(told), str(ranks)])
+    rows = json.loads(told.read_text("utf-8"))
+    return Heard(
+        exchanged=tuple(
+            Exchanged(operation=operation, ranks=ranks, payload_bytes=size, seconds=seconds)
+            for operation, size, seconds in rows["exchanged"]
+        ),
+        found=facts(rows["works"], large=False, ranks=ranks) if host else (),
+        stepped=tuple(Stepped(MODEL, plan, seconds) for plan, seconds in zip(plans, rows["steps"], strict=True)),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """Something to time, and what its time says."""
-
-    work: Callable[[], Any]
-    told: Callable[[float], Passed | Updated]
-
-
-def _passing(shape: Shape, device: torch.device) -> _Task:
-    """Forward and backward of `shape`, gradients made anew each time as at the start of a step."""
-    model = Decoder(shape.config).to(device)
-    rows = torch.randint(shape.vocab, (shape.rows, shape.seq_len + 1), device=device)
-
-    def once() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=shape.precision == "bf16"):
-            total, count = next_token_loss(model, rows)
-        (total / count).backward()
-
-    profile = profile_decoder(shape.config, seq_len=shape.seq_len, name="probe")
-    return _Task(once, partial(Passed, profile, shape.rows, shape.precision))
-
-
-def _updating(params: int, device: torch.device) -> _Task:
-    weight = torch.nn.Parameter(torch.zeros(params, device=device))
-    weight.grad = torch.ones_like(weight)
-    return _Task(torch.optim.AdamW([weight], lr=1e-6, fused=True).step, partial(Updated, params))
-
-
-def _typical_s(work: Callable[[], Any], device: torch.device) -> float:
-    """The lower quartile of some repeats, after two that warm up: neighbours only ever lengthen a measurement."""
-    times: list[float] = []
-    for repeat in range(1000):
-        _settle(device)
-        started = time.perf_counter()
-        work()
-        _settle(device)
-        if repeat > 1:
-            times.append(time.perf_counter() - started)
-        if len(times) >= REPEATS and sum(times) >= LEAST_S:
-            break
-    return statistics.quantiles(times, n=4, method="inclusive")[0]
-
-
-def _settle(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
-
-
-def exchanges(ranks: int, *, scratch: Path) -> tuple[Exchanged, ...]:
-    """Collectives of several sizes among `ranks` processes of this machine, which meet in the folder `scratch`."""
-    meeting, told = scratch / "meeting", scratch / "seconds.json"
-    command = [sys.executable, "-m", "mainspring.train.exchange", str(meeting), str(told), str(ranks)]
+def _run(ranks: int, arguments: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "mainspring.train.exchange", *arguments]
     started = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for rank in range(ranks)
@@ -221,16 +135,10 @@ def exchanges(ranks: int, *, scratch: Path) -> tuple[Exchanged, ...]:
             _, said = process.communicate(timeout=PATIENCE_S)
             if process.returncode:
                 last = (said.strip().splitlines() or ["nothing was said"])[-1]
-                raise Failed(f"measuring collectives among {ranks} processes failed: {last}")
+                raise Failed(f"measuring among {ranks} processes failed: {last}")
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"collectives among {ranks} processes took longer than {PATIENCE_S:.0f} s") from error
+        raise Failed(f"measurements among {ranks} processes took longer than {PATIENCE_S:.0f} s") from error
     finally:
         for process in started:
             process.kill()
             process.communicate()
-    return tuple(_read(json.loads(told.read_text("utf-8")), ranks))
-
-
-def _read(rows: list[Any], ranks: int) -> Iterator[Exchanged]:
-    for operation, payload_bytes, seconds in rows:
-        yield Exchanged(operation=operation, ranks=ranks, payload_bytes=payload_bytes, seconds=seconds)

@@ -35,25 +35,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mainspring.plan import blocks, collectives
 from mainspring.spec import ModelSpec, Plan, SpecError, Unavailable, spec
+from mainspring.train.messages import Counter, Counts
 from mainspring.train.parallel import Parallel, local
 from mainspring.train.parallel.share import Share, share_of
 from mainspring.train.parallel.stages import StageModule
 from mainspring.train.recipe import Facts, Recipe
 
-Counts = dict[tuple[str, int], tuple[int, int]]
-"""For each operation and size of group: messages, and their bytes."""
 CPU = torch.device("cpu")
-OPERATIONS = {
-    "allreduce_": "all_reduce",
-    "_allgather_base_": "all_gather",
-    "_reduce_scatter_base_": "reduce_scatter",
-    "alltoall_base_": "all_to_all",
-    "send": "send",
-    "all_reduce": "all_reduce",
-    "all_gather_into_tensor": "all_gather",
-    "all_gather_into_tensor_out": "all_gather",
-    "reduce_scatter_tensor": "reduce_scatter",
-}
 
 
 @spec
@@ -176,7 +164,7 @@ class _Rank(Parallel):
     """A rank whose pipeline is walked through instead of scheduled."""
 
     model_spec: ModelSpec
-    counter: _Counter | None = None
+    counter: Counter | None = None
 
     @property
     def numbers(self) -> list[int]:
@@ -292,7 +280,7 @@ def _counted(parallel: _Rank, plan: Plan, *, rank: int, fake: FakeTensorMode) ->
 def _step(parallel: _Rank, plan: Plan, count: int, fake: FakeTensorMode) -> Counts:
     """The messages of a step of `count` micro-batches."""
     share = parallel.take(count)
-    counter = _Counter()
+    counter = Counter()
     parallel.counter = counter
     for parameter in parallel.parameters.values():
         parameter.grad = None
@@ -301,52 +289,8 @@ def _step(parallel: _Rank, plan: Plan, count: int, fake: FakeTensorMode) -> Coun
         with counter:
             parallel.accumulate(batch)
             if plan.mesh.world > 1:
-                dist.all_reduce(torch.zeros(3, dtype=torch.float64))  # the loop's sums
+                dist.all_reduce(torch.zeros(4, dtype=torch.float64))  # the loop's sums
     return counter.counts
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up collectives while it is entered: messages, and bytes of the whole of a gather, of the rest's input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counts = {}
-
-    def add(self, operation: str, ranks: int, payload_bytes: int) -> None:
-        """One message."""
-        messages, total = self.counts.get((operation, ranks), (0, 0))
-        self.counts[operation, ranks] = (messages + 1, total + payload_bytes)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        space, _, name = func.name().partition("::")
-        operation = OPERATIONS.get(name.partition(".")[0])
-        if space in ("c10d", "_c10d_functional") and operation:
-            self.add(operation, _group_size(args), _payload(operation, args))
-        return func(*args, **(kwargs or {}))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for part in value for t in _tensors(part)] if isinstance(value, list | tuple) else []
-
-
-def _payload(operation: str, args: Any) -> int:
-    sizes = [size for arg in args if (size := sum(t.nbytes for t in _tensors(arg)))]
-    if operation in ("all_gather", "reduce_scatter"):
-        return max(sizes)
-    return sizes[-1] if operation == "all_to_all" else sizes[0]
-
-
-def _group_size(args: Any) -> int:
-    for arg in args:
-        if isinstance(arg, torch.ScriptObject):
-            with contextlib.suppress(RuntimeError):  # another kind of object
-                return dist.ProcessGroup.unbox(arg).size()
-        if isinstance(arg, str):
-            named: Any = arg
-            return dist.distributed_c10d._resolve_process_group(named).size()  # noqa: SLF001 the only way
-    return 0
 
 
 def _held(parallel: _Rank) -> Iterator[Held]:

@@ -10,14 +10,14 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mainspring.cluster import Handle, Launcher, require_success
 from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
-from mainspring.plan.offers import enlarged
+from mainspring.plan.offers import by_kind, enlarged
 from mainspring.plan.search import menu, plan_training
 from mainspring.spec import (
     Artifact,
@@ -29,9 +29,11 @@ from mainspring.spec import (
     Plan,
     Progress,
     Resources,
+    Shape,
     SpecError,
     TrainConfig,
     TrainPayload,
+    Turn,
     silent,
 )
 from mainspring.store import Store, parse
@@ -45,6 +47,7 @@ ENTRY = "mainspring.train.worker:main"
 METRICS, RESULT = "metrics.jsonl", "result.json"  # written by the worker
 POLL_S = 0.25
 STARTS = 5  # after a lost or drained node training goes on elsewhere, from its last checkpoint
+GRACE_S = 600.0  # for the step at hand and a checkpoint, when others need its places
 BEAT_S = 1.0  # `progress` is called at least this often: it is how a caller stops a run, whatever the run is doing
 TAIL_BYTES = 1 << 16  # holds the newest row of the metrics
 CANCEL_S = 30.0
@@ -105,9 +108,21 @@ def menu_for(
     objective: Objective = "time",
     overrides: Sequence[str] = (),
 ) -> tuple[Plan, ...]:
-    """The best ways to train `recipe` on 1, 2, 4 ... and all ranks of `cluster`, for a scheduler to choose from."""
+    """The best ways to train `recipe` on 1, 2, 4 ... and all ranks of `cluster`, for a scheduler to choose from.
+
+    Of several kinds of device each has its own: a scheduler gives a gang devices of one kind.
+    """
     model, config, hints = study(recipe, facts=facts, overrides=overrides)
-    return menu(model, cluster, config, objective=objective, hints=hints)
+    found: list[Plan] = []
+    last: SpecError | None = None
+    for part in by_kind(cluster):
+        try:
+            found += menu(model, part, config, objective=objective, hints=hints)
+        except SpecError as error:
+            last = error
+    if last is not None and not found:
+        raise last
+    return tuple(found)
 
 
 def dry_run_of(
@@ -163,10 +178,14 @@ def train(
     name: str,
     run: str = "",
     resume: str = "",
+    turn: Turn = Turn(),  # noqa: B008 it is frozen
+    menu: Sequence[Plan] = (),
     overrides: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Artifact:
     """Train on `plan.mesh.world` ranks and return the published `model:<name>`.
+
+    From a `menu` of plans the scheduler chooses, and chooses again when more is free or others come.
 
     Checkpoints belong to `resume`, else to `run`; whichever has some is continued. Raises `WorkerLost` or `Failed` with
     the reason of the rank that ended it and the end of its log; the checkpoints stay for the next call.
@@ -177,13 +196,12 @@ def train(
 
     loaded = load_recipe(recipe_path, split_hints(overrides)[1])
     source = open_tokens(store, tokens_ref)
+    facts = facts_of(store, tokens_ref)
     config = _agreed(loaded.recipe.config, plan)
-    check_recipe(loaded.recipe, facts_of(store, tokens_ref), plan)
-    # Too few tokens for one sample is known now, not when every rank has started.
-    for split in (TRAIN, HELD_OUT) if config.eval_every else (TRAIN,):
-        TokenLoader(source.tokens, split, seq_len=config.seq_len, global_batch=config.global_batch, seed=config.seed)
-    rows = TokenLoader(source.tokens, TRAIN, seq_len=config.seq_len, global_batch=config.global_batch)
-    progress(0.0, rows.reading(config.steps))
+    for each in (plan, *menu):
+        _agreed(config, each)
+        check_recipe(loaded.recipe, facts, each)
+    progress(0.0, _reading(source, config))
     run_id = run or f"train-{name}"
     payload = TrainPayload(
         run_id=run,
@@ -198,11 +216,25 @@ def train(
         settings_json=parse.to_json(settings_for_ranks(store)),
     )
     open_part, secret = split_secret(payload)
-    job = replace(_job(store, plan, run_id), payload_json=open_part, secret_json=secret)
+    job = replace(
+        _job(store, plan, run_id, menu=menu),
+        payload_json=open_part,
+        secret_json=secret,
+        queue=turn.queue,
+        priority=turn.priority,
+    )
     result = launcher.run_root / job.id / RESULT
     result.unlink(missing_ok=True)
     _follow(launcher.submit(job), steps=plan.steps, progress=progress)
     return store.resolve(json.loads(result.read_text("utf-8"))["ref"])
+
+
+def _reading(source: TokenSource, config: TrainConfig) -> str:
+    """What will be read. Too few tokens for one sample is known now, not when every rank has started."""
+    given = {"seq_len": config.seq_len, "global_batch": config.global_batch, "seed": config.seed}
+    if config.eval_every:
+        TokenLoader(source.tokens, HELD_OUT, **given)
+    return TokenLoader(source.tokens, TRAIN, **given).reading(config.steps)
 
 
 def check_reach(store: Store, launcher: Launcher, *, plan: Plan, run: str) -> None:
@@ -214,7 +246,32 @@ def check_reach(store: Store, launcher: Launcher, *, plan: Plan, run: str) -> No
         launcher.check(_job(store, plan, run))
 
 
-def _job(store: Store, plan: Plan, run_id: str) -> Job:
+def shapes_of(plans: Iterable[Plan]) -> tuple[Shape, ...]:
+    """Plans as shapes of a job, the fastest for each number of ranks of each kind; who mixes kinds is none."""
+    best: dict[tuple[int, tuple[str, ...]], Plan] = {}
+    for plan in plans:
+        devices = tuple(dict.fromkeys(stage.device for stage in plan.stages))
+        if len(devices) > 1:
+            continue
+        known = best.setdefault((plan.mesh.world, devices), plan)
+        if plan.tokens_per_s > known.tokens_per_s:
+            best[plan.mesh.world, devices] = plan
+    return tuple(
+        Shape(
+            ranks=ranks,
+            speed=max(1, round(plan.tokens_per_s)),
+            plan=f"{plan.mesh.label} on {ranks} {devices[0]}",
+            resources=_resources(plan),
+            payload_json=json.dumps({"plan_json": parse.to_json(plan)}),
+            models=devices if plan.accelerators else (),
+            watts=round(plan.watts),
+            milli_usd_per_hour=round(1000 * plan.price_usd_per_hour),
+        )
+        for (ranks, devices), plan in best.items()
+    )
+
+
+def _job(store: Store, plan: Plan, run_id: str, *, menu: Sequence[Plan] = ()) -> Job:
     return Job(
         id=run_id,
         name=f"train {plan.model}",
@@ -223,6 +280,9 @@ def _job(store: Store, plan: Plan, run_id: str) -> Job:
         resources=_resources(plan),
         needs=store.needs(run_id),
         starts=STARTS,
+        grace_s=GRACE_S,
+        heeds=True,
+        menu=shapes_of(menu),
     )
 
 
@@ -252,7 +312,7 @@ def _follow(handle: Handle, *, steps: int, progress: Progress) -> None:
     try:
         while not ended.wait(POLL_S):
             row, read = _newest_row(metrics, read)
-            news = _told(row, steps) if row else said if said[0] else (0.0, _waiting(handle))
+            news = _told(row, steps) if row else (said[0], _waiting(handle)) if _waits(handle, said) else said
             if news != said or time.monotonic() - said_s > BEAT_S:
                 progress(*news)
                 said, said_s = news, time.monotonic()
@@ -264,6 +324,11 @@ def _follow(handle: Handle, *, steps: int, progress: Progress) -> None:
     row, _ = _newest_row(metrics, read)
     if row:
         progress(*_told(row, steps))
+
+
+def _waits(handle: Handle, said: tuple[float, str]) -> bool:
+    """Whether there is nothing newer to tell than what the job waits for: before its first step, or since it ran."""
+    return said[0] == 0.0 or handle.state != "RUNNING"
 
 
 def _waiting(handle: Handle) -> str:

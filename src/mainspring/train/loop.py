@@ -15,7 +15,7 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -95,12 +95,24 @@ def numerics(config: TrainConfig) -> dict[str, Any]:
 
 
 class Trainer:
-    """One rank's part of a training run. `step` counts finished steps."""
+    """One rank's part of a training run. `step` counts finished steps.
+
+    When `asked` says so on any rank, all save after the same step, and `steps` ends before the work is done: they are
+    `leaving`.
+    """
 
     def __init__(
-        self, loaded: LoadedRecipe, plan: Plan, group: Group, *, data: TrainingData, folder: str | Path
+        self,
+        loaded: LoadedRecipe,
+        plan: Plan,
+        group: Group,
+        *,
+        data: TrainingData,
+        folder: str | Path,
+        asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self.step = 0
+        self.leaving = False
         self.recipe = loaded.recipe
         self.config = loaded.recipe.config
         self._plan = plan
@@ -109,6 +121,7 @@ class Trainer:
         self._group = group
         self._data = data
         self._folder = folder
+        self._asked = asked
         self._digest = loaded.digest
         self._share = share_of(plan, group.task.rank)
         self._form(0)
@@ -133,10 +146,10 @@ class Trainer:
 
         Raises `Failed` naming the step when the loss or the gradient is no longer finite; nothing was updated then.
         """
-        while self.step < self.config.steps:
+        while self.step < self.config.steps and not self.leaving:
             yield self._run_step()
             every = self.config.checkpoint_every
-            if self.step == self.config.steps or (every and self.step % every == 0):
+            if self.leaving or self.step == self.config.steps or (every and self.step % every == 0):
                 self.save()
         self.wait()
 
@@ -235,7 +248,9 @@ class Trainer:
         found = self._parallel.accumulate(rows)
         gradients = self._parallel.gradients()
         square = square_part(gradients).to(self._device)
-        loss_sum, count, square = self._group.sum(torch.cat([found, square[None]])).tolist()
+        asked = square.new_tensor([self._asked()])  # heard by one rank perhaps, and heeded by all at the same step
+        loss_sum, count, square, leaving = self._group.sum(torch.cat([found, square[None], asked])).tolist()
+        self.leaving = bool(leaving)
         if not count:
             raise Failed(
                 f"step {self.step + 1}: the recipe's loss counted nothing in the whole global batch",

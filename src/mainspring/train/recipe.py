@@ -38,13 +38,21 @@ if TYPE_CHECKING:
 Facts = Mapping[str, int | None]
 Loss = Callable[["nn.Module", "Tensor"], "Tensor | tuple[Tensor, Tensor | int]"]
 FACTS = ("vocab", "seq_len", "eos_id", "bos_id", "seed")
+OTHER_FILES = {
+    ".toml": "a flow runs with `mainspring run {0}`, and its training step names its recipe",
+    ".json": "a saved plan is read by `mainspring plan explain {0}`",
+}
 
 
 def next_token_loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor | int]:
-    """Cross-entropy of each token given those before it: the sum in nats, and over how many tokens."""
+    """Cross-entropy of each token given those before it: the sum in nats, and over how many tokens.
+
+    The model returns scores, or an object that has them as `logits`, as the models of transformers do.
+    """
     from torch.nn.functional import cross_entropy
 
-    logits_BTV, targets_BT = model(batch[:, :-1]), batch[:, 1:]
+    found, targets_BT = model(batch[:, :-1]), batch[:, 1:]
+    logits_BTV = getattr(found, "logits", found)
     total = cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="sum")
     return total, targets_BT.numel()
 
@@ -112,6 +120,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
         raise SpecError(
             f"cannot read the recipe {file}: {error.strerror}", hint="give the path of a recipe.py"
         ) from error
+    if file.suffix in OTHER_FILES:
+        raise SpecError(f"{file} is no recipe, which is a Python file", hint=OTHER_FILES[file.suffix].format(path))
     digest = hashlib.sha256(source).hexdigest()
     recipe = _find_recipe(_execute(file, source), file)
     if overrides:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mainspring.cluster import notice
 from mainspring.data.loader import HELD_OUT, TRAIN, TokenLoader, read_token_set
 from mainspring.hardware import limits
 from mainspring.models.moe import MoeDecoder
@@ -34,7 +35,11 @@ log = logging.getLogger(__name__)
 
 
 def main(task: Task, payload: Mapping[str, Any]) -> None:
-    """Train as the `TrainPayload` says, from its newest checkpoint if it has one; rank 0 leaves `result.json`."""
+    """Train as the `TrainPayload` says, from its newest checkpoint if it has one; rank 0 leaves `result.json`.
+
+    Asked to make room, all ranks save after the step at hand and leave.
+    """
+    noticed = notice.heed()
     order = parse.read_dict(payload, TrainPayload)
     torch.set_num_threads(max(1, limits.cores() // task.local_world))
     plan = parse.read_json(order.plan_json, Plan)
@@ -49,7 +54,7 @@ def main(task: Task, payload: Mapping[str, Any]) -> None:
         model = profile_recipe(loaded.recipe, facts, name=order.output)
         recorder = Recorder(Path(task.run_dir) / FILE, plan, model, task, log_every=config.log_every)
     data = _open_data(inputs.tokens, config, facts)
-    trainer = Trainer(loaded, plan, group, data=data, folder=order.checkpoints)
+    trainer = Trainer(loaded, plan, group, data=data, folder=order.checkpoints, asked=noticed.is_set)
     try:
         state = _train(trainer, recorder, Path(task.run_dir))
     except BaseException:
@@ -58,6 +63,8 @@ def main(task: Task, payload: Mapping[str, Any]) -> None:
         trainer.wait()
         raise
     trainer.close()
+    if state is None:
+        notice.leave()
     if recorder is not None:
         meta = _describe(plan, loaded, state, recorder)
         with Store.open(rank_settings(order, task)) as store, store.scratch() as folder:
@@ -92,7 +99,8 @@ def _open_data(tokens: Path, config: TrainConfig, facts: Facts) -> TrainingData:
     return TrainingData(train=loader(TRAIN), facts=facts, held_out=loader(HELD_OUT) if config.eval_every else None)
 
 
-def _train(trainer: Trainer, recorder: Recorder | None, run_dir: Path) -> dict[str, Tensor]:
+def _train(trainer: Trainer, recorder: Recorder | None, run_dir: Path) -> dict[str, Tensor] | None:
+    """Train and keep the record; all weights at the end, None when the ranks have to leave before that."""
     saved = 0
     if trainer.restore():
         log.info("resumed from a checkpoint", extra={"step": trainer.step})
@@ -105,7 +113,11 @@ def _train(trainer: Trainer, recorder: Recorder | None, run_dir: Path) -> dict[s
             if trainer.saved_step != saved:
                 saved = trainer.saved_step
                 (run_dir / SAVED).write_text(f"step {saved}\n", "utf-8")
-    return trainer.full_state()
+    if trainer.step == trainer.config.steps:
+        return trainer.full_state()
+    if recorder is not None:
+        (run_dir / SAVED).write_text(f"step {trainer.saved_step}\n", "utf-8")
+    return None
 
 
 def _describe(plan: Plan, loaded: LoadedRecipe, state: Mapping[str, Tensor], recorder: Recorder) -> dict[str, Any]:

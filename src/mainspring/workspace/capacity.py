@@ -74,6 +74,11 @@ class Capacity(Records):
             raise SpecError("no quota file is in force", hint="name one, or set MAINSPRING_QUOTAS")
         return parse.load_toml(Path(path or self.settings.quotas), QueueFile).queues
 
+    def quota_file(self) -> QueueFile:
+        """What jobs are admitted under; no queue has limits when there is no file."""
+        given = self.settings.quotas
+        return parse.load_toml(Path(given), QueueFile) if given else QueueFile(queues=())
+
     def shares(self, path: str | Path = "", *, cluster: str | Path = "") -> tuple[QueueShare, ...]:
         """What each queue of a quota file may hold on a cluster, and its share when everybody asks for everything."""
         from mainspring.cluster.quotas import fair_shares
@@ -133,8 +138,7 @@ class Capacity(Records):
 
         if path:
             return parse.load_toml(Path(path), Scene)
-        queues = self.quotas() if self.settings.quotas else ()
-        return scene_at_hand(self.store, self.hardware, address=self.settings.address, queues=queues)
+        return scene_at_hand(self.store, self.hardware, address=self.settings.address, quotas=self.quota_file())
 
     # -- on paper
 

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mainspring.spec import ACTIVE, Job, JobRecord, NodeNote, NotFound, Progress, Resources, SpecError, silent
+from mainspring.spec import (
+    ACTIVE,
+    GatherPlan,
+    Job,
+    JobRecord,
+    Lease,
+    NodeNote,
+    NotFound,
+    Progress,
+    Resources,
+    SpecError,
+    silent,
+)
 from mainspring.store import parse
 from mainspring.workspace.capacity import Capacity
 
@@ -59,8 +71,8 @@ class Jobs(Capacity):
         """See to submitted jobs until `stopped`; what runs then waits some minutes for the next scheduler."""
         from mainspring.cluster import Launcher
 
-        queues = self.quotas() if self.settings.quotas else ()
-        with Launcher(self.store, address=self.settings.address, queues=queues, serves=True) as launcher:
+        quotas = self.quota_file()
+        with Launcher(self.store, address=self.settings.address, quotas=quotas, serves=True) as launcher:
             launcher.serve(stopped)
 
     def job(self, job_id: str) -> JobRecord:  # house: the workspace is the only way in
@@ -74,6 +86,15 @@ class Jobs(Capacity):
     def stop_job(self, job_id: str) -> JobRecord:
         """Ask whoever sees to a job to stop it; returns at once."""
         return self.store.cancel_job(job_id, "stopped")
+
+    def gather(self, queue: str, job_id: str, *, hours: float = 24.0) -> GatherPlan:
+        """Pool all quotas under `queue` for a job that waits: others save, stop and wait again, and it starts.
+
+        All is given back when the job has ended, or after `hours`. Raises `SpecError` when that makes no room.
+        """
+        plan = self.plan_gather(queue, job_id, hours=hours)
+        self.store.pool(job_id, Lease(queue=queue, until_s=time.time() + 3600 * hours))
+        return plan
 
     def drain(self, node: str, *, reason: str = "", progress: Progress = silent) -> NodeNote:
         """Give `node` nothing new, move what can be started again to others, and wait until the rest has ended too.

@@ -23,6 +23,7 @@ from mainspring.spec import (
     Settings,
     SpecError,
     Thumb,
+    Turn,
     load_settings,
 )
 from mainspring.spec.settings import quiet_third_parties
@@ -80,8 +81,7 @@ class Workspace(Jobs, Plans):
         if self._launcher is None:
             from mainspring.cluster import Launcher
 
-            queues = self.quotas() if self.settings.quotas else ()
-            self._launcher = Launcher(self.store, address=self.settings.address, queues=queues)
+            self._launcher = Launcher(self.store, address=self.settings.address, quotas=self.quota_file())
         return self._launcher
 
     # -- data
@@ -125,9 +125,13 @@ class Workspace(Jobs, Plans):
         name: str = "",
         resume: str = "",
         vocab: int = VOCAB,
+        turn: Turn = Turn(),  # noqa: B008 it is frozen
+        menu: Sequence[Plan] = (),
         overrides: Sequence[str] = (),
     ) -> Run:
-        """Train `recipe` on `data` as `plan` says and publish `model:<name>`.
+        """Train `recipe` on `data` as `plan` says and publish `model:<name>`; `turn` is where it waits for its ranks.
+
+        Of a `menu` of plans the scheduler chooses one, and another whenever more is free or others come.
 
         A dataset is tokenised first, with a tokenizer of `vocab` ids learnt from it. `resume` goes on from the last
         checkpoint of an earlier run that has ended, which may have had another plan.
@@ -136,7 +140,7 @@ class Workspace(Jobs, Plans):
         from mainspring.train import launch
         from mainspring.train import resume as attempts
 
-        chosen = plan or self.plan(recipe, data=data, vocab=vocab, overrides=overrides)
+        chosen = plan or next(iter(menu), None) or self.plan(recipe, data=data, vocab=vocab, overrides=overrides)
         name, source = name or Path(recipe).stem, self.artifact(data).ref
         first = attempts.first_attempt(self.store, resume) if resume else ""
 
@@ -153,12 +157,15 @@ class Workspace(Jobs, Plans):
                     name=name,
                     run=work.id,
                     resume=first,
+                    turn=turn,
+                    menu=menu,
                     overrides=overrides,
                     progress=work.progress,
                 )
 
         config = {"recipe": str(Path(recipe).absolute()), "data": source, "vocab": vocab, "resume": first}
-        config |= {"plan": parse.to_dict(chosen), "overrides": list(overrides)}
+        config |= {"plan": parse.to_dict(chosen), "turn": parse.to_dict(turn), "overrides": list(overrides)}
+        config |= {"menu": [parse.to_dict(each) for each in menu]}
         return self._start(body, kind="train", name=name, config=config, inputs=(source, *chosen.calibrations))
 
     def resume(self, run_id: str) -> Run:
@@ -174,6 +181,8 @@ class Workspace(Jobs, Plans):
             name=record.name,
             resume=record.id,
             vocab=asked["vocab"],
+            turn=parse.read_dict(asked.get("turn", {}), Turn),
+            menu=[parse.read_dict(each, Plan) for each in asked.get("menu", [])],
             overrides=asked["overrides"],
         )
 

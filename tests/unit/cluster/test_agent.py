@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from mainspring.cluster.agent import NodeAgent, Order, rank_environment
+from mainspring.cluster.gang import secrets_of
 from mainspring.cluster.hold import take_hold
 from mainspring.cluster.verdict import RankEnd
 from mainspring.hardware.share import Bounds
-from mainspring.spec import Job, Resources, Task
-from mainspring.store.parse import read_json
+from mainspring.spec import Job, Resources, SpecError, Task
+from mainspring.store.parse import read_json, to_json
 from mainspring.testing.processes import eventually, marked
 
 ENTRIES = """
@@ -52,6 +53,18 @@ def sleeps(task, payload):
         time.sleep(60)
     finally:
         print("cleaned up", flush=True)
+
+def saves(task, payload):
+    from mainspring.cluster import notice
+    asked = notice.heed()
+    print("asleep", flush=True)
+    asked.wait(60)
+    print("saved", flush=True)
+    if payload.get("done"):
+        return
+    if payload.get("deaf"):
+        time.sleep(60)
+    notice.leave()
 
 def stubborn(task, payload):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -196,6 +209,43 @@ def test_a_rank_that_ignores_sigterm_is_killed_after_the_grace(start, tmp_path):
     assert 0.4 < time.monotonic() - asked_s < 3.0
 
 
+def test_a_rank_asked_gently_saves_and_leaves(start, tmp_path):
+    agent = start("saves")
+    assert eventually(says(tmp_path, "asleep"), within_s=10)
+    agent.stop("makes room", 20.0, gently=True)
+    (end,) = finish(agent, 1)
+    assert (end.stopped, end.exit.code, says(tmp_path, "saved")()) == ("makes room", 143, True)
+
+
+def test_a_rank_that_heeds_is_not_ended_by_a_notice_that_comes_before_it_does(start, tmp_path):
+    agent = start("saves", heeds=True)
+    agent.stop("makes room", 20.0, gently=True)
+    (end,) = finish(agent, 1)
+    assert (end.stopped, end.exit.code, says(tmp_path, "saved")()) == ("makes room", 143, True)
+
+
+def test_a_rank_asked_gently_that_ends_with_0_has_come_to_its_end(start, tmp_path):
+    agent = start("saves", payload={"done": True})
+    assert eventually(says(tmp_path, "asleep"), within_s=10)
+    agent.stop("makes room", 20.0, gently=True)
+    (end,) = finish(agent, 1)
+    assert (end.stopped, end.exit.code) == ("", 0)
+
+
+@pytest.mark.parametrize(("entry", "payload"), [("sleeps", {}), ("saves", {"deaf": True})])
+def test_a_rank_that_does_not_heed_a_notice_ends_as_if_stopped_and_one_that_hangs_may_be_hurried(
+    start, tmp_path, entry, payload
+):
+    agent = start(entry, payload=payload)
+    assert eventually(says(tmp_path, "asleep"), within_s=10)
+    agent.stop("makes room", 60.0, gently=True)
+    if payload:
+        assert eventually(says(tmp_path, "saved"), within_s=10)
+        agent.stop("cancelled", 5.0)
+    (end,) = finish(agent, 1)
+    assert (end.stopped, end.failed) == ("makes room", False)
+
+
 def test_the_time_limit_ends_the_rank_and_is_the_reason(start):
     (end,) = finish(start("sleeps", time_limit_s=0.5), 1)
     assert end.stopped == "time limit of 0.5 s reached"
@@ -257,6 +307,16 @@ def test_a_rank_finds_its_secrets_in_the_payload_and_nobody_else_finds_them(star
     (tmp_path / "run" / "told.json").unlink()
     assert "swordfish" not in repr(order(tmp_path, "tells", payload={}, secret_json='{"key": "swordfish"}'))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"swordfish" in path.read_bytes()]
+
+
+def test_variables_of_the_drivers_environment_reach_ranks_by_name_and_are_in_no_book(tmp_path, monkeypatch):
+    asks = Job(id="j", name="j", entry="m:f", secrets=("TEST_API_KEY",))
+    with pytest.raises(SpecError, match="asks for TEST_API_KEY, which its driver's environment does not have"):
+        secrets_of(asks)
+    monkeypatch.setenv("TEST_API_KEY", "swordfish")
+    ordered = replace(order(tmp_path, "good", payload={}), secrets=secrets_of(asks))
+    assert rank_environment(ordered, ordered.tasks[0])["TEST_API_KEY"] == "swordfish"
+    assert "swordfish" not in repr(ordered) + to_json(asks)
 
 
 def test_a_rank_has_torchs_launcher_variables_its_threads_and_none_of_rays(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The cluster at hand as its drivers wrote it down, read by somebody else."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,15 +10,30 @@ from mainspring.cluster.schedule.explain import explain
 from mainspring.cluster.schedule.scene import open_scene
 from mainspring.cluster.schedule.views import nodes_in, shares_in, waiting_in
 from mainspring.hardware.topology import local_cluster
-from mainspring.spec import Gang, Health, Job, Machine, NodeNote, Queue, Request, Scene, SpecError, Standing
+from mainspring.spec import (
+    Eviction,
+    Gang,
+    Health,
+    Job,
+    Lease,
+    Machine,
+    NodeNote,
+    Placement,
+    Queue,
+    QueueFile,
+    Request,
+    Scene,
+    SpecError,
+    Standing,
+)
 from mainspring.store import Store
-from mainspring.testing.books import CLUSTER, fill_books
+from mainspring.testing.books import CLUSTER, DRIVER, fill_books
 
 NODE = Machine(name="n", cpu_milli=8000, memory_mib=1000, devices=4, model="T4")
 
 
 def at_hand(store: Store) -> Scene:
-    return scene_at_hand(store, local_cluster, address="auto", queues=())
+    return scene_at_hand(store, local_cluster, address="auto", quotas=QueueFile(queues=()))
 
 
 def test_without_a_driver_it_is_this_machine_and_idle(store: Store) -> None:
@@ -124,3 +140,35 @@ def test_a_gang_runs_where_it_is_said_to_and_since_when() -> None:
     twin = replace(standing, gang=replace(standing.gang, id="y"))
     with pytest.raises(SpecError, match="taken already"):
         open_scene(replace(scene, running=(standing, twin)))
+
+
+def test_who_has_to_leave_waits_in_line_and_his_successor_has_the_places_with_the_quotas_pooled_for_it(
+    store: Store,
+) -> None:
+    fill_books(store)
+    store.pool("huge", Lease(queue="research", until_s=time.time() + 60))
+    seen = store.jobs_of(CLUSTER, address="")
+    stop = Eviction(record=store.job("pretrain"), reason="stops: makes room for huge")
+    placed = Placement(job_id="huge", nodes=("node-0", "node-1"))
+    assert store.assign(CLUSTER, [placed], driver=DRIVER, beside=seen, evictions=[stop])
+    scene = at_hand(store)
+    assert {each.gang.id for each in scene.running} == {"huge", "rerank", "notebook"}
+    said = {each.gang.id: each.reason for each in scene.line}
+    assert said["pretrain"] == "is saving what it has; stops: makes room for huge"
+    (pool,) = scene.pools
+    assert (pool.gang, pool.queue, 0 < pool.left_ms <= 60_000) == ("huge", "research", True)
+    held = {each.queue: each.used for each in shares_in(open_scene(scene).state) if each.resource == "devices"}
+    assert held["gather:huge"] == 16
+    assert store.advance(store.job("huge"), "CANCELLED", "stopped")
+    assert at_hand(store).pools == ()
+    with pytest.raises(SpecError, match="job huge is CANCELLED"):
+        store.pool("huge", Lease(queue="research", until_s=time.time() + 60))
+
+
+def test_what_a_job_would_lose_counts_from_when_it_last_saved(store: Store) -> None:
+    fill_books(store)
+    time.sleep(0.05)
+    store.note_saved(store.job("rerank"))
+    found = {each.gang.id: each for each in at_hand(store).running}
+    assert 0 <= found["rerank"].saved_ms < 50 <= found["rerank"].ran_ms
+    assert found["pretrain"].saved_ms == found["pretrain"].ran_ms

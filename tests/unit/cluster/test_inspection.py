@@ -2,8 +2,8 @@
 
 from mainspring.cluster.engine import Member
 from mainspring.cluster.inspection import lie_of, sick_notes, truthful
-from mainspring.cluster.launcher import displaced
 from mainspring.cluster.placement import Capacity
+from mainspring.cluster.reconcile import displaced
 from mainspring.hardware.census import Census
 from mainspring.spec import Health, Job, JobRecord, NodeNote, Placement
 

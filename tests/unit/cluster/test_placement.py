@@ -1,5 +1,6 @@
 """Placement: whole gangs, never more than there is, the same answer every time."""
 
+import time
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -99,11 +100,12 @@ def test_tenths_of_a_cpu_add_up():
     assert slots(Capacity(node="n", cpus=0.3), Resources(cpus=0.1)) == 3
 
 
-def test_ten_thousand_nodes_are_placed_within_a_second():
-    import time
+def test_ten_times_the_nodes_take_about_ten_times_as_long_to_place():
+    def seconds(count: int) -> float:
+        free = nodes(*(float(i % 7) for i in range(count)))
+        started_s = time.process_time()
+        assert place(gang(2 * count), free) is not None
+        return time.process_time() - started_s
 
-    free = nodes(*(float(i % 7) for i in range(10_000)))
-    started_s = time.perf_counter()
-    placement = place(gang(20_000), free)
-    assert placement is not None
-    assert time.perf_counter() - started_s < 1.0
+    few, many = (min(seconds(count) for _ in range(3)) for count in (1_000, 10_000))
+    assert many < 40 * few

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mainspring.cluster.placement import Capacity, occupy
-from mainspring.cluster.queue import QueueState, admit, refusal
-from mainspring.spec import Job, NodeNote, Placement, Queue, Quota, Resources
+from mainspring.cluster.queue import Decision, QueueState, Running, Stop, admit, refusal
+from mainspring.spec import Job, NodeNote, Placement, Pool, Queue, Quota, Resources, Rules, Shape
 
 
 def job(name: str, ranks: int, queue: str = "default", cpus: float = 1.0) -> Job:
@@ -82,7 +82,7 @@ def test_waiting_jobs_say_what_they_wait_for():
 def test_a_queue_keeps_to_its_quota_counting_what_runs_and_others_go_on():
     limits = (Queue(name="a", quotas=(Quota(resource="cpu", max=3),)), Queue(name="b"))
     nodes = idle(8).total
-    running = ((job("r", 2, queue="a"), Placement(job_id="r", nodes=("n0", "n0"))),)
+    running = (Running(job=job("r", 2, queue="a"), placement=Placement(job_id="r", nodes=("n0", "n0"))),)
     state = QueueState(total=nodes, free=idle(6).free, running=running, queues=limits)
     decision = admit(state, [job("x", 2, queue="a"), job("y", 2, queue="b"), job("z", 1, queue="none")])
     assert [placed.job_id for placed in decision.placed] == ["y"]
@@ -100,7 +100,7 @@ def test_two_halves_share_a_device_and_the_third_takes_another():
     halves = [Job(id=name, name=name, entry="m:f", resources=Resources(devices=0.5)) for name in "abc"]
     decision = admit(QueueState(total=(node,), free=(node,)), halves)
     assert [placed.devices for placed in decision.placed] == [(1,), (1,), (2,)]
-    running = tuple(zip(halves, decision.placed, strict=True))
+    running = tuple(Running(job=one, placement=at) for one, at in zip(halves, decision.placed, strict=True))
     left = replace(node, devices=0.5)
     again = admit(QueueState(total=(node,), free=(left,), running=running), [replace(halves[0], id="d")])
     assert again.placed[0].devices == (2,)
@@ -117,7 +117,157 @@ def test_closed_nodes_and_sick_devices_are_given_to_nobody():
 
 
 def test_the_emptier_queue_comes_first():
-    running = ((job("r", 2, queue="a"), Placement(job_id="r", nodes=("n0", "n0"))),)
+    running = (Running(job=job("r", 2, queue="a"), placement=Placement(job_id="r", nodes=("n0", "n0"))),)
     state = QueueState(total=idle(4).total, free=idle(2).free, running=running)
     decision = admit(state, [job("x", 2, queue="a"), job("y", 2, queue="b")])
     assert [placed.job_id for placed in decision.placed] == ["y"]
+
+
+NOW = Rules(shield_ms=1, restart_ms=1)
+
+
+def runs(name: str, ranks: int, *, ran_ms: int = 60_000, **fields) -> Running:
+    one = replace(job(name, ranks), **{"starts": 2, **fields})
+    return Running(job=one, placement=Placement(job_id=name, nodes=("n0",) * ranks), ran_ms=ran_ms, saved_ms=1000)
+
+
+def test_a_job_of_higher_priority_is_given_the_place_of_another_and_what_that_loses_is_told():
+    state = QueueState(total=idle(4).total, free=idle(0).free, running=(runs("low", 4),), rules=NOW)
+    decision = admit(state, [replace(job("high", 2), priority=1)])
+    assert [placed.job_id for placed in decision.placed] == ["high"]
+    assert decision.stopped == (Stop(job_id="low", reason="stops: makes room for high", lost_ms=1001),)
+
+
+def test_what_may_not_be_started_again_and_what_has_only_just_started_is_not_stopped():
+    high = [replace(job("high", 2), priority=1)]
+    for left in (runs("low", 4, starts=1), runs("low", 4, ran_ms=0)):
+        decision = admit(QueueState(total=idle(4).total, free=idle(0).free, running=(left,), rules=NOW), high)
+        assert (decision.placed, decision.stopped) == ((), ())
+        assert decision.waiting[0].job_id == "high"
+
+
+def test_a_queue_gets_its_guarantee_back_from_one_that_has_borrowed_it():
+    tree = tuple(Queue(name=name, quotas=(Quota(resource="cpu", min=2),)) for name in "ab")
+    borrows = (runs("old", 2, ran_ms=9000, queue="a"), runs("new", 2, ran_ms=5000, queue="a"))
+    state = QueueState(total=idle(4).total, free=idle(0).free, running=borrows, queues=tree, rules=NOW)
+    decision = admit(state, [job("mine", 2, queue="b")])
+    assert [placed.job_id for placed in decision.placed] == ["mine"]
+    assert len(decision.stopped) == 1
+
+
+def test_who_leaves_counts_as_gone_waits_in_line_and_nobody_else_is_stopped_for_what_he_leaves():
+    first, other = replace(job("first", 2), priority=1), runs("other", 2)
+    coming = Running(job=first, placement=Placement(job_id="first", nodes=("n0", "n0")))
+    state = QueueState(
+        total=idle(6).total,
+        free=idle(0).free,  # as Ray has it: who leaves is there until he has left
+        running=(coming, other),
+        leaving=(runs("low", 4),),
+        rules=NOW,
+    )
+    decision = admit(state, [state.leaving[0].job, replace(job("second", 2), priority=1)])
+    assert [placed.job_id for placed in decision.placed] == ["second"]
+    assert (decision.stopped, decision.waiting) == ((), ())
+
+
+def test_what_needs_room_that_is_made_for_somebody_elses_job_waits_until_that_has_been_told():
+    state = QueueState(total=idle(4).total, free=idle(0).free, running=(runs("low", 4),), rules=NOW)
+    line = [replace(job("theirs", 2), priority=2), replace(job("ours", 2), priority=1)]
+    both = admit(state, line)
+    assert [placed.job_id for placed in both.placed] == ["theirs", "ours"]
+    ours = admit(state, line, mine={"ours"})
+    assert (ours.placed, ours.stopped) == ((), ())
+    theirs = admit(state, line, mine={"theirs"})
+    assert ([placed.job_id for placed in theirs.placed], len(theirs.stopped)) == (["theirs"], 1)
+
+
+TREE = (
+    Queue(name="org"),
+    Queue(name="a", parent="org", quotas=(Quota(resource="cpu", min=4),)),
+    Queue(name="b", parent="org", quotas=(Quota(resource="cpu", min=4),)),
+)
+
+
+def test_quotas_pooled_for_a_job_stop_whoever_is_in_its_way_and_hold_while_it_runs():
+    held = (runs("x", 4, queue="a", ran_ms=9000), runs("y", 4, queue="b", ran_ms=5000))
+    state = QueueState(total=idle(8).total, free=idle(0).free, running=held, queues=TREE, rules=NOW)
+    big = job("big", 6, queue="a")
+    assert admit(state, [big]).placed == ()
+    pool = Pool(gang="big", queue="org", left_ms=60_000)
+    decision = admit(replace(state, pools=(pool,)), [big])
+    assert [placed.job_id for placed in decision.placed] == ["big"]
+    assert {stop.job_id for stop in decision.stopped} == {"x", "y"}
+    runs_now = Running(job=big, placement=decision.placed[0], ran_ms=60_000, saved_ms=60_000)
+    after = replace(state, running=(runs_now,), leaving=held, pools=(pool,))
+    back = [each.job for each in held]
+    assert admit(after, back).stopped == ()
+    after = replace(after, leaving=())
+    (said, _) = admit(after, back).waiting
+    assert said.reason == "needs 4 ranks of 1 cpu at once, 0 would fit now"
+    # When the lease is over the job is one like others, and those within their shares have a right to its places.
+    assert [stop.job_id for stop in admit(replace(after, pools=()), back).stopped] == []
+    given_back = admit(replace(after, running=(), free=idle(8).free, pools=()), back)
+    assert [placed.job_id for placed in given_back.placed] == ["x", "y"]
+
+
+def test_a_pool_that_makes_no_room_yet_says_why_and_the_job_waits_on():
+    held = (runs("x", 8, queue="b", starts=1),)
+    pool = Pool(gang="big", queue="org", left_ms=60_000)
+    state = QueueState(total=idle(8).total, free=idle(0).free, running=held, queues=TREE, pools=(pool,), rules=NOW)
+    (said,) = admit(state, [job("big", 6, queue="a")]).waiting
+    assert said.reason.startswith("gathering 'org' does not make room for 6 ranks of big")
+    lost = admit(replace(state, pools=(replace(pool, queue="nobody"),)), [job("big", 6, queue="a")])
+    assert lost.waiting[0].reason.startswith("no queue 'nobody'")
+
+
+MENU = tuple(Shape(ranks=n, speed=speed, plan=f"dp{n}") for n, speed in ((1, 100), (2, 190), (4, 360)))
+
+
+def elastic(name: str) -> Job:
+    return replace(job(name, 1), menu=MENU, starts=5)
+
+
+def in_shape(name: str, ranks: int, *, ran_ms: int = 60_000) -> Running:
+    placement = Placement(job_id=name, nodes=("n0",) * ranks, plan=f"dp{ranks}")
+    return Running(job=elastic(name), placement=placement, ran_ms=ran_ms, saved_ms=1000)
+
+
+def test_who_has_a_menu_takes_what_is_free_and_gives_half_of_it_to_the_next_when_that_comes():
+    alone = admit(QueueState(total=idle(4).total, free=idle(4).free, rules=NOW), [elastic("a")])
+    assert [(each.job_id, each.plan, len(each.nodes)) for each in alone.placed] == [("a", "dp4", 4)]
+    state = QueueState(total=idle(4).total, free=idle(0).free, running=(in_shape("a", 4),), rules=NOW)
+    assert admit(state, []) == Decision()
+    both = admit(state, [elastic("b")])
+    (stop,) = both.stopped
+    assert (stop.job_id, stop.reason.split(":")[0]) == ("a", "gives way at its checkpoint")
+    assert [(each.job_id, each.plan) for each in both.placed] == [("b", "dp2")]
+    # The one who shall give way is somebody else's: nothing is taken before he has been told.
+    assert admit(state, [elastic("b")], mine={"b"}).placed == ()
+    leaves = replace(state, running=(), leaving=state.running)
+    told = admit(leaves, [elastic("a"), elastic("b")], mine={"b"})
+    assert [(each.job_id, each.plan) for each in told.placed] == [("b", "dp2")]
+    back = admit(replace(state, running=(in_shape("b", 2),), free=idle(2).free), [elastic("a")])
+    assert ([(each.job_id, each.plan) for each in back.placed], back.stopped) == ([("a", "dp2")], ())
+
+
+def test_who_has_a_menu_grows_when_another_has_ended_but_not_as_soon_as_it_has_started():
+    state = QueueState(total=idle(4).total, free=idle(2).free, running=(in_shape("a", 2),), rules=NOW)
+    (stop,) = admit(state, []).stopped
+    assert stop.reason.startswith("grows at its checkpoint")
+    assert admit(replace(state, rules=Rules(shield_ms=90_000)), []).stopped == ()
+    others = admit(replace(state, running=(in_shape("a", 2), in_shape("b", 2)), free=idle(0).free), [])
+    assert others.stopped == ()
+
+
+def test_a_menu_of_which_nothing_fits_is_refused_and_one_of_which_something_does_is_not():
+    assert refusal(elastic("a"), idle(1).total) == ""
+    vast = replace(elastic("a"), menu=tuple(replace(shape, ranks=shape.ranks + 8) for shape in MENU))
+    assert "needs 9 ranks" in refusal(vast, idle(1).total)
+    with pytest.raises(ValueError, match="two shapes of a menu have one name"):
+        replace(elastic("a"), menu=(*MENU, MENU[0]))
+
+
+def test_what_somebody_has_just_left_is_free_although_it_is_still_counted():
+    gone = in_shape("a", 4)
+    state = QueueState(total=idle(4).total, free=idle(1).free, left=(gone,), rules=NOW)
+    assert [each.plan for each in admit(state, [elastic("a")]).placed] == ["dp4"]

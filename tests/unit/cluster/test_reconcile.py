@@ -42,6 +42,12 @@ def test_a_job_that_lasts_is_taken_over_where_its_cluster_stands_and_waits_again
     assert steps([here, gone], serves="ray://other:1") == ()
 
 
+def test_a_job_that_has_to_leave_and_has_nobody_to_ask_it_waits_again_and_its_group_goes():
+    leaves, group = record(1, evicted="makes room for j2"), Group(id="g", number=1, attempt=1)
+    assert [(step.kind, step.group) for step in steps([leaves], [group], serves="")] == [("again", ""), ("remove", "g")]
+    assert [step.kind for step in steps([leaves], [group])] == ["take"]
+
+
 def test_a_job_that_does_not_last_ends_with_its_driver_and_so_does_its_group():
     found = steps([record(1, lasting=False)], [Group(id="g", number=1, attempt=1)], serves="")
     assert [(step.kind, step.group) for step in found] == [("fail", ""), ("remove", "g")]

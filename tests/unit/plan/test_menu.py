@@ -3,6 +3,7 @@
 from mainspring.hardware.topology import build_cluster
 from mainspring.models.profile import profile_decoder
 from mainspring.plan.menu import offers_of
+from mainspring.plan.offers import by_kind
 from mainspring.plan.search import menu
 from mainspring.spec import ClusterFile, DecoderConfig, LinkEntry, NodeEntry, TrainConfig
 
@@ -21,3 +22,16 @@ def test_every_number_of_ranks_is_one_offer_with_its_plans_own_figures():
     assert [offer.speed for offer in offers] == [round(plan.tokens_per_s) for plan in plans]
     assert offers[3].milli_usd_per_hour == 40_000
     assert len({offer.plan for offer in offers}) == 5
+
+
+def test_each_kind_of_device_of_a_mixed_cluster_is_offered_alone():
+    other = "A100-SXM4-80GB"
+    entries = (NodeEntry(device=KIND, devices=8), NodeEntry(device=other, devices=4, count=2))
+    cluster = build_cluster(ClusterFile(name="mixed", nodes=entries, link=LinkEntry(gigabytes_per_s=25)))
+    parts = by_kind(cluster)
+    assert [len(part.nodes) for part in parts] == [2, 1]
+    devices = [{device.name for node in part.nodes for device in node.devices} for part in parts]
+    assert devices == [{other}, {KIND}]
+    assert all(len(node.health) <= len(node.devices) for part in parts for node in part.nodes)
+    alone = parts[1]
+    assert by_kind(alone) == (alone,)

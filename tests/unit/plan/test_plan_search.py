@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from mainspring.plan.limits import EVERYTHING, Limits, beyond, plan_refusal
 from mainspring.plan.search import menu, plan_training
-from mainspring.spec import DoesNotFit, Hints, Link, Mesh, SpecError, TrainConfig
+from mainspring.spec import (
+    DoesNotFit,
+    Health,
+    Hints,
+    Link,
+    Mesh,
+    Operation,
+    OperationCost,
+    SpecError,
+    TrainConfig,
+    Unavailable,
+)
 from mainspring.testing.exhaustive import fastest_by_brute_force
 from mainspring.testing.machines import GIB, build_cluster, build_device, build_model
 
@@ -51,7 +62,7 @@ def test_the_search_finds_what_brute_force_finds(
     config = batch(size, precision=precision, seq_len=seq_len)
     best = fastest_by_brute_force(model, cluster, config)
     try:
-        plan = plan_training(model, cluster, config)
+        plan = plan_training(model, cluster, config, hints=Hints(copies=1))  # which are chosen after all else
     except DoesNotFit:
         assert best == float("inf")
     else:
@@ -67,7 +78,7 @@ def test_of_twelve_blocks_every_cut_is_considered(pp: int, size: int, nodes: int
     model = build_model(layers=10, hidden=512)
     cluster = build_cluster((build_device(memory_bytes=2 * GIB), 8, nodes), network_gbps=5)
     config = batch(size, microbatch=1, seq_len=256)
-    hints = Hints(pp=pp, tp=1, cp=1, recompute="none")
+    hints = Hints(pp=pp, tp=1, cp=1, copies=1, recompute="none")
     best = fastest_by_brute_force(model, cluster, config, hints=hints)
     assert plan_training(model, cluster, config, hints=hints).time.step_s == pytest.approx(best, rel=1e-9)
 
@@ -162,14 +173,37 @@ def test_two_ranks_on_one_host_are_planned_when_asked_for() -> None:
     assert plan.device_memory_bytes == host.memory_bytes // 2
 
 
-def test_on_hosts_a_small_promise_does_not_divide_a_model() -> None:
-    host = build_device("host", vendor="cpu", fp32_flops_per_s=3e11, bf16_flops_per_s=3e11, memory_bytes_per_s=2e10)
+def test_on_hosts_replicas_win_by_what_gloos_operations_cost() -> None:
+    """Where a gather and a scatter take as long as a sum, ZeRO-1 is the better plan: it updates half as much."""
+    free = {"message_s": 1e-9, "unit_s": 1e-9, "handover_s": 1e-9}
+    host = build_device("host", vendor="cpu", fp32_flops_per_s=3e11, memory_bytes_per_s=2e10, **free)
     hosts = build_cluster((host, 1, 1), link_gbps=2)
-    free = plan_training(SMALL, hosts, CONFIG, ranks=2)
-    asked = plan_training(SMALL, hosts, CONFIG, ranks=2, hints=Hints(fsdp=2))
-    assert (free.mesh, free.zero) == (Mesh(dp=2), 0)
-    assert asked.mesh == Mesh(fsdp=2)  # what is asked for is done
-    assert free.time.step_s <= 1.15 * asked.time.step_s
+    rates: dict[Operation, float] = {"all_reduce": 5e9, "all_gather": 2.3e9, "reduce_scatter": 1.6e9}
+    costs = tuple(OperationCost(operation=each, bytes_per_s=rate, latency_s=1e-4) for each, rate in rates.items())
+    measured = replace(hosts, nodes=(replace(hosts.nodes[0], link=replace(hosts.nodes[0].link, costs=costs)),))
+    hints = Hints(tp=1, pp=1, cp=1)
+    plans = [plan_training(SMALL, cluster, CONFIG, ranks=2, hints=hints) for cluster in (hosts, measured)]
+    assert [(plan.mesh, plan.zero) for plan in plans] == [(Mesh(fsdp=2), 1), (Mesh(dp=2), 0)]
+
+
+def test_on_hosts_the_cores_that_compute_also_do_what_sharding_and_pipelines_need() -> None:
+    free = {"message_s": 1e-9, "unit_s": 1e-9, "handover_s": 1e-9}
+
+    def step_s(hints: Hints, **figures: float) -> float:
+        host = build_device("host", vendor="cpu", fp32_flops_per_s=3e11, memory_bytes_per_s=2e10, **{**free, **figures})
+        config = replace(CONFIG, microbatch=2)
+        return plan_training(SMALL, build_cluster((host, 1, 1), link_gbps=2), config, ranks=2, hints=hints).time.step_s
+
+    replicas, pipeline = Hints(dp=2, recompute="none"), Hints(pp=2, recompute="none")
+    units, count = sum(block.count for block in SMALL.blocks), 4
+    for zero, scatters, gathers in ((1, 1, 1), (2, count, 1), (3, count, 2 * count)):
+        sharded = Hints(fsdp=2, zero=zero, recompute="none")
+        assert step_s(sharded, unit_s=0.01) - step_s(sharded) == pytest.approx(units * scatters * 0.01)
+        messages = units * (scatters + gathers)
+        assert step_s(sharded, message_s=0.01) - step_s(sharded) == pytest.approx(messages * 0.01)
+    for name in free:
+        assert step_s(replicas, **{name: 0.01}) == step_s(replicas)  # torch's reducer needs none of them
+    assert step_s(pipeline, handover_s=0.01) - step_s(pipeline) >= 0.01 * CONFIG.global_batch / 2
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
@@ -206,6 +240,15 @@ def test_a_request_that_cannot_be_is_refused_with_its_numbers(
         plan_training(SMALL, build_cluster((DEVICE, 4, 2)), config, ranks=ranks, limits=DATA_ONLY)
     assert words in str(caught.value)
     assert hint in caught.value.hint
+
+
+def test_while_no_device_is_healthy_a_plan_must_wait() -> None:
+    cluster = build_cluster((DEVICE, 1, 1))
+    sick = Health(device="X1-0", state="unhealthy", reasons=("uncorrected memory errors",))
+    nodes = tuple(replace(node, health=(sick,)) for node in cluster.nodes)
+    with pytest.raises(Unavailable, match="no healthy device") as caught:
+        plan_training(SMALL, replace(cluster, nodes=nodes), CONFIG)
+    assert "uncorrected memory errors" in caught.value.hint
 
 
 def test_cost_needs_prices_and_names_the_devices_without() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mainspring.spec import Job, JobResult, NodeNote, NotFound, Placement, SpecError
+from mainspring.spec import Eviction, Job, JobResult, NodeNote, NotFound, Placement, SpecError
 from mainspring.store import Store
 from mainspring.store.ledger import certainly_gone
 
@@ -188,3 +188,38 @@ def test_a_clock_that_jumps_back_changes_no_order_and_loses_nothing(store: Store
         ("after", "ADMITTED"),
         ("before", "SUCCEEDED"),
     ]
+
+
+def test_who_has_to_leave_is_told_in_the_commit_that_gives_his_places_away(store: Store):
+    enqueue(store, "low", "other", starts=3)
+    assert store.assign(C, [on("low", "n0")], driver="other", beside=())
+    low = store.job("low")
+    store.note_saved(low)
+    enqueue(store, "high")
+    assert store.job("low").saved_s >= low.started_s > 0
+    stop = Eviction(record=low, reason="stops: makes room for high", lost_ms=7)
+    assert store.assign(C, [on("high", "n0")], driver="me", beside=[low], evictions=[stop])
+    assert store.job("low").evicted == "stops: makes room for high"
+    told = json.loads(store.events(kind="job.evict", subject="low")[0].data_json)
+    assert told == {"attempt": 1, "reason": "stops: makes room for high", "lost_ms": 7}
+    assert store.requeue(low, "stops: makes room for high", counted=False)
+    waits = store.job("low")
+    assert (waits.state, waits.losses, waits.evicted) == ("PENDING", 0, "stops: makes room for high")
+    assert store.assign(C, [on("low", "n1")], driver="other", beside=[store.job("high")])
+    assert (store.job("low").evicted, store.job("low").saved_s) == ("", 0.0)
+
+
+def test_places_of_one_who_has_left_meanwhile_or_leaves_for_somebody_else_are_not_given_away(store: Store):
+    for name in ("low", "high", "higher"):
+        enqueue(store, name, starts=3)
+    assert store.assign(C, [on("low", "n0")], driver="me", beside=())
+    low = store.job("low")
+    stop = Eviction(record=low, reason="for high")
+    assert store.assign(C, [on("high", "n0")], driver="me", beside=[low], evictions=[stop])
+    high = store.job("high")
+    assert not store.assign(C, [on("higher", "n0")], driver="me", beside=[low, high], evictions=[stop])
+    assert store.job("low").evicted == "for high"
+    assert store.advance(high, "SUCCEEDED")
+    gone = Eviction(record=high, reason="for higher")
+    assert not store.assign(C, [on("higher", "n0")], driver="me", beside=[low], evictions=[gone])
+    assert store.job("higher").state == "PENDING"

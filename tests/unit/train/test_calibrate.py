@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from mainspring.hardware import topology
 from mainspring.hardware.probe import probe_node
 from mainspring.spec import Calibration, Link, Settings
@@ -26,13 +28,21 @@ def calibration_of(machine: str, probed: str, **changes: object) -> Calibration:
     return replace(found, **changes)
 
 
-def test_collectives_among_processes_take_longer_the_more_they_carry(tmp_path: Path) -> None:
-    found = calibrate.exchanges(2, scratch=tmp_path)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_machine_is_known_from_what_its_ranks_measure_together(tmp_path: Path) -> None:
+    node = replace(probe_node(), cpu_cores=2)
+    heard = calibrate.listen(2, node, scratch=tmp_path, turns=1)
+    found = heard.exchanged
     assert {each.operation for each in found} == {"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"}
     for operation in {each.operation for each in found}:
         mine = [each for each in found if each.operation == operation]
         assert [each.payload_bytes for each in mine] == list(calibrate.SIZES)
         assert mine[-1].seconds > mine[0].seconds > 0
+    assert {each.share for each in heard.found} == {0.5}
+    by_label = {(each.plan.mesh.label, each.plan.zero, max(each.plan.microbatches)): each for each in heard.stepped}
+    replicas, sharded, often = (by_label[key].seconds for key in (("dp2", 0, 1), ("fsdp2", 3, 1), ("fsdp2", 3, 4)))
+    assert often > 2 * sharded > 2 * replicas  # gathering eight small blocks is most of what such a step takes
 
 
 def test_only_the_machine_and_device_that_were_measured_are_replaced() -> None:

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from muon_gang import matrices, move_sharded, moved
 from training_gang import CONFIG, Order, RandomBatches, decoder, mean_loss, plan_of, run_gang, task_of, tied, train_rank
 
 from mainspring.spec import Mesh
+from mainspring.testing.gangs import Pool
 from mainspring.train.muon import REST, muon
 
 
@@ -36,6 +38,19 @@ def test_every_parameter_has_one_owner_and_shared_ones_are_adamws():
     assert sorted(owned) == sorted(id(parameter) for parameter in model.parameters())
     assert id(model.embed.weight) in {id(parameter) for parameter in second["params"]}
     assert {parameter.ndim for parameter in first["params"]} == {2}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shards_move_bit_for_bit_like_whole_matrices_in_two_messages_a_step(world):
+    pool = Pool()
+    try:
+        answers = pool.run(world, move_sharded, None)
+    finally:
+        pool.close()
+    for found, counts in answers:
+        for ours, whole in zip(found, moved(matrices()), strict=True):
+            torch.testing.assert_close(ours, whole.detach(), rtol=0, atol=0)
+        assert {key: messages for key, (messages, _) in counts.items()} == {("all_to_all", world): 2}
 
 
 @pytest.mark.parametrize("mesh", [Mesh(dp=2), Mesh(fsdp=2)], ids=["ddp", "zero3"])

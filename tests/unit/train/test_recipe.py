@@ -45,6 +45,17 @@ def test_a_recipe_is_the_file_a_user_writes_and_gets_the_facts_it_asks_for(tmp_p
     assert total.item() == pytest.approx(16 * next_token_loss(model, torch.zeros((1, 2), dtype=torch.int64))[0].item())
 
 
+def test_a_model_of_transformers_needs_no_loss_of_its_own():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes))
+    batch = torch.arange(18).reshape(2, 9) % 11
+    total, count = next_token_loss(model, batch)
+    assert count == 16
+    assert total.item() / count == pytest.approx(model(batch, labels=batch).loss.item(), rel=1e-5)
+
+
 def test_the_digest_follows_the_content_and_not_the_place(tmp_path):
     (tmp_path / "other").mkdir()
     first = load_recipe(recipe_file(tmp_path, GOOD)).digest
@@ -112,6 +123,14 @@ def test_a_broken_recipe_is_an_error_that_names_the_file_and_the_line(tmp_path, 
 def test_a_recipe_that_is_not_a_file_is_refused(tmp_path, place):
     with pytest.raises(SpecError, match="cannot read the recipe"):
         load_recipe(tmp_path / place)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("flow.toml", "mainspring run"), ("plan.json", "plan explain")])
+def test_a_flow_or_a_plan_in_a_recipes_place_is_called_what_it_is(tmp_path, name, hint):
+    (tmp_path / name).write_text('[steps.train]\nrecipe = "recipe.py"\n')
+    with pytest.raises(SpecError, match=f"{name} is no recipe") as caught:
+        load_recipe(tmp_path / name)
+    assert hint in caught.value.hint
 
 
 def test_weight_decay_spares_vectors_and_frozen_parameters():

@@ -17,7 +17,7 @@ from mainspring.cluster.schedule.limits import over_limit
 from mainspring.cluster.schedule.quota import Vector, divide
 from mainspring.cluster.schedule.starts import start_at
 from mainspring.cluster.schedule.state import Entry, State, add, book, dequeue, enqueue, priority_now, release, wished
-from mainspring.spec import WHOLE, Aim, Decision, Gang, Offer
+from mainspring.spec import WHOLE, Aim, Decision, Gang, Offer, Request
 
 MOST_WAITING = 96  # of the gangs in line, by age, that are decided about together
 CHANGE = 1.1  # how much better another offer must be than the one a gang runs with
@@ -52,6 +52,11 @@ def smallest(menu: Sequence[Offer]) -> Offer:
     return min(menu, key=lambda each: (each.ranks * each.request.device_milli, each.ranks * each.request.cpu_milli))
 
 
+def size(ranks: int, request: Request) -> int:
+    """How much ranks take, in thousandths of a device; of a core where they take no devices."""
+    return ranks * (request.device_milli or request.cpu_milli)
+
+
 def in_shape(state: State, entry: Entry, offer: Offer) -> Entry:
     """The record as it would be with this offer."""
     gang = replace(entry.gang, request=offer.request, ranks=offer.ranks)
@@ -59,8 +64,8 @@ def in_shape(state: State, entry: Entry, offer: Offer) -> Entry:
 
 
 def worth(gang: Gang, offer: Offer, aim: Aim) -> float:
-    """What an offer is worth: devices at the gang's best speed per device, or how much it saves against its dearest."""
-    best = max(each.speed / max(1, each.ranks * each.request.device_milli) for each in gang.menu) * WHOLE
+    """What an offer is worth: devices, or cores, at the best speed for each, or what it saves against the dearest."""
+    best = max(each.speed / max(1, size(each.ranks, each.request)) for each in gang.menu) * WHOLE
     if aim == "goodput":
         return offer.speed / best
     spent = {each: _spent(each, aim) / each.speed for each in gang.menu}
@@ -165,10 +170,10 @@ def _in_order(pair: tuple[Bidder, list[Offer]]) -> tuple[int, int, int]:
     """Who stays as he is comes first, then who runs, the smallest first, as places are given back before others are
     sought; then who waits, the largest first."""
     bidder, offers = pair
-    size = offers[0].ranks * offers[0].request.device_milli if offers else 0
+    taken = size(offers[0].ranks, offers[0].request) if offers else 0
     if bidder.was is None:
-        return (2, -size, bidder.entry.number)
-    return (0 if not offers or _same(bidder, offers) else 1, size, bidder.entry.number)
+        return (2, -taken, bidder.entry.number)
+    return (0 if not offers or _same(bidder, offers) else 1, taken, bidder.entry.number)
 
 
 def _same(bidder: Bidder, offers: Sequence[Offer]) -> bool:
@@ -216,7 +221,7 @@ def _take(state: State, bidder: Bidder, shaped: Entry, place: Place, decisions: 
     else:
         add(state.asked[was.leaf], was.asked, sign=-1)
         add(state.asked[was.leaf], shaped.asked)
-        grows = shaped.gang.ranks * shaped.gang.request.device_milli > was.gang.ranks * was.gang.request.device_milli
+        grows = size(shaped.gang.ranks, shaped.gang.request) > size(was.gang.ranks, was.gang.request)
         reason = f"{'grows' if grows else 'gives way'} at its checkpoint: {reason}"
         lost_ms = state.rules.restart_ms
         decisions.append(Decision(kind="evict", gang=was.gang.id, reason=reason, lost_ms=lost_ms))
@@ -236,7 +241,9 @@ def _stay(state: State, was: Entry, total: Vector, decisions: list[Decision]) ->
     assert was.place is not None
     occupy(state.fleet, was.gang, was.place)
     free, here = state.fleet.free, np.unique(was.place.nodes)
-    short = (free.devices[here] < 0).any() or (free.memory[here] < 0).any() or over_limit(state, was, was.held, total)
+    open_here = here[~np.isin(here, list(state.closed))]
+    short = (free.devices[here] < 0).any() or (free.memory[here] < 0).any() or (free.cpu[open_here] < 0).any()
+    short = short or over_limit(state, was, was.held, total)
     if short:
         occupy(state.fleet, was.gang, was.place, sign=1)
         reason = "gave its place to others at its checkpoint, and found no other"

@@ -14,7 +14,7 @@ from mainspring.cluster.schedule.quota import Branch, Tree, Vector, divide, plan
 from mainspring.cluster.schedule.reclaim import Claim, Room, build_claim, loss, lost_ms, make_room
 from mainspring.cluster.schedule.starts import carry_out
 from mainspring.cluster.schedule.state import Lease, State, arrive, names_of, new_entry, open_again, wished
-from mainspring.spec import Decision, Gang, Gathered, GatherPlan, NotFound, SpecError, Victim
+from mainspring.spec import Decision, Gang, Gathered, GatherPlan, NotFound, Pool, SpecError, Victim
 
 LEASE = "gather:"
 
@@ -64,6 +64,21 @@ def begin_lease(state: State, gathered: Gathered) -> list[Decision]:
     arrive(state, entry)
     carry_out(state, entry, room, decisions)
     return decisions
+
+
+def hold_leases(state: State, leases: Sequence[Lease]) -> None:
+    """Put leases into force whose gangs run already, before these are counted; those of lost queues are not."""
+    _grow(state, tuple(lease for lease in leases if lease.queue in state.tree.position))
+
+
+def lease_for(pool: Pool, gang: Gang, *, now_ms: int) -> Lease:
+    """A pool as the lease of its gang."""
+    return Lease(queue=pool.queue, gang=gang, until_ms=now_ms + pool.left_ms)
+
+
+def leaf_of(state: State, gang: Gang) -> int:
+    """Where a gang is counted: in its queue, or in that of its lease."""
+    return state.tree.position.get(LEASE + gang.id) or state.tree.leaf(gang.queue)
 
 
 def expire_lease(state: State, lease: Lease) -> None:
@@ -119,7 +134,9 @@ def _room_at_once(trial: State, claim: Claim) -> Room | None:
 
 def _widen(trial: State, claim: Claim, pool: frozenset[int]) -> Claim:
     """Within the pool everything that can be stopped may be, whatever its share."""
-    inside = {each.gang.id for each in trial.running() if each.leaf in pool and each.gang.preemptible}
+    inside = {
+        each.gang.id for each in trial.running() if each.leaf in pool and each.gang.preemptible and each.gang.stoppable
+    }
     outside = {leaf: share for leaf, share in claim.allowance.items() if leaf not in pool}
     return replace(
         claim,

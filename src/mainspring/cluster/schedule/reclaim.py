@@ -83,7 +83,8 @@ def build_claim(
 
 def past_shield(state: State, other: Entry) -> bool:
     """Whether a running gang may be stopped or moved at all by now."""
-    return other.gang.preemptible and state.now_ms - other.started_ms >= state.rules.shield_ms
+    gang = other.gang
+    return gang.preemptible and gang.stoppable and state.now_ms - other.started_ms >= state.rules.shield_ms
 
 
 def may_stop(other: Entry, claimed: Sequence[int], share: Vector, asked: Vector) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from mainspring.cluster.schedule.changes import apply_change
 from mainspring.cluster.schedule.decide import Outcome, decide
 from mainspring.cluster.schedule.gang import Place, choose_devices
-from mainspring.cluster.schedule.gather import plan_gather
+from mainspring.cluster.schedule.gather import hold_leases, leaf_of, lease_for, plan_gather
 from mainspring.cluster.schedule.state import State, add, arrive, build_state, hold, new_entry
 from mainspring.spec import (
     Decision,
@@ -36,6 +36,8 @@ def open_scene(scene: Scene) -> Outcome:
     Raises `SpecError` for a gang said to run where there is no room for it.
     """
     state = build_state(scene.machines, scene.queues or _named(scene), levels=scene.levels, rules=scene.rules)
+    pools, standing = {pool.gang: pool for pool in scene.pools}, [each.gang for each in scene.running]
+    hold_leases(state, [lease_for(pools[gang.id], gang, now_ms=scene.now_ms) for gang in standing if gang.id in pools])
     sick = {machine.name: machine.sick for machine in scene.machines}
     for name in scene.closed:
         apply_change(state, NodeChanged(node=name, open=False, sick=sick.get(name, ())))
@@ -57,6 +59,8 @@ def open_scene(scene: Scene) -> Outcome:
 
 def plan_in_scene(scene: Scene, queue: str, target: Gang | str, *, hours: float) -> GatherPlan:
     """What gathering would do for a gang that does not run yet: one that is described, or the scene's own by name."""
+    if hours <= 0:
+        raise SpecError(f"quotas cannot be pooled for {hours:g} hours", hint="say for how long at most: --hours 24")
     if isinstance(target, str):
         known = (*scene.gangs, *(each.gang for each in scene.line))
         gang = next((each for each in known if each.id == target), None)
@@ -87,7 +91,7 @@ def _stand(state: State, standing: Standing, *, now_ms: int) -> None:
     if gang.id in state.entries:
         raise SpecError(f"gang {gang.id} is said to run twice")
     place = _place_of(state, standing)
-    entry = new_entry(state, gang, state.tree.leaf(gang.queue))
+    entry = new_entry(state, gang, leaf_of(state, gang))
     add(state.asked[entry.leaf], entry.asked)
     held = hold(state, entry, place)
     times = {"started_ms": now_ms - standing.ran_ms, "saved_ms": now_ms - standing.saved_ms}

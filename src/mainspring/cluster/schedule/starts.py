@@ -16,7 +16,8 @@ def carry_out(state: State, entry: Entry, room: Room, decisions: list[Decision])
         victim = state.entries[name]
         verb = "moves" if name in places else "stops"
         waiting = replace(release(state, victim), reason=f"{verb}: {why}")
-        decisions.append(Decision(kind="evict", gang=name, reason=waiting.reason, lost_ms=lost_ms(state, victim)))
+        lost = lost_ms(state, victim)
+        decisions.append(Decision(kind="evict", gang=name, reason=waiting.reason, lost_ms=lost, room_for=entry.gang.id))
         if name in places:
             state.entries[name] = waiting
         else:

@@ -14,7 +14,6 @@ All gradients are sums over replicas.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -51,9 +50,17 @@ def sum_gradients(root: nn.Module) -> None:
 
 def replicate(root: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
     """`root` with its gradients exchanged, as their mean, while backward runs."""
-    # A batch may leave layers out, and another rank's batch others: their gradients are still exchanged.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    return DistributedDataParallel(root, process_group=group, gradient_as_bucket_view=True, find_unused_parameters=True)
+    # A batch may leave layers out, and another rank's batch others: their gradients are still exchanged. Where nothing
+    # is left out torch 2.13 tells each rank, in C++, that it looked for unused parameters in vain; this one always is.
+    root.register_parameter("left_out", nn.Parameter(next(root.parameters()).new_empty(0)))
+    # Buffers are each replica's own, as they are under ZeRO; those of the first are saved.
+    return DistributedDataParallel(
+        root,
+        process_group=group,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=True,
+    )
 
 
 @contextlib.contextmanager

@@ -231,6 +231,8 @@ class Parallel:
         for name, load in self._seen.items():
             experts = self._mixtures[name].experts
             slots = placement(load.tolist(), experts.slots.tolist(), group.size())
+            if list(slots) == experts.slots.tolist():
+                continue
             runs = move(experts, slots, state, group=group, shards=self._axes.group("fsdp", "cp"))
             self._lay(f"{name}.experts", runs)
         self._seen = {}
