@@ -108,6 +108,14 @@ def test_every_page_shows_exactly_the_findings_kept_beside_it(name):
     assert bench.page_block(found, doc) in (folder / f"{name}.md").read_text("utf-8")
 
 
+def test_plans_are_ranked_as_they_were_measured_and_the_fastest_is_found():
+    found = json.loads((ROOT / "docs" / "benchmarks" / "plan_wall_time.json").read_text("utf-8"))
+    predicted, measured = found["samples"]["predicted"], found["samples"]["seconds"]
+    assert found["numbers"]["plans"] == len(predicted) >= 12
+    assert found["numbers"]["spearman"] >= 0.8
+    assert min(predicted, key=predicted.get) == min(measured, key=lambda name: sorted(measured[name])[2])
+
+
 def test_every_number_quoted_in_the_readme_is_the_one_that_was_measured():
     text = (ROOT / "README.md").read_text("utf-8")
     quotations = bench.MARKED.findall(text)

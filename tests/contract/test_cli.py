@@ -46,7 +46,7 @@ VERBS = {
     "manifest": "TARGET --cluster --quotas --image --namespace --json",
     "gather": "QUEUE JOB --scene --hours --ranks --devices --model --cpus --level --dry-run --json",
     "job submit": "ENTRY --payload --name --ranks --cpus --devices --memory-gib --own-cores --queue --starts "
-    "--priority --grace-s --secret --alone-s --time-limit-s --json",
+    "--priority --grace-s --menu --secret --alone-s --time-limit-s --json",
     "job map": "ENTRY ITEMS --ranks --cpus --devices --queue --block-s --json",
     "job ls": "-n --json",
     "job stop": "JOB --json",

@@ -40,6 +40,7 @@ def submit(
     grace_s: Annotated[
         float, typer.Option(help="To save what it has when it must make room; then killed.", min=0)
     ] = 30.0,
+    menu: Annotated[str, typer.Option(help="A TOML file of [[menu]] shapes that the scheduler chooses from.")] = "",
     secret: Annotated[
         list[str] | None, typer.Option(help="A variable of the scheduler's environment that ranks are given.")
     ] = None,
@@ -68,7 +69,9 @@ def submit(
         )
     except ValueError as error:
         raise SpecError(str(error)) from error
-    record = local_workspace_of(context).submit(job)
+    if menu and (ranks > 1 or devices):
+        raise SpecError("--menu says how many ranks of what", hint="leave --ranks and --devices out")
+    record = local_workspace_of(context).submit(job, menu=menu)
     print_json(record) if as_json else print(record.job.id)
 
 

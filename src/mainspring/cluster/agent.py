@@ -40,6 +40,7 @@ from mainspring.store.parse import to_json
 
 LEASE_S = 30.0
 LAPSED = "the driver has not been heard of"
+LIMIT = "time limit of"
 GRACE_S = 5.0
 TICK_S = 0.02
 TAIL_BYTES = 4096
@@ -232,7 +233,7 @@ class NodeAgent:
                     _tell(watch.stdin, f"-{rank.process.pid}\n")
                 now_s = time.monotonic()
                 if now_s - started_s > limit_s:
-                    self.stop(f"time limit of {limit_s:g} s reached", GRACE_S)
+                    self.stop(f"{LIMIT} {limit_s:g} s reached", GRACE_S)
                 if now_s - self._asked_s > order.lease_s:
                     self.stop(f"{LAPSED} for {order.lease_s:g} s", GRACE_S)
                 if self._unheard:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mainspring.cluster.agent import GRACE_S, LAPSED
+from mainspring.cluster.agent import GRACE_S, LAPSED, LIMIT
 from mainspring.cluster.engine import Engine, Member
 from mainspring.cluster.gang import Gang
 from mainspring.cluster.handle import Handle, result_of
@@ -165,8 +165,11 @@ class Attempt:
                 raise Evicted(handle.evicted)
             if handle.displaced in stopped:
                 raise Displaced(handle.displaced)
-        # A reason that is not ours is the agent's: a time limit, or a driver that fell silent.
-        return judge(ends, stopped=next(iter(stopped - {asked.reason if asked else ""}), ""))
+        # A reason that is not ours is the agent's, a time limit or a driver that fell silent; or an earlier driver's.
+        imposed = next(iter(stopped - {asked.reason if asked else ""}), "")
+        if self.taken_over and imposed and not imposed.startswith((LIMIT, LAPSED)):
+            raise Displaced(imposed)
+        return judge(ends, stopped=imposed)
 
     def _wish(self, ends: tuple[RankEnd, ...]) -> Wish | None:
         """What the ranks are to be asked, the hardest first; None when they may stay."""

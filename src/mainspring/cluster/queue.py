@@ -154,7 +154,7 @@ def _decide(books: State, jobs: Mapping[str, Job], pools: Sequence[Pool]) -> tup
                 books, decisions = outcome.state, [*decisions, *outcome.decisions]
                 del gangs[pool.gang]
     # Who has a menu saves when asked, so that any moment is one to take another shape.
-    saved = [Saved(gang=name) for name in sorted(books.elastic)]
+    saved = [Saved(gang=name) for name in sorted(books.elastic) if books.entries[name].gang.stoppable]
     outcome = decide(books, [*saved, *(Submitted(gang=gang) for gang in gangs.values())], now_ms=books.now_ms)
     decisions += outcome.decisions
     return tuple(decisions), {each.gang: each.reason for each in decisions if each.kind == "wait"} | said
@@ -284,8 +284,10 @@ def _count(books: State, running: Running) -> None:
     names, placement = books.fleet.names, running.placement
     gang = gang_of(running.job, placement.plan)
     here = [rank for rank, node in enumerate(placement.nodes) if node in names]
+    if not here:
+        return  # its nodes are gone, and it has yet to be told
     model = MODEL if gang.request.devices else ""
-    if here and gang.request.devices:
+    if gang.request.devices:
         number = int(books.fleet.total.model[names.index(placement.nodes[here[0]])])
         model = books.fleet.models[number] if number >= 0 else ""
     place = Place(

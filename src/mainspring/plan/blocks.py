@@ -146,7 +146,7 @@ def passes(model: ModelSpec, block: BlockSpec, cut: Cut, *, rank: Rank, rings: "
         values = logit_values(model) * tokens / (1 if stack.joins_scores else degree)
         passing = 2 * stack.logit_bytes * values / (width * here.activation_share)
         forward_s, backward_s = forward_s + passing / 3, backward_s + passing * 2 / 3
-    sent_f, sent_b = _exchanged(model, block, cut, device=here, rings=rings, stack=stack)
+    sent_f, sent_b = _exchanged(model, block, cut, rank=rank, rings=rings, stack=stack)
     repeats = block.count > 1 and cut.recompute != "none"
     if repeats and cut.recompute == "full":
         backward_s, sent_b = backward_s + forward_s, sent_b + sent_f
@@ -195,7 +195,7 @@ def widening(cut: Cut, stack: Stack) -> float:
 
 
 def _exchanged(
-    model: ModelSpec, block: BlockSpec, cut: Cut, *, device: Device, rings: "Rings", stack: Stack
+    model: ModelSpec, block: BlockSpec, cut: Cut, *, rank: Rank, rings: "Rings", stack: Stack
 ) -> tuple[float, float]:
     """Seconds of communication inside the block, forward and backward, that arithmetic does not hide.
 
@@ -203,7 +203,12 @@ def _exchanged(
     """
     width = ELEMENT_BYTES[cut.precision] / model.element_bytes
     stream = stream_bytes(model) * width * cut.tokens
-    each_s = device.message_s or stack.message_s
+    here = rank.device
+    byte_s = stack.packed / (here.memory_bytes_per_s * rank.share * here.activation_share)
+
+    def host_s(sent: float) -> float:
+        return (here.message_s or stack.message_s) + byte_s * sent
+
     forward_s = backward_s = 0.0
     if cut.degree(block) > 1:
         wide = widening(cut, stack)
@@ -211,19 +216,20 @@ def _exchanged(
         out = (1 + wide) / 2 if along and cut.sequence_parallel else 1.0 if along else wide
         back = (1 + wide) / 2 if along and cut.sequence_parallel else wide
         summed, messages = (_split_sum_s, 2) if along and cut.sequence_parallel else (network.reduce_s, 1)
-        forward_s += block.reductions[0] * (summed(rings.tp, out * stream) + messages * each_s)
-        backward_s += block.reductions[1] * (summed(rings.tp, back * stream) + messages * each_s)
+        forward_s += block.reductions[0] * (summed(rings.tp, out * stream) + messages * host_s(out * stream))
+        backward_s += block.reductions[1] * (summed(rings.tp, back * stream) + messages * host_s(back * stream))
         if stack.joins_scores and block is model.blocks[scorer(model)]:
             scores = block.output_bytes_per_token * width * cut.tokens
-            forward_s += network.gather_s(rings.tp, scores) + each_s
+            forward_s += network.gather_s(rings.tp, scores) + host_s(scores)
     if cut.cp > 1 and block.kv_bytes_per_token:
-        held = block.kv_bytes_per_token * width * cut.tokens / cut.degree(block)
-        forward_s += network.gather_s(rings.cp, held * cut.cp) + each_s
-        backward_s += network.scatter_s(rings.cp, held * cut.cp) + each_s
+        held = cut.cp * block.kv_bytes_per_token * width * cut.tokens / cut.degree(block)
+        forward_s += network.gather_s(rings.cp, held) + host_s(held)
+        backward_s += network.scatter_s(rings.cp, held) + host_s(held)
     if cut.ep > 1 and block.experts:
-        each = network.exchange_s(rings.ep, stream * block.experts_per_token) + each_s
-        forward_s += 2 * each
-        backward_s += 2 * each
+        each = stream * block.experts_per_token
+        each_s = network.exchange_s(rings.ep, each) + host_s(each)
+        forward_s += 2 * each_s
+        backward_s += 2 * each_s
     return forward_s, backward_s
 
 

@@ -84,6 +84,7 @@ class Slice:
 
         self.cut, self.rank, self.stack, self._rings = cut, rank, stack, rings
         self.width = rank.device.memory_bytes_per_s * rank.share
+        self.packing = self.width * rank.device.activation_share
         self.forward_s = summed([p.forward_s for p in passes])
         self.backward_s = summed([p.backward_s for p in passes])
         self.weight_s = summed([p.weight_s for p in passes])
@@ -176,7 +177,7 @@ class Slice:
         dense, experts = padding * load.params, padding * load.expert_params
         stack, messages = self.stack, load.units * self.stack.tensors_per_block
         # Units travel through a flat buffer: packed on one side, unpacked on the other.
-        packing = stack.gather_bytes * (dense + experts) / self.width
+        packing = (stack.packed or 1.0) * stack.gather_bytes * (dense + experts) / self.packing
         here = self.rank.device
         each = here.message_s or stack.message_s
         gather = network.gather_s(sync.shards, stack.gather_bytes * (dense + experts), messages=messages)
@@ -224,7 +225,10 @@ class Slice:
 
     def _reduced_s(self, ring: Ring, params: float) -> float:
         whole = self.stack.reduce_bytes * params
-        return network.reduce_s(ring, whole, messages=max(1, round(whole / BUCKET_BYTES))) if params else 0.0
+        if not params or ring.ranks == 1:
+            return 0.0
+        packing = 2 * self.stack.packed * whole / self.packing
+        return network.reduce_s(ring, whole, messages=max(1, round(whole / BUCKET_BYTES))) + packing
 
 
 BUCKET_BYTES = 25 * 1024**2  # DistributedDataParallel's own

@@ -50,6 +50,7 @@ class Stack:
     runtime_bytes: int = 0
     joins_scores: bool = False
     clip_bytes: int = 0
+    packed: float = 0.0
     message_s: float = 0.0
     unit_s: float = 0.0
     handover_s: float = 0.0
@@ -67,6 +68,7 @@ HOSTED = replace(
     rescatters=True,
     joins_scores=True,
     clip_bytes=12,
+    packed=2.0,
     message_s=2e-4,
     unit_s=1e-3,
     handover_s=3e-3,

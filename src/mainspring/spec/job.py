@@ -60,6 +60,13 @@ class Shape:
 
 
 @spec
+class MenuFile:
+    """The shapes of a job in TOML: `[[menu]]` tables."""
+
+    menu: tuple[Shape, ...]
+
+
+@spec
 class Turn:
     """Where work waits for its places: in which queue, and before whom in it."""
 

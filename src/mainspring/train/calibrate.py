@@ -26,7 +26,7 @@ from mainspring.store import Store, parse
 from mainspring.train.timed import MODEL, facts, planned, typical_s, works
 
 PATIENCE_S = 300.0
-TURNS = 4  # in which everything is measured, so that a busy moment meets all alike; the best counts
+TURNS = 3  # in which everything is measured, so that a busy moment meets all alike; the best counts
 SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 23)  # bytes
 MOST_RANKS = 4
 
@@ -40,8 +40,8 @@ class Heard:
     stepped: tuple[Stepped, ...]
 
 
-def calibrate(node: Node, *, scratch: Path, progress: Progress = silent) -> Calibration:
-    """Figures of `node`, which must be this machine, from measurements of about a minute.
+def calibrate(node: Node, *, scratch: Path, turns: int = TURNS, progress: Progress = silent) -> Calibration:
+    """Figures of `node`, which must be this machine, from measurements of about a minute; fewer `turns` take less.
 
     Raises `SpecError` when it has no device, and `Failed` when the processes of an exchange could not talk.
     """
@@ -53,12 +53,12 @@ def calibrate(node: Node, *, scratch: Path, progress: Progress = silent) -> Cali
     ranks = 1 << min(ranks, MOST_RANKS).bit_length() - 1  # a power of two, which meshes are
     if large:
         progress(0.0, "forward and backward")
-        found = _alone()
+        found = _alone(turns)
         progress(0.8, "collectives")
-        heard = listen(ranks, node, scratch=scratch) if ranks > 1 else Heard((), (), ())
+        heard = listen(ranks, node, scratch=scratch, turns=turns) if ranks > 1 else Heard((), (), ())
     else:
         progress(0.0, f"{ranks} ranks at once")
-        heard = listen(ranks, node, scratch=scratch)
+        heard = listen(ranks, node, scratch=scratch, turns=turns)
         found = heard.found
     device, samples = fit_device(
         here,
@@ -95,17 +95,17 @@ def _named(device: Device) -> Device:
     return replace(device, source=f"calibrated on this machine with torch {torch.__version__}; before: {before}")
 
 
-def _alone() -> tuple[Passed | Updated, ...]:
+def _alone(turns: int) -> tuple[Passed | Updated, ...]:
     """Passes and updates on one accelerator."""
     device = torch.device(devices.torch_device(0))
     timed = works(device, large=True)
     least = [math.inf] * len(timed)
-    for _ in range(TURNS):
+    for _ in range(turns):
         least = [min(s, typical_s(work, device)) for s, work in zip(least, timed, strict=True)]
     return facts(least, large=True, ranks=1)
 
 
-def listen(ranks: int, node: Node, *, scratch: Path, turns: int = TURNS // 2) -> Heard:
+def listen(ranks: int, node: Node, *, scratch: Path, turns: int) -> Heard:
     """What `ranks` processes of `node`, this machine, measure together; they meet in the folder `scratch`."""
     host = node.devices[0].vendor == "cpu"
     plans = planned(node, ranks=ranks) if host and ranks > 1 else ()

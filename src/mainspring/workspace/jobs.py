@@ -13,6 +13,7 @@ from mainspring.spec import (
     Job,
     JobRecord,
     Lease,
+    MenuFile,
     NodeNote,
     NotFound,
     Progress,
@@ -29,10 +30,11 @@ POLL_S = 0.5
 class Jobs(Capacity):
     """What a workspace has others run for it."""
 
-    def submit(self, job: Job) -> JobRecord:
+    def submit(self, job: Job, *, menu: str | Path = "") -> JobRecord:
         """Leave `job` to whichever scheduler of this workspace and address comes first, now or later.
 
         It gets an id when it has none; its ranks find modules, and start, where this process does unless it says else.
+        With the shapes of the TOML file `menu` it runs in one that the scheduler chooses, and changes.
         """
         from mainspring.cluster.gang import driver_imports
         from mainspring.cluster.launcher import check_job
@@ -44,6 +46,7 @@ class Jobs(Capacity):
             folder=job.folder or str(Path.cwd()),
             imports=job.imports or driver_imports(),
         )
+        job = _with_menu(job, menu) if menu else job
         check_job(job)
         return self.store.enqueue(job, address=self.settings.address)
 
@@ -152,3 +155,14 @@ class Jobs(Capacity):
 
 def _moves(record: JobRecord) -> bool:
     return record.losses + 1 < record.job.starts
+
+
+def _with_menu(job: Job, path: str | Path) -> Job:
+    shapes = parse.load_toml(Path(path), MenuFile).menu
+    if not shapes:
+        raise SpecError(f"{path} has no shape", hint="write one [[menu]] table for each")
+    least = min(shapes, key=lambda shape: shape.ranks)
+    try:
+        return replace(job, menu=shapes, ranks=least.ranks, resources=least.resources)
+    except ValueError as error:
+        raise SpecError(f"{path}: {error}") from error

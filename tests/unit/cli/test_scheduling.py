@@ -138,3 +138,17 @@ def test_the_files_of_a_trace_may_lie_anywhere(ms, tmp_path):
     code, _, err = ms("simulate", "--nodes", missing, "--pods", missing)
     assert code == 2
     assert "no file" in err
+
+
+def test_a_job_is_left_with_a_menu_of_shapes_and_one_that_contradicts_itself_is_refused(ms, tmp_path):
+    path = tmp_path / "menu.toml"
+    shape = '[[menu]]\nplan = "{plan}"\nranks = {ranks}\nspeed = {speed}\n'
+    path.write_text(shape.format(plan="three", ranks=3, speed=27) + shape.format(plan="one", ranks=1, speed=10))
+    code, out, _ = ms("job", "submit", "m:f", "--name", "j", "--menu", str(path), "--priority", "2", "--json")
+    job = json.loads(out)["job"]
+    assert (code, job["ranks"], job["priority"], [each["plan"] for each in job["menu"]]) == (0, 1, 2, ["three", "one"])
+    assert ms("job", "submit", "m:f", "--ranks", "2", "--menu", str(path))[2].startswith("error: --menu says how many")
+    path.write_text(2 * shape.format(plan="one", ranks=1, speed=10))
+    assert "two shapes of a menu have one name: one, one" in ms("job", "submit", "m:f", "--menu", str(path))[2]
+    path.write_text("menu = []\n")
+    assert "has no shape" in ms("job", "submit", "m:f", "--menu", str(path))[2]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.cluster.placement import Capacity, occupy
@@ -271,3 +271,65 @@ def test_what_somebody_has_just_left_is_free_although_it_is_still_counted():
     gone = in_shape("a", 4)
     state = QueueState(total=idle(4).total, free=idle(1).free, left=(gone,), rules=NOW)
     assert [each.plan for each in admit(state, [elastic("a")]).placed] == ["dp4"]
+
+
+def test_a_job_whose_node_is_gone_holds_nothing_and_is_nobodys_victim():
+    gone = replace(runs("gone", 2), placement=Placement(job_id="gone", nodes=("n7", "n7")))
+    state = QueueState(total=idle(4).total, free=idle(0).free, running=(gone, runs("low", 4)), rules=NOW)
+    decision = admit(state, [replace(job("high", 2), priority=1)])
+    assert [stop.job_id for stop in decision.stopped] == ["low"]
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[QueueState, list[Job]]:
+    """Two nodes, one of which may have gone, with jobs that run, leave and wait, some of them elastic."""
+    nodes = tuple(Capacity(node=f"n{i}", cpus=4) for i in range(draw(st.integers(1, 2))))
+    free = {"n0": 4, "n1": 4}
+    held: list[Running] = []
+    for number in range(draw(st.integers(0, 5))):
+        ranks, node = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from(["n0", "n1"]))
+        if free[node] >= ranks:
+            free[node] -= ranks
+            menu = MENU if draw(st.booleans()) else ()
+            wants = {"queue": draw(st.sampled_from("ab")), "priority": draw(st.integers(0, 2)), "menu": menu}
+            one = replace(job(f"r{number}", ranks), starts=draw(st.integers(1, 2)), **wants)
+            placed = Placement(job_id=one.id, nodes=(node,) * ranks, plan=f"dp{ranks}" if menu else "")
+            held.append(Running(job=one, placement=placed, ran_ms=draw(st.integers(0, 9))))
+    leaving = tuple(each for each in held if each.job.starts > 1 and draw(st.booleans()))
+    line = [
+        replace(job(f"w{n}", draw(st.integers(1, 5)), draw(st.sampled_from("ab"))), priority=draw(st.integers(0, 2)))
+        for n in range(draw(st.integers(0, 4)))
+    ]
+    line += [elastic(f"e{n}") for n in range(draw(st.integers(0, 2)))]
+    pool = (Pool(gang=line[0].id, queue=line[0].queue, left_ms=9),) if line and draw(st.booleans()) else ()
+    state = QueueState(
+        total=nodes,
+        free=tuple(replace(node, cpus=free[node.node]) for node in nodes),
+        running=tuple(each for each in held if each not in leaving),
+        leaving=leaving,
+        pools=pool,
+        rules=Rules(shield_ms=draw(st.integers(1, 9)), restart_ms=1),
+    )
+    return state, [*(each.job for each in leaving), *line]
+
+
+@settings(max_examples=300)
+@given(crowds(), st.booleans())
+def test_whoever_runs_leaves_and_waits_places_fit_when_those_have_left_who_are_told_to(crowd, ours):
+    state, line = crowd
+    waits = [each.id for each in line if each.id not in {other.job.id for other in state.leaving}]
+    mine = (
+        {name for name in waits if name.endswith(("0", "2"))} if ours else set(waits) | {"r0", "r1", "r2", "r3", "r4"}
+    )
+    decision = admit(state, line, mine=mine)
+    said = [each.job_id for each in (*decision.placed, *decision.waiting, *decision.refused)]
+    assert sorted(said) == sorted(waits)
+    assert {each.job_id for each in decision.placed} <= mine
+    running = {each.job.id: each for each in state.running}
+    stopped = [running[each.job_id] for each in decision.stopped]
+    assert all(each.job.starts > 1 for each in stopped)
+    assert state.pools or all(each.ran_ms >= state.rules.shield_ms for each in stopped)
+    for node in state.total:
+        stays = [each for each in state.running if each not in stopped]
+        taken = sum(each.placement.nodes.count(node.node) for each in stays)
+        assert taken + sum(each.nodes.count(node.node) for each in decision.placed) <= node.cpus

@@ -236,6 +236,7 @@ def test_training_that_has_to_leave_saves_the_step_at_hand_and_goes_on_exactly_w
     assert [row["loss"] for row in rows(store, run)] == straight
 
 
+@pytest.mark.timeout(400)  # five starts of up to four ranks
 def test_of_two_elastic_trainings_the_first_gives_way_to_the_second_and_grows_when_that_has_ended(
     home, recipe, tmp_path
 ):
@@ -262,16 +263,16 @@ def test_of_two_elastic_trainings_the_first_gives_way_to_the_second_and_grows_wh
         return placement.plan if placement else ""
 
     first = train("first")
-    assert eventually((store.run_dir(runs["first"]) / "metrics.jsonl").exists, within_s=60)
+    assert eventually((store.run_dir(runs["first"]) / "metrics.jsonl").exists, within_s=120)
     shapes.append(shape("first"))
     second = train("second")
-    assert eventually(lambda: store.job(runs["first"]).attempt == 2, within_s=60), store.job(runs["first"])
+    assert eventually(lambda: store.job(runs["first"]).attempt == 2, within_s=120), store.job(runs["first"])
     shapes += [shape("first"), shape("second")]
-    second.join(90)
-    assert eventually(lambda: store.job(runs["first"]).attempt == 3, within_s=60), store.job(runs["first"])
+    second.join(180)
+    assert eventually(lambda: store.job(runs["first"]).attempt == 3, within_s=120), store.job(runs["first"])
     shapes.append(shape("first"))
     slow.unlink()
-    first.join(90)
+    first.join(180)
     assert shapes == ["dp4 on 4 cpu", "dp2 on 2 cpu", "dp2 on 2 cpu", "dp4 on 4 cpu"]
     found = {name: rows(store, run) for name, run in runs.items()}
     assert [[row["step"] for row in each] for each in found.values()] == [list(range(1, 13))] * 2

@@ -28,18 +28,17 @@ def summed(x: Tensor, group: Group) -> Tensor:
 
 def joined(x: Tensor, dim: int, group: Group) -> Tensor:
     """The group's parts one after the other along `dim`; no gradient."""
-    front = x.movedim(dim, 0).contiguous()
-    whole = front.new_empty((front.shape[0] * group.size(), *front.shape[1:]))
-    arrive(dist.all_gather_single(whole, front, group=group, async_op=True))
-    return whole.movedim(0, dim).contiguous()  # users call `view` on it
+    parts = x.new_empty((group.size() * len(x), *x.shape[1:]))
+    arrive(dist.all_gather_single(parts, x.contiguous(), group=group, async_op=True))
+    return torch.cat(parts.chunk(group.size()), dim)
 
 
 def summed_part(x: Tensor, dim: int, group: Group) -> Tensor:
     """This rank's part along `dim` of the sum over the group; no gradient."""
-    front = x.movedim(dim, 0).contiguous()
-    part = front.new_empty((front.shape[0] // group.size(), *front.shape[1:]))
+    parts = x.chunk(group.size(), dim)
+    front, part = torch.cat(parts), torch.empty_like(parts[0], memory_format=torch.contiguous_format)
     arrive(dist.reduce_scatter_single(part, front, group=group, async_op=True))
-    return part.movedim(0, dim).contiguous()
+    return part
 
 
 def own_part(x: Tensor, dim: int, group: Group) -> Tensor:
