@@ -4,7 +4,8 @@ The openb trace (Alibaba; Weng et al., USENIX ATC 2023): 1,213 nodes with 6,212 
 of CPU-only, shared, several-GPU and model-bound tasks. Tasks arrive in random order until they asked for 100 and 130 %
 of the GPUs; allocation is the mean of ten orders. FGD is the paper's policy, by the results published with its
 simulator, and BestFit the best of the classic ones. `--traces` names a folder with the CSV files of
-hkust-adsl/kubernetes-scheduler-simulator; without it, or them, a made-up cluster of the same shape is filled.
+hkust-adsl/kubernetes-scheduler-simulator; without it, or them, a made-up cluster of the same shape is filled. Of the
+default list 95.2 and 95.4 % are asked of `plain`.
 
 Ceiling: 99.99 % at 100 % load, by the fractional linear program over all tasks at once.
 
@@ -41,6 +42,7 @@ PUBLISHED = {
     "multigpu40": ((95.10, 95.24), (96.91, 96.99)),
     "multigpu50": ((95.62, 95.74), (97.09, 97.18)),
 }
+ASKED = {"default": (95.5, 95.7)}  # of tuned; of plain 95.2 and 95.4. Elsewhere a tenth of a point less than FGD.
 LOADS = (1.0, 1.3)
 
 
@@ -69,7 +71,9 @@ def main() -> None:
         plain, plain_s, _ = fill(nodes, pods, "plain", seeds)
         tuned, tuned_s, simulation = fill(nodes, pods, "tuned", seeds)
         margins += [ours - theirs for ours, theirs in zip(tuned, fgd, strict=False)]
-        rows.append((name, *(_pair(found) for found in (best, fgd, plain, tuned)), f"{plain_s:.1f}", f"{tuned_s:.1f}"))
+        asked = ASKED.get(name) or tuple(at - 0.1 for at in fgd)
+        figures = (_pair(found) for found in (best, fgd, plain, tuned, asked))
+        rows.append((name, *figures, f"{plain_s:.1f}", f"{tuned_s:.1f}"))
         numbers |= {f"{name}_plain": plain[0], f"{name}_tuned": tuned[0]}
         samples[name] = {
             "plain": plain,
@@ -85,7 +89,16 @@ def main() -> None:
         Findings(
             benchmark="scheduler_openb",
             headline=f"{numbers[f'{first}_plain']:.2f} % of the GPUs in use at full load ({first}); {least}",
-            columns=("tasks", "BestFit 100/130", "FGD", "plain", "tuned", "plain, cpu s", "tuned, cpu s"),
+            columns=(
+                "tasks",
+                "BestFit 100/130",
+                "FGD",
+                "plain",
+                "tuned",
+                "asked of tuned",
+                "plain, cpu s",
+                "tuned, cpu s",
+            ),
             rows=tuple(rows),
             numbers=numbers,
             spec={"loads": LOADS, "seeds": seeds, "lists": list(lists)},

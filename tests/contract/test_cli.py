@@ -52,7 +52,7 @@ VERBS = {
     "job stop": "JOB --json",
     "schedule": "--json",
     "drain": "NODE --reason --undo --json",
-    "simulate": "--nodes --pods --policy --load --seeds --json",
+    "simulate": "--nodes --pods --policy --load --seeds --html --json",
     "ps": "--kind --all -n --json",
     "logs": "RUN --rank --tail --json",
     "stop": "RUN --json",
@@ -205,6 +205,11 @@ print(*(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)
         ("--address http://127.0.0.1:9 up", 2, "SpecError", "cannot be done"),
         ("data publish x/y .", 2, "SpecError", "not an artifact name"),
         ("data publish x nowhere", 2, "NotFound", "nowhere"),
+        ("manifest", 2, "SpecError", "Choose from: kueue, kuberay"),
+        ("manifest kueue", 2, "SpecError", "no quota file is in force"),
+        ("quota nowhere.toml", 2, "NotFound", "nowhere.toml"),
+        ("estimate serve --params -1", 2, "SpecError", "params must be above 0"),
+        ("why --queue a --ranks 1 --devices 1.5", 2, "SpecError", "not 1.5 of them"),
     ],
 )
 def test_every_error_has_its_exit_code_and_is_json_when_json_was_asked_for(

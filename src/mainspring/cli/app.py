@@ -156,6 +156,6 @@ def report(error: MainspringError) -> int:
 
 def _explain(error: Any) -> SpecError:
     """A command line that makes no sense, as an error of our own."""
-    told = error.format_message().replace("Value error, ", "").rstrip(".")
+    told = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
     where = error.ctx.command_path if error.ctx else "mainspring"
     return SpecError(told[:1].lower() + told[1:], hint=f"{where} --help")

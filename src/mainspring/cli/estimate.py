@@ -72,7 +72,8 @@ def estimate(
             asked, device=device, devices=devices, utilisation=utilisation, site=site, instances=instances
         )
     except ValueError as error:
-        raise SpecError(str(error), hint="give --tokens, or --images for a diffusion model") from error
+        hint = "" if tokens or images else "give --tokens, or --images for a diffusion model"
+        raise SpecError(str(error), hint=hint) from error
     if as_json:
         print_json(found)
     elif found:

@@ -1,5 +1,6 @@
 """`mainspring simulate`: how a placement policy fills a cluster, on any trace in openb's columns."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,10 +24,15 @@ def simulate(
     policy: Annotated[PolicyName, typer.Option(help="tuned plays the workload's mix ahead of time.")] = "plain",
     load: Annotated[str, typer.Option(help="Requested over existing devices, where to look.")] = "1.0,1.3",
     seeds: Annotated[int, typer.Option(help="How many random orders of arrival.", min=1)] = 10,
+    html: Annotated[str, typer.Option(help="Write a page with what is in use and lost by load to this file.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Fill the cluster of a node list with the tasks of a task list, and show how much of it ends up in use."""
     found = workspace_of(context).simulate(nodes, pods, policy=policy, loads=_loads(load), seeds=seeds)
+    if html:
+        from mainspring.cluster.simulate.page import page
+
+        Path(html).write_text(page(found), encoding="utf-8")
     if as_json:
         print_json(found)
         return
@@ -51,7 +57,10 @@ def simulate(
         drop=("memory", "cpu", "by seed"),
     )
     if found.impossible:
-        print(f"{found.impossible} tasks fit on no node, however empty")
+        unknown = f"; no node has {', '.join(found.unknown)}" if found.unknown else ""
+        print(f"{found.impossible} tasks fit on no node, however empty{unknown}")
+    if html:
+        print(f"wrote {html}")
 
 
 def _loads(text: str) -> tuple[float, ...]:

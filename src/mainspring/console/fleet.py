@@ -163,9 +163,8 @@ def plan(found: GatherPlan) -> Markup:
     )
     who = victims(found.victims) or tag("p", "Nobody has to stop.", class_="note")
     where = tag("p", ", ".join(nodes[:24]) + (", ..." if len(nodes) > 24 else ""), class_="note")
-    return panel(
-        f"All of {found.queue} for {found.gang}", numbers, where, who, aside="a plan, nothing was done", name="answer"
-    )
+    body = tag("div", numbers, where, who, class_="stack")
+    return panel(f"All of {found.queue} for {found.gang}", body, aside="a plan, nothing was done", name="answer")
 
 
 def victims(found: Sequence[Victim]) -> Markup | None:

@@ -270,7 +270,10 @@ class LoadResult:
 
 @spec
 class Simulation:
-    """How a policy filled a cluster with a task list. `impossible` tasks fit on no node even when it is empty."""
+    """How a policy filled a cluster with a task list, at the `loads` asked for and along the way to the highest.
+
+    `impossible` tasks fit on no node even when it is empty; `unknown` are models that tasks name and no node has.
+    """
 
     policy: PolicyName
     nodes: int
@@ -280,6 +283,8 @@ class Simulation:
     impossible: int
     knobs: tuple[Knob, ...]
     loads: tuple[LoadResult, ...]
+    curve: tuple[LoadResult, ...]
+    unknown: tuple[str, ...] = ()
 
 
 @spec

@@ -4,13 +4,13 @@ One draw gives a quota tree of up to three levels, a cluster, and events: gangs 
 fail and return, quotas that are gathered. `check` raises `AssertionError` with the rule that was broken.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 
 from mainspring.cluster.schedule.decide import Outcome, decide
 from mainspring.cluster.schedule.gang import find_place, usable_nodes
 from mainspring.cluster.schedule.limits import models_for, over_limit
-from mainspring.cluster.schedule.quota import ROOT, divide
+from mainspring.cluster.schedule.quota import ROOT, Vector, divide
 from mainspring.cluster.schedule.reclaim import may_stop, within_share
 from mainspring.cluster.schedule.state import Entry, State, build_state
 from mainspring.spec import (
@@ -123,6 +123,12 @@ def draw_events(draw: Random, state: State, *, steps: int, simple: bool) -> Iter
         state = outcome.state
 
 
+def check_replay(before: State, events: Sequence[Happening], outcome: Outcome) -> None:
+    """The same events on the same state give the same decisions."""
+    replayed = decide(before, events, now_ms=outcome.state.now_ms)
+    assert replayed.decisions == outcome.decisions, "the same events give other decisions"
+
+
 def check(before: State, outcome: Outcome, *, simple: bool) -> None:
     """Every rule. `simple` says that one node holds everything, so that room is never a matter of shape."""
     state = outcome.state
@@ -181,8 +187,40 @@ def check_fairness(state: State) -> None:
             stoppable = [each for each in state.running() if each.gang.preemptible and each.leaf != entry.leaf]
             above = [e for e in stoppable if may_stop(e, state.claimed[e.leaf], shares[e.leaf], entry.asked)]
             assert limit or not above, f"{entry.gang.id} waits within its share beside {above[0].gang.id}"
-    for at, branch in enumerate(state.tree.branches):
-        assert sum(shares[child][2] for child in branch.children) <= shares[at][2] or not branch.children
+    check_max_min(state, shares)
+
+
+def check_max_min(state: State, shares: Sequence[Vector]) -> None:
+    """Nobody could have a unit more without taking it from somebody who has less per weight, beyond what is his own."""
+    tree = state.tree
+    for r in range(len(tree.resources)):
+        wants = [0] * len(tree.branches)
+        for at in range(len(tree.branches) - 1, ROOT, -1):
+            branch = tree.branches[at]
+            below = sum(wants[child] for child in branch.children) if branch.children else state.asked[at][r]
+            wants[at] = max(min(below, branch.ceiling[r]), branch.held[r])
+        if not any(wants):
+            continue
+        for at, branch in enumerate(tree.branches):
+            inner = branch.children
+            have = sum(shares[child][r] for child in inner)
+            wanted = sum(wants[child] for child in inner)
+            assert not inner or have == min(shares[at][r], wanted), f"{branch.name} divides {have} of {shares[at][r]}"
+            own = {child: min(wants[child], tree.branches[child].floor[r]) for child in inner}
+            if sum(own.values()) > shares[at][r]:
+                continue  # minima beyond what there is, when nodes have failed: they are cut in proportion
+            assert all(shares[child][r] >= own[child] for child in inner), f"a part of {branch.name} is below its min"
+            weight = {child: tree.branches[child].weight for child in inner}
+            high = max(((shares[child][r] - own[child] - 1) / weight[child] for child in inner), default=0)
+            low = min(
+                (
+                    (shares[child][r] - own[child] + 1) / weight[child]
+                    for child in inner
+                    if shares[child][r] < wants[child]
+                ),
+                default=high,
+            )
+            assert low >= high, f"a part of {branch.name} could have more {tree.resources[r]} at a richer one's expense"
 
 
 def check_room_is_used(state: State, entry: Entry) -> None:

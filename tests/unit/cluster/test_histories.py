@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mainspring.cluster.schedule.decide import decide
 from mainspring.cluster.schedule.waterfill import waterfill
-from mainspring.testing.histories import check, draw_events, draw_state
+from mainspring.testing.histories import check, check_replay, draw_events, draw_state
 
 QUICK = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -30,7 +30,8 @@ def live(draw: Random, *, nodes: int, steps: int, simple: bool) -> list[tuple]:
 @given(st.randoms(use_true_random=False))
 def test_on_one_node_guarantees_shares_and_limits_hold_and_nothing_lies_idle(draw):
     history = live(draw, nodes=1, steps=10, simple=True)
-    for before, _, outcome in history:
+    for before, events, outcome in history:
+        check_replay(before, events, outcome)
         check(before, outcome, simple=True)
     assert len(history) == 10
 
@@ -39,7 +40,8 @@ def test_on_one_node_guarantees_shares_and_limits_hold_and_nothing_lies_idle(dra
 @given(st.randoms(use_true_random=False))
 def test_on_racks_with_failing_nodes_the_books_balance_and_room_is_used(draw):
     history = live(draw, nodes=4, steps=8, simple=False)
-    for before, _, outcome in history:
+    for before, events, outcome in history:
+        check_replay(before, events, outcome)
         check(before, outcome, simple=False)
     assert len(history) == 8
 

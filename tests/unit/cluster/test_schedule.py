@@ -316,6 +316,8 @@ def test_a_gather_that_cannot_work_says_why():
     state = run(state, gang("fixed", "a", 2, 8, preemptible=False))
     with pytest.raises(SpecError, match="does not make room for 1 ranks of big"):
         plan_gather(state, "org", gang("big", "a", 1, 8), until_ms=HOUR)
+    with pytest.raises(SpecError, match=r"big can never start: the whole cluster \(2 nodes\) has no room"):
+        plan_gather(state, "org", gang("big", "a", 3, 8), until_ms=HOUR)
     with pytest.raises(SpecError, match="no queue 'orc'"):
         plan_gather(state, "orc", gang("big", "a", 1, 8), until_ms=HOUR)
 

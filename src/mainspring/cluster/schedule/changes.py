@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from mainspring.cluster.schedule.elastic import in_shape, smallest
-from mainspring.cluster.schedule.fleet import Fleet, copy_nodes
-from mainspring.cluster.schedule.gang import find_place, usable_nodes
+from mainspring.cluster.schedule.fleet import copy_nodes
 from mainspring.cluster.schedule.gather import begin_lease, end_lease, expire_lease
-from mainspring.cluster.schedule.limits import models_for, never_possible
+from mainspring.cluster.schedule.limits import refusal
 from mainspring.cluster.schedule.reclaim import lost_ms
 from mainspring.cluster.schedule.state import CLOSED, Entry, State, arrive, enqueue, leave, new_entry, release
 from mainspring.spec import (
@@ -49,26 +48,6 @@ def expire_leases(state: State) -> None:
     for lease in state.leases:
         if lease.until_ms <= state.now_ms and not lease.over:
             expire_lease(state, lease)
-
-
-def refusal(state: State, entry: Entry) -> str:
-    """Why a gang could not start even if nothing else ran and all nodes were well; empty when it could."""
-    gang, fleet = entry.gang, state.fleet
-    empty = Fleet(fleet.names, fleet.models, fleet.total, copy_nodes(fleet.total))
-    unknown = [model for model in gang.request.models if model not in fleet.models]
-    reasons: list[str] = []
-    for model in models_for(state, gang):
-        vector = state.tree.vector(gang.request, ranks=gang.ranks, model=model)
-        if reason := never_possible(state, entry, vector):
-            reasons.append(reason)
-        elif find_place(empty, state.topology, gang, model, usable_nodes(empty, gang, model)) is not None:
-            return ""
-    if reasons:
-        return reasons[0]
-    if unknown and len(unknown) == len(gang.request.models):
-        return f"no node has a {' or a '.join(unknown)}; there are {', '.join(fleet.models) or 'no devices'}"
-    inside = f" within one {gang.level}" if gang.level and gang.binding == "required" else ""
-    return f"the whole cluster ({len(fleet.names)} nodes) has no room for its {gang.ranks} ranks{inside}"
 
 
 def _submit(state: State, gang: Gang) -> list[Decision]:

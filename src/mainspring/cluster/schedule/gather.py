@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mainspring.cluster.schedule.gang import find_place, usable_nodes
-from mainspring.cluster.schedule.limits import models_for, over_limit
+from mainspring.cluster.schedule.limits import models_for, over_limit, refusal
 from mainspring.cluster.schedule.quota import Branch, Tree, Vector, divide, plant
 from mainspring.cluster.schedule.reclaim import Claim, Room, build_claim, loss, lost_ms, make_room
 from mainspring.cluster.schedule.starts import carry_out
@@ -108,6 +108,8 @@ def _lease_room(trial: State, lease: Lease) -> Room:
     total = trial.total
     arrive(trial, entry)
     shares = divide(trial.tree, total, trial.asked)
+    if never := refusal(trial, entry):
+        raise SpecError(f"{lease.gang.id} can never start: {never}")
     pool = trial.tree.below(trial.tree.position[lease.queue])
     refused = ""
     for model in models_for(trial, lease.gang):

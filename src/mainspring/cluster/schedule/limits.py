@@ -1,5 +1,7 @@
 """Whether the quota tree lets a gang start, and the sentence that says why not."""
 
+from mainspring.cluster.schedule.fleet import Fleet, copy_nodes
+from mainspring.cluster.schedule.gang import find_place, usable_nodes
 from mainspring.cluster.schedule.quota import ROOT, Vector, unit
 from mainspring.cluster.schedule.state import Entry, State
 from mainspring.spec import Gang
@@ -17,6 +19,26 @@ def models_for(state: State, gang: Gang) -> tuple[str, ...]:
     free = {model: int(fleet.free.devices[fleet.total.model == fleet.models.index(model)].sum()) for model in able}
     guarded = {model: tree.guarded[tree.resources.index(f"devices/{model}")] for model in able}
     return tuple(sorted(able, key=lambda model: (guarded[model], -free[model], model)))
+
+
+def refusal(state: State, entry: Entry) -> str:
+    """Why a gang could not start even if nothing else ran and all nodes were well; empty when it could."""
+    gang, fleet = entry.gang, state.fleet
+    empty = Fleet(fleet.names, fleet.models, fleet.total, copy_nodes(fleet.total))
+    unknown = [model for model in gang.request.models if model not in fleet.models]
+    reasons: list[str] = []
+    for model in models_for(state, gang):
+        vector = state.tree.vector(gang.request, ranks=gang.ranks, model=model)
+        if reason := never_possible(state, entry, vector):
+            reasons.append(reason)
+        elif find_place(empty, state.topology, gang, model, usable_nodes(empty, gang, model)) is not None:
+            return ""
+    if reasons:
+        return reasons[0]
+    if unknown and len(unknown) == len(gang.request.models):
+        return f"no node has a {' or a '.join(unknown)}; there are {', '.join(fleet.models) or 'no devices'}"
+    inside = f" within one {gang.level}" if gang.level and gang.binding == "required" else ""
+    return f"the whole cluster ({len(fleet.names)} nodes) has no room for its {gang.ranks} ranks{inside}"
 
 
 def over_limit(state: State, entry: Entry, vector: Vector, total: Vector) -> str:

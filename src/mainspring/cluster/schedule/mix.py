@@ -4,28 +4,27 @@ A mix is the most frequent requests that together make up 95 % of the tasks, as 
 may lean towards tasks with many devices; which lean suits a workload is found by shadow simulation, not assumed.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from mainspring.cluster.schedule.fleet import Fleet
 from mainspring.cluster.schedule.kernels import Floats, Mix
-from mainspring.spec import Request
+from mainspring.spec import WHOLE, Request
 
 COVER = 0.95
+MOST_KINDS = 256
+SHARE_STEP, SIZE_STEP = 50, 1.25
 SLIGHT = 1e-6
 
 
 def build_mix(counts: Mapping[Request, int], models: Sequence[str], *, lean: float = 0.0) -> Mix:
     """The mix of tasks seen `counts` times; a task weighs its count times `1 + lean` for each whole device it asks."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], _order(item[0])))
-    enough, seen, top = COVER * sum(counts.values()), 0, list[tuple[Request, float]]()
-    for request, count in ordered:
-        if seen >= enough:
-            break
-        seen += count
-        top.append((request, count * (1 + lean * request.device_milli / 1000)))
+    often = _most_frequent(alike(counts))
+    top = [(request, count * (1 + lean * request.device_milli / 1000)) for request, count in often]
     whole = sum(weight for _, weight in top) or 1.0
     groups: dict[tuple[int, int, tuple[bool, ...]], list[tuple[int, int, float]]] = defaultdict(list)
     for request, weight in top:
@@ -45,6 +44,34 @@ def build_mix(counts: Mapping[Request, int], models: Sequence[str], *, lean: flo
         memory=np.array([memory for _, memory, _ in members], np.int64),
         weight=np.array([weight for _, _, weight in members], np.float64),
     )
+
+
+def alike(counts: Mapping[Request, int]) -> Mapping[Request, int]:
+    """The same demand; where hardly any task is like another, those of about the same size count as one kind."""
+    if len(_most_frequent(counts)) <= MOST_KINDS:
+        return counts
+    merged: defaultdict[Request, int] = defaultdict(int)
+    for request, count in counts.items():
+        share = request.milli if request.milli == WHOLE else max(1, round(request.milli / SHARE_STEP)) * SHARE_STEP
+        cpu, memory = (_rounded(size) for size in (request.cpu_milli, request.memory_mib))
+        merged[replace(request, cpu_milli=cpu, memory_mib=memory, milli=share)] += count
+    return merged
+
+
+def _most_frequent(counts: Mapping[Request, int]) -> list[tuple[Request, int]]:
+    """The requests seen most often that together make up nearly all."""
+    enough, seen, top = COVER * sum(counts.values()), 0, list[tuple[Request, int]]()
+    for request, count in sorted(counts.items(), key=lambda item: (-item[1], _order(item[0]))):
+        if seen >= enough:
+            break
+        seen += count
+        top.append((request, count))
+    return top
+
+
+def _rounded(size: int) -> int:
+    """The nearest step of a ladder."""
+    return round(SIZE_STEP ** round(math.log(size, SIZE_STEP))) if size > 1 else size
 
 
 def proportions(counts: Mapping[Request, int]) -> tuple[float, float]:

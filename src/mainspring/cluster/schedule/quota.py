@@ -125,16 +125,16 @@ def divide(tree: Tree, total: Vector, asked: Sequence[Sequence[int]]) -> tuple[V
     for r in range(len(tree.resources)):
         wants = _wishes(tree, r, asked)
         shares[ROOT][r] = total[r]
-        for at, branch in enumerate(tree.branches):
+        for at, branch in enumerate(tree.branches if wants[ROOT] else ()):
             inner = branch.children
-            if not inner or not any(wants[child] for child in inner):
-                continue
-            parts = waterfill(
-                shares[at][r],
-                wants=[wants[child] for child in inner],
-                floors=[tree.branches[child].floor[r] for child in inner],
-                weights=[tree.branches[child].weight for child in inner],
-            )
+            parts = [wants[child] for child in inner]
+            if sum(parts) > shares[at][r]:
+                parts = waterfill(
+                    shares[at][r],
+                    wants=parts,
+                    floors=[tree.branches[child].floor[r] for child in inner],
+                    weights=[tree.branches[child].weight for child in inner],
+                )
             for child, part in zip(inner, parts, strict=True):
                 shares[child][r] = part
     return tuple(tuple(share) for share in shares)
@@ -167,7 +167,9 @@ def _check_parents(by_name: Mapping[str, Queue]) -> None:
         while at:
             walked.append(at)
             if at == start:
-                raise SpecError(f"the queues form a circle: {' under '.join(walked)}")
+                raise SpecError(
+                    f"the queues form a circle: {' under '.join(walked)}", hint="one of them hangs under no other"
+                )
             if walked.count(at) > 1:
                 break
             at = by_name[at].parent

@@ -17,7 +17,7 @@ import numpy as np
 
 from mainspring.cluster.schedule.fleet import Fleet, copy_nodes
 from mainspring.cluster.schedule.gang import Place, count_slots, find_place, occupy, shape_of, usable_nodes
-from mainspring.cluster.schedule.kernels import Flags, Ints
+from mainspring.cluster.schedule.kernels import WHOLE, Flags, Ints
 from mainspring.cluster.schedule.limits import over_limit
 from mainspring.cluster.schedule.quota import Vector
 from mainspring.cluster.schedule.state import Entry, State, add, book, release
@@ -110,7 +110,7 @@ def make_room(state: State, claim: Claim) -> Room | None:
         occupy(emptied, victim.gang, victim.place, sign=1)
     possible = count_slots(emptied.free, gang.request, usable)
     free = count_slots(state.fleet.free, gang.request, usable)
-    price = _price_hosts(state, victims)
+    prices = _price_hosts(state, victims)
     found: list[Room] = []
     for depth in range(len(topology.levels) - 1, shape.within - 1, -1):
         room = np.bincount(topology.domain[depth], weights=possible).astype(np.int64)
@@ -118,10 +118,14 @@ def make_room(state: State, claim: Claim) -> Room | None:
         able = np.flatnonzero(room >= gang.ranks)
         for part in able[np.lexsort((able, -ready[able]))][:DOMAINS_TRIED]:
             inside = usable & (topology.domain[depth] == part)
+            choices = [inside]
             if shape.segment == 1:
-                inside = _cheapest_hosts(inside, possible, free, price, gang.ranks)
-            if (way := _clear(state, claim, shape, inside, victims)) is not None:
-                found.append(way)
+                choices = [_cheapest_hosts(inside, possible, free, price, gang.ranks) for price in prices]
+            for number, hosts in enumerate(choices):
+                if number and (hosts == choices[0]).all():
+                    continue
+                if (way := _clear(state, claim, shape, hosts, victims)) is not None:
+                    found.append(way)
     return min(found, key=lambda way: way.cost, default=None)
 
 
@@ -136,14 +140,16 @@ def loss(state: State, entry: Entry) -> int:
     return lost_ms(state, entry) * (request.device_milli or max(1, request.cpu_milli)) * entry.gang.ranks
 
 
-def _price_hosts(state: State, victims: Iterable[Entry]) -> Ints:
-    """What clearing each node would throw away; a gang on several nodes is split among them."""
-    price = np.zeros(len(state.fleet.names), np.int64)
+def _price_hosts(state: State, victims: Iterable[Entry]) -> tuple[Ints, Ints]:
+    """What clearing each node would throw away, and how many gangs; one on several nodes is split among them."""
+    lost = np.zeros(len(state.fleet.names), np.int64)
+    gangs = np.zeros_like(lost)
     for victim in victims:
         assert victim.place is not None
         nodes = np.unique(victim.place.nodes)
-        price[nodes] += loss(state, victim) // len(nodes)
-    return price
+        lost[nodes] += loss(state, victim) // len(nodes)
+        gangs[nodes] += WHOLE // len(nodes)
+    return lost, gangs
 
 
 def _cheapest_hosts(inside: Flags, possible: Ints, free: Ints, price: Ints, ranks: int) -> Flags:

@@ -48,10 +48,12 @@ def simulate(
     chosen = PLAIN
     if policy == "tuned":
         chosen = tune(build_shadow(machines, demand, loads=loads), progress=progress)
+    points = sorted({*loads, *(tenth / 10 for tenth in range(1, int(10 * loads[-1]) + 1))})
     trials: list[tuple[LoadPoint, ...]] = []
     for number in range(seeds):
-        trials.append(fill(fleet, demand, policy=chosen, loads=loads, number=number))
+        trials.append(fill(fleet, demand, policy=chosen, loads=points, number=number))
         progress((number + 1) / seeds, f"seed {number + 1} of {seeds}")
+    curve = tuple(_mean([trial[index] for trial in trials]) for index in range(len(points)))
     return Simulation(
         policy=policy,
         nodes=len(machines),
@@ -60,7 +62,9 @@ def simulate(
         classes=len(demand.requests),
         impossible=_impossible(fleet, demand),
         knobs=tuple(Knob(name=name, value=value) for name, value in asdict(chosen).items()),
-        loads=tuple(_mean([trial[index] for trial in trials]) for index in range(len(loads))),
+        loads=tuple(at for at in curve if at.load in loads),
+        curve=curve,
+        unknown=tuple(sorted({model for task in demand.requests for model in task.models} - set(fleet.models))),
     )
 
 

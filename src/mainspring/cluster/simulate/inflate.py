@@ -42,7 +42,10 @@ def build_demand(tasks: Sequence[Request], fleet: Fleet) -> Demand:
     by_device = fleet.device_milli > 0
     size = np.array([request.device_milli if by_device else request.cpu_milli for request in requests], np.int64)
     if not size.any():
-        raise SpecError(f"none of the {len(tasks)} tasks asks for {'a device' if by_device else 'a cpu'}")
+        raise SpecError(
+            f"none of the {len(tasks)} tasks asks for {'a device' if by_device else 'a cpu'}",
+            hint="load is measured in devices where the cluster has some, else in cpus",
+        )
     return Demand(requests, counts, np.array([number[task] for task in tasks], np.int64), size)
 
 
