@@ -59,7 +59,8 @@ def gather(
         ("job", "queue", "ranks", "lost", "device-hours lost", "what happens"), rows, empty="nobody has to stop"
     )
     nodes = tuple(dict.fromkeys(plan.nodes))
-    print(f"{plan.gang}: {len(plan.nodes)} ranks on {len(nodes)} node{'s' * (len(nodes) != 1)}, {', '.join(nodes[:8])}")
+    places = f"{len(plan.nodes)} rank{'s' * (len(plan.nodes) != 1)} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+    print(f"{plan.gang}: {places}, {', '.join(nodes[:8])}")
     lost = f"at most {plan.lost_device_hours:.2f} device-hours are lost, less where jobs save when asked"
     print(f"{lost}; it starts {plan.starts_in_ms / 1000:.0f} s later")
     if not dry_run:

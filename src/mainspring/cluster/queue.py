@@ -353,7 +353,7 @@ def _ranks(count: int) -> str:
 def _each(need: Resources) -> str:
     parts = [f"{need.cpus:g} cpu"]
     if need.devices:
-        parts.append(f"{need.devices:g} device")
+        parts.append(f"{need.devices:g} device{'s' * (need.devices > 1)}")
     if need.memory_bytes:
         parts.append(f"{need.memory_bytes / 2**30:.3g} GiB")
     return " + ".join(parts)

@@ -128,6 +128,9 @@ class Job:
         for name, value in (("grace_s", self.grace_s), ("alone_s", self.alone_s)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a number from 0, got {value}")
+        module, _, function = self.entry.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+            raise ValueError(f"what runs is MODULE:FUNCTION, got {self.entry!r}")
         if len({shape.plan for shape in self.menu}) < len(self.menu):
             raise ValueError(f"two shapes of a menu have one name: {', '.join(shape.plan for shape in self.menu)}")
 

@@ -232,9 +232,10 @@ def train(
 def _reading(source: TokenSource, config: TrainConfig) -> str:
     """What will be read. Too few tokens for one sample is known now, not when every rank has started."""
     given = {"seq_len": config.seq_len, "global_batch": config.global_batch, "seed": config.seed}
+    reading = TokenLoader(source.tokens, TRAIN, **given).reading(config.steps)
     if config.eval_every:
         TokenLoader(source.tokens, HELD_OUT, **given)
-    return TokenLoader(source.tokens, TRAIN, **given).reading(config.steps)
+    return reading
 
 
 def check_reach(store: Store, launcher: Launcher, *, plan: Plan, run: str) -> None:

@@ -333,3 +333,9 @@ def test_whoever_runs_leaves_and_waits_places_fit_when_those_have_left_who_are_t
         stays = [each for each in state.running if each not in stopped]
         taken = sum(each.placement.nodes.count(node.node) for each in stays)
         assert taken + sum(each.nodes.count(node.node) for each in decision.placed) <= node.cpus
+
+
+@pytest.mark.parametrize("entry", ["", "score", "sweep:", ":score", "my-sweep:score", "sweep:score()"])
+def test_what_runs_is_a_function_of_a_module(entry):
+    with pytest.raises(ValueError, match="what runs is MODULE:FUNCTION"):
+        Job(id="j", name="j", entry=entry)
