@@ -12,23 +12,20 @@ Run: python benchmarks/hetero_split.py [--quick] [--rounds 3] [--steps 2]
 """
 
 import tempfile
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from mainspring.models.transformer import Decoder
 from mainspring.plan.search import plan_training
 from mainspring.spec import BlockSpec, Cluster, DecoderConfig, Hints, Plan, Task, TrainConfig
 from mainspring.testing.gangs import CONTEXT, PRELOAD, FileGroup, Pool
 from mainspring.testing.machines import build_cluster, build_device, build_model
+from mainspring.testing.steps import Rows, pause_after, timed
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.recipe import LoadedRecipe, Recipe
 from measure import Findings, parse_options, publish, ratios, spread, take_turns
@@ -40,26 +37,6 @@ LAYER_S = 0.04  # of one layer forward on the slow device, for one micro-batch
 UNEVEN, EVEN = "as planned", "even"
 
 CONTEXT.set_forkserver_preload([*PRELOAD, "__main__"])
-
-
-class _Wait(torch.autograd.Function):
-    """Takes time each way, and does nothing else."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
-        ctx.seconds = seconds
-        _wait(x, seconds)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        _wait(grads[0], 2 * ctx.seconds)
-        return grads[0], None
-
-
-def _wait(x: Tensor, seconds: float) -> None:
-    if not x.is_meta:
-        threading.Event().wait(seconds * len(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,52 +111,24 @@ def _flops(block: BlockSpec) -> float:
     return block.flops_per_token + block.attention_flops_per_token2 * PLANNED_LENGTH
 
 
-class Rows:
-    """Rows that depend on the step alone."""
-
-    position = 0
-
-    def batch(self, step: int, first: int, count: int) -> np.ndarray:
-        return np.random.default_rng(step).integers(0, VOCAB, (BATCH, LENGTH + 1), np.int64)[first : first + count]
-
-    def state(self) -> Mapping[str, int | str]:
-        return {"position": self.position}
-
-    def load_state(self, state: Mapping[str, int | str]) -> None:
-        self.position = int(state["position"])
-
-
-def loss(model: nn.Module, batch: Tensor) -> Tensor:
-    return cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-
-
 def run_rank(task: Task, order: Order) -> tuple[list[float], list[float]]:
-    """The seconds of each step but the first, which meets the others and learns shapes, and all losses."""
+    """The seconds of each step but the first, and all losses."""
     sizes = DecoderConfig(vocab=VOCAB, hidden=16, layers=LAYERS, heads=2, kv_heads=2, ffn=32, context=LENGTH)
 
     def build() -> nn.Module:
         model = Decoder(sizes)
         for block in model.blocks:
-            block.mlp.register_forward_hook(_waiting(order.layer_s[task.rank]))
-        model.lm_head.register_forward_hook(_waiting(order.head_s[task.rank]))
+            pause_after(block.mlp, order.layer_s[task.rank])
+        pause_after(model.lm_head, order.head_s[task.rank])
         return model
 
     config = TrainConfig(steps=order.steps + 1, global_batch=BATCH, seq_len=LENGTH, microbatch=1, checkpoint_every=0)
-    loaded = LoadedRecipe(recipe=Recipe(model=build, loss=loss, config=config), path=Path(__file__), digest="0" * 64)
-    data = TrainingData(train=Rows(), facts={})
+    loaded = LoadedRecipe(recipe=Recipe(model=build, config=config), path=Path(__file__), digest="0" * 64)
+    data = TrainingData(train=Rows(vocab=VOCAB, global_batch=BATCH, length=LENGTH), facts={})
     trainer = Trainer(loaded, order.plan, FileGroup(task), data=data, folder=order.folder)
-    seconds, losses, before = [], [], time.perf_counter()
-    for result in trainer.steps():
-        losses.append(result.loss)
-        now = time.perf_counter()
-        seconds.append(now - before)
-        before = now
+    found = timed(trainer.steps())
     trainer.close()
-    return seconds[1:], losses
-
-
-def _waiting(seconds: float) -> Any:
-    return lambda module, args, output: _Wait.apply(output, seconds)  # noqa: ARG005 torch's call
+    return found
 
 
 def describe(plan: Plan) -> str:

@@ -13,23 +13,22 @@ Run: python benchmarks/overlap_copies.py [--quick] [--rounds 5] [--steps 2]
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from mainspring.models.transformer import Decoder
 from mainspring.plan.search import plan_training
 from mainspring.spec import DecoderConfig, Hints, Plan, Task, TrainConfig
 from mainspring.testing.gangs import CONTEXT, PRELOAD, FileGroup, Pool
 from mainspring.testing.machines import build_cluster, build_device, build_model
+from mainspring.testing.steps import Rows, pause_after, timed
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.recipe import LoadedRecipe, Recipe
 from measure import Findings, parse_options, publish, ratios, spread, take_turns
@@ -41,23 +40,6 @@ LINKS_GBPS = (50.0, 16.0, 6.0, 2.0)
 WHOLE, COPIES = "whole", "in 2 copies"
 
 CONTEXT.set_forkserver_preload([*PRELOAD, "__main__"])
-
-
-class _Wait(torch.autograd.Function):
-    """Takes time each way, twice as much backward, and does nothing else."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
-        ctx.seconds = seconds
-        if not x.is_meta:
-            threading.Event().wait(seconds)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        if not grads[0].is_meta:
-            threading.Event().wait(2 * ctx.seconds)
-        return grads[0], None
 
 
 class _Late:
@@ -125,25 +107,6 @@ def order_of(plan: Plan, *, scale: float, steps: int, folder: str) -> Order:
     )
 
 
-class Rows:
-    """Rows that depend on the step alone."""
-
-    position = 0
-
-    def batch(self, step: int, first: int, count: int) -> np.ndarray:
-        return np.random.default_rng(step).integers(0, VOCAB, (BATCH, LENGTH + 1), np.int64)[first : first + count]
-
-    def state(self) -> Mapping[str, int | str]:
-        return {"position": self.position}
-
-    def load_state(self, state: Mapping[str, int | str]) -> None:
-        self.position = int(state["position"])
-
-
-def loss(model: nn.Module, batch: Tensor) -> Tensor:
-    return cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-
-
 def run_rank(task: Task, order: Order) -> tuple[list[float], list[float]]:
     """The seconds of each step but the first, and all losses."""
     sizes = DecoderConfig(vocab=VOCAB, hidden=16, layers=LAYERS, heads=2, kv_heads=2, ffn=32, context=LENGTH)
@@ -152,23 +115,18 @@ def run_rank(task: Task, order: Order) -> tuple[list[float], list[float]]:
         model = Decoder(sizes)
         for block in model.blocks:
             for half in (block.input_layernorm, block.post_attention_layernorm):
-                half.register_forward_hook(lambda module, args, out: _Wait.apply(out, order.half_layer_s))  # noqa: ARG005
+                pause_after(half, order.half_layer_s)
         return model
 
     sizes_of = {"global_batch": BATCH, "seq_len": LENGTH, "microbatch": MICROBATCH, "checkpoint_every": 0}
     config = TrainConfig(steps=order.steps + 1, **sizes_of)
-    loaded = LoadedRecipe(recipe=Recipe(model=build, loss=loss, config=config), path=Path(__file__), digest="0" * 64)
-    data = TrainingData(train=Rows(), facts={})
+    loaded = LoadedRecipe(recipe=Recipe(model=build, config=config), path=Path(__file__), digest="0" * 64)
+    data = TrainingData(train=Rows(vocab=VOCAB, global_batch=BATCH, length=LENGTH), facts={})
     trainer = Trainer(loaded, order.plan, FileGroup(task), data=data, folder=order.folder)
-    seconds, losses, before = [], [], time.perf_counter()
     with slow_link(order.sum_s):
-        for result in trainer.steps():
-            losses.append(result.loss)
-            now = time.perf_counter()
-            seconds.append(now - before)
-            before = now
+        found = timed(trainer.steps())
     trainer.close()
-    return seconds[1:], losses
+    return found
 
 
 def measure_link(gbps: float, pool: Pool, *, rounds: int, steps: int, folder: str) -> tuple[dict[str, Any], list[Any]]:

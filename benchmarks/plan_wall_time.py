@@ -12,12 +12,11 @@ Run: python benchmarks/plan_wall_time.py [--quick] [--rounds 5] [--steps 4]
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mainspring.hardware import limits, probe, topology
@@ -26,6 +25,7 @@ from mainspring.models.transformer import Decoder
 from mainspring.plan.search import plan_training
 from mainspring.spec import Cluster, DecoderConfig, Hints, Plan, Task, TrainConfig
 from mainspring.testing.gangs import CONTEXT, PRELOAD, FileGroup, Pool
+from mainspring.testing.steps import Rows, timed
 from mainspring.train.calibrate import TURNS, calibrate
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.recipe import LoadedRecipe, Recipe
@@ -70,21 +70,6 @@ ASKED: dict[str, tuple[int, Hints]] = {
 }
 
 
-class Rows:
-    """Rows that depend on the step alone."""
-
-    position = 0
-
-    def batch(self, step: int, first: int, count: int) -> np.ndarray:
-        return np.random.default_rng(step).integers(0, VOCAB, (BATCH, LENGTH + 1), np.int64)[first : first + count]
-
-    def state(self) -> Mapping[str, int | str]:
-        return {"position": self.position}
-
-    def load_state(self, state: Mapping[str, int | str]) -> None:
-        self.position = int(state["position"])
-
-
 def planned(rows: int, hints: Hints, cluster: Cluster) -> Plan:
     """The plan that is as `hints` say."""
     model = profile_decoder(MODEL, seq_len=LENGTH, name="decoder")
@@ -101,17 +86,11 @@ def run_rank(task: Task, order: Order) -> list[float]:
     config = config_of(order.plan.microbatch, steps=order.steps + 2)  # left before the last, after which all is saved
     recipe = Recipe(model=lambda: Decoder(MODEL), config=config)
     loaded = LoadedRecipe(recipe=recipe, path=Path(__file__), digest="0" * 64)
-    data = TrainingData(train=Rows(), facts={})
+    data = TrainingData(train=Rows(vocab=VOCAB, global_batch=BATCH, length=LENGTH), facts={})
     trainer = Trainer(loaded, order.plan, FileGroup(task), data=data, folder=order.folder)
-    seconds, before = [], time.perf_counter()
-    for _ in trainer.steps():
-        now = time.perf_counter()
-        seconds.append(now - before)
-        before = now
-        if len(seconds) > order.steps:
-            break
+    seconds, _ = timed(islice(trainer.steps(), order.steps + 1))
     trainer.close()
-    return seconds[1:]
+    return seconds
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
