@@ -17,7 +17,7 @@ demo: .venv/.installed    ## the whole wheel on real documents (DOCS=folder for 
 	@MAINSPRING_HOME="$${MAINSPRING_HOME:-$(CURDIR)/.mainspring}" $(BIN)/python examples/handbook/demo.py --docs "$(DOCS)"
 
 test: .venv/.installed    ## the whole test suite
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --durations=15
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 lint: .venv/.installed    ## formatting, rules, floors, types
 	@$(BIN)/ruff format --check .
