@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from itertools import groupby
 from pathlib import Path
 
 import cluster_entries
@@ -49,7 +50,8 @@ def test_a_gang_runs_and_its_files_are_in_the_runs_folder(launcher):
     handle = launcher.submit(job("greet", "greet", ranks=2), on_state=lambda state, reason: seen.append(state))
     result = require_success(handle.wait(60))
     assert [end.code for end in result.exits] == [0, 0]
-    assert [*dict.fromkeys(seen)] == ["PENDING", "ADMITTED", "PLACED", "RUNNING", "SUCCEEDED"]
+    in_order = [state for state, _ in groupby(seen)]  # a state is told again with another reason
+    assert in_order == ["PENDING", "ADMITTED", "PLACED", "RUNNING", "SUCCEEDED"]
     assert handle.logs(1) == "rank 1 of 2, 1 of 2 here\n"
     assert (handle.run_dir / "out/weights-1.bin").stat().st_size == 5_000_000
 
@@ -339,7 +341,7 @@ ONE_OF_TWO_DRIVERS = """
     from mainspring.cluster import Launcher, require_success
     from mainspring.spec import Job, Settings
     from mainspring.store import Store
-    entry, payload = "cluster_entries:occupy", json.dumps({"seconds": 0.5})
+    entry, payload = "cluster_entries:occupy", json.dumps({"seconds": 2.0})  # longer than ranks of a gang start apart
     with Launcher(Store.open(Settings(home=sys.argv[2])), address=sys.argv[1]) as launcher:
         jobs = [Job(id=f"j{n}", name="j", entry=entry, ranks=2, payload_json=payload) for n in range(2)]
         for handle in [launcher.submit(job) for job in jobs]:
@@ -376,7 +378,7 @@ def test_two_drivers_share_a_cluster_without_taking_each_others_places(tmp_path)
     )
     assert len(stays) == 8
     most = max(sum(began <= moment < ended for began, ended in stays) for moment, _ in stays)
-    assert most <= 2
+    assert most == 2
 
 
 def test_a_local_survey_needs_no_ray():

@@ -247,6 +247,7 @@ def test_a_job_saves_and_makes_room_for_another_drivers_of_higher_priority_and_g
         last = scheduler(home, one_node)
         try:
             assert eventually(lambda: store.job("low").state == "SUCCEEDED", within_s=60), store.jobs()
+            assert eventually(lambda: groups(one_node) == [], within_s=30)
         finally:
             last.terminate()
             last.wait(60)
@@ -255,7 +256,6 @@ def test_a_job_saves_and_makes_room_for_another_drivers_of_higher_priority_and_g
         assert (store.job("low").attempt, store.job("low").losses) == (2, 0)
         assert ends(store) == {"low": 1, "urgent": 1}
         assert "stops: makes room for urgent" in reasons(store, "low")
-        assert eventually(lambda: groups(one_node) == [], within_s=30)
 
 
 def command(home: Path, ray: RayNodes, *words: str) -> str:
@@ -298,6 +298,7 @@ def test_a_gathering_stops_whom_its_plan_names_and_gives_all_back_although_its_s
             for name in "ab":
                 (home / f"{name}.trace.go").touch()
             assert eventually(lambda: all(store.job(name).state == "SUCCEEDED" for name in "ab"), within_s=30)
+            assert eventually(lambda: groups(one_node) == [], within_s=30)
         finally:
             last.terminate()
             last.wait(60)
@@ -306,7 +307,6 @@ def test_a_gathering_stops_whom_its_plan_names_and_gives_all_back_although_its_s
             assert (home / f"{name}.trace").read_text() == "began\nsaved\nwent on\n"
             assert (store.job(name).attempt, store.job(name).losses) == (2, 0)
         assert ends(store) == dict.fromkeys(("a", "b", "big"), 1)
-        assert eventually(lambda: groups(one_node) == [], within_s=30)
 
 
 def test_any_node_may_be_shot_and_every_job_ends_once(home: Path):

@@ -19,7 +19,7 @@ from mainspring.cluster.placement import Capacity, added, allowed, as_placed, sl
 from mainspring.cluster.schedule.decide import decide
 from mainspring.cluster.schedule.elastic import smallest
 from mainspring.cluster.schedule.gang import Place, occupy
-from mainspring.cluster.schedule.gather import LEASE, hold_leases, leaf_of, lease_for
+from mainspring.cluster.schedule.gather import LEASE, hold_pools, leaf_of
 from mainspring.cluster.schedule.state import State, arrive, build_state, dequeue, hold, new_entry
 from mainspring.spec import (
     WHOLE,
@@ -205,13 +205,8 @@ def gang_of(job: Job, plan: str = "") -> Gang:
 
 
 def _request(need: Resources, models: tuple[str, ...] = ()) -> Request:
-    return Request(
-        cpu_milli=round(1000 * need.cpus),
-        memory_mib=-(-need.memory_bytes // 2**20),
-        devices=max(round(need.devices), 1) if need.devices else 0,
-        milli=round(1000 * need.devices) if 0 < need.devices < 1 else 1000,
-        models=models,
-    )
+    request = Request.of(cpus=need.cpus, devices=need.devices, models=models)
+    return replace(request, memory_mib=-(-need.memory_bytes // 2**20))
 
 
 def machines_in(total: Sequence[Capacity]) -> tuple[Machine, ...]:
@@ -242,9 +237,8 @@ def _books(state: QueueState, jobs: Sequence[Job]) -> State:
     ]
     if known:
         books = decide(books, known, now_ms=books.now_ms).state
-    pools = {pool.gang: pool for pool in state.pools}
-    held = [gang_of(each.job, each.placement.plan) for each in state.running if each.job.id in pools]
-    hold_leases(books, [lease_for(pools[gang.id], gang, now_ms=books.now_ms) for gang in held])
+    running = (gang_of(each.job, each.placement.plan) for each in state.running)
+    hold_pools(books, state.pools, running, now_ms=books.now_ms)
     for each in sorted(state.running, key=lambda each: -each.ran_ms):
         _count(books, each)
     _cut_down(books, _with_left(state))

@@ -11,7 +11,7 @@ of ours: gloo's are written one by one, and the fastest is several times as fast
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mainspring.spec import AXES, Link, Mesh, Operation
+from mainspring.spec import AXES, Link, Mesh, Operation, OperationCost
 
 # Shares of a link's rate that collectives reach: 343 of 450 GB/s on NVLink 4; between nodes the fit on published
 # multi-node runs, which holds congestion and ring imbalance too.
@@ -124,18 +124,21 @@ def exchange_s(ring: Ring, sent_bytes: float, *, messages: float = 1) -> float:
 
 def send_s(link: Link, sent_bytes: float) -> float:
     """Seconds of handing `sent_bytes` to one other rank."""
-    for cost in link.costs:
-        if cost.operation == "send":
-            return cost.latency_s + sent_bytes / cost.bytes_per_s
-    return link.latency_s + sent_bytes / link.bytes_per_s
+    cost = _cost("send", link) or link
+    return cost.latency_s + sent_bytes / cost.bytes_per_s
 
 
 def _measured_s(operation: Operation, ring: Ring, whole_bytes: float, messages: float) -> float | None:
     """By what was measured of `operation` among ranks of one machine; None where nothing was."""
     if ring.inner is None or ring.outer is not None:
         return None
-    for cost in ring.inner.costs:
-        if cost.operation == operation:
-            around = (ring.ranks - 1) * messages * cost.latency_s
-            return around + whole_bytes * (ring.ranks - 1) / ring.ranks / cost.bytes_per_s
-    return None
+    cost = _cost(operation, ring.inner)
+    if cost is None:
+        return None
+    around = (ring.ranks - 1) * messages * cost.latency_s
+    return around + whole_bytes * (ring.ranks - 1) / ring.ranks / cost.bytes_per_s
+
+
+def _cost(operation: Operation, link: Link) -> OperationCost | None:
+    """What was measured of `operation` on `link`."""
+    return next((cost for cost in link.costs if cost.operation == operation), None)

@@ -104,21 +104,26 @@ def planned(node: Node, *, ranks: int) -> tuple[Plan, ...]:
 
 def works(device: torch.device, *, large: bool) -> list[Callable[[], Any]]:
     """All that is timed on `device`; `large` on an accelerator."""
-    shapes = [_larger(shape) if large else shape for shape in SHAPES]
-    updates = [params * (SCALE**2 if large else 1) for params in UPDATES]
+    shapes, updates = _sizes(large=large)
     return [*(_passing(shape, device) for shape in shapes), *(_updating(params, device) for params in updates)]
 
 
 def facts(seconds: Sequence[float], *, large: bool, ranks: int) -> tuple[Passed | Updated, ...]:
     """What the `seconds` of all that `works` makes say, on ranks that have a `ranks`-th of the device each."""
-    share, found = 1 / ranks, list[Passed | Updated]()
-    for shape, taken in zip(SHAPES, seconds, strict=False):
-        each = _larger(shape) if large else shape
+    (shapes, updates), share, found = _sizes(large=large), 1 / ranks, list[Passed | Updated]()
+    for each, taken in zip(shapes, seconds, strict=False):
         profile = profile_decoder(each.config, seq_len=each.seq_len, name="probe")
         found.append(Passed(profile, each.rows, each.precision, taken, share=share))
-    for params, taken in zip(UPDATES, seconds[len(SHAPES) :], strict=True):
-        found.append(Updated(params * (SCALE**2 if large else 1), taken, share=share))
+    for params, taken in zip(updates, seconds[len(shapes) :], strict=True):
+        found.append(Updated(params, taken, share=share))
     return tuple(found)
+
+
+def _sizes(*, large: bool) -> tuple[list[Shape], list[int]]:
+    """The decoders that are passed through, and the parameters that are updated."""
+    if not large:
+        return list(SHAPES), list(UPDATES)
+    return [_larger(shape) for shape in SHAPES], [params * SCALE**2 for params in UPDATES]
 
 
 def _larger(shape: Shape) -> Shape:

@@ -5,7 +5,7 @@ gang a queue of its own whose `min` is what it needs; the minima of its siblings
 tree with leases is computed from the planted one each time, so giving back is exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mainspring.cluster.schedule.gang import find_place, usable_nodes
@@ -66,14 +66,15 @@ def begin_lease(state: State, gathered: Gathered) -> list[Decision]:
     return decisions
 
 
-def hold_leases(state: State, leases: Sequence[Lease]) -> None:
-    """Put leases into force whose gangs run already, before these are counted; those of lost queues are not."""
-    _grow(state, tuple(lease for lease in leases if lease.queue in state.tree.position))
-
-
-def lease_for(pool: Pool, gang: Gang, *, now_ms: int) -> Lease:
-    """A pool as the lease of its gang."""
-    return Lease(queue=pool.queue, gang=gang, until_ms=now_ms + pool.left_ms)
+def hold_pools(state: State, pools: Sequence[Pool], running: Iterable[Gang], *, now_ms: int) -> None:
+    """Put the pools of those `running` into force as leases, before these are counted; those of lost queues are not."""
+    gangs = {gang.id: gang for gang in running}
+    leases = [
+        Lease(queue=pool.queue, gang=gangs[pool.gang], until_ms=now_ms + pool.left_ms)
+        for pool in pools
+        if pool.gang in gangs and pool.queue in state.tree.position
+    ]
+    _grow(state, tuple(leases))
 
 
 def leaf_of(state: State, gang: Gang) -> int:

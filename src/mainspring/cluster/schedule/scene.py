@@ -12,7 +12,7 @@ import numpy as np
 from mainspring.cluster.schedule.changes import apply_change
 from mainspring.cluster.schedule.decide import Outcome, decide
 from mainspring.cluster.schedule.gang import Place, choose_devices
-from mainspring.cluster.schedule.gather import hold_leases, leaf_of, lease_for, plan_gather
+from mainspring.cluster.schedule.gather import hold_pools, leaf_of, plan_gather
 from mainspring.cluster.schedule.state import State, add, arrive, build_state, hold, new_entry
 from mainspring.spec import (
     Decision,
@@ -36,8 +36,7 @@ def open_scene(scene: Scene) -> Outcome:
     Raises `SpecError` for a gang said to run where there is no room for it.
     """
     state = build_state(scene.machines, scene.queues or _named(scene), levels=scene.levels, rules=scene.rules)
-    pools, standing = {pool.gang: pool for pool in scene.pools}, [each.gang for each in scene.running]
-    hold_leases(state, [lease_for(pools[gang.id], gang, now_ms=scene.now_ms) for gang in standing if gang.id in pools])
+    hold_pools(state, scene.pools, (each.gang for each in scene.running), now_ms=scene.now_ms)
     sick = {machine.name: machine.sick for machine in scene.machines}
     for name in scene.closed:
         apply_change(state, NodeChanged(node=name, open=False, sick=sick.get(name, ())))

@@ -30,7 +30,8 @@ def page(found: Simulation) -> str:
     title = f"{found.nodes} nodes, {found.devices} devices, {found.tasks} tasks, policy {found.policy}"
     curve = found.curve
     used = [(at.load, at.allocation_percent) for at in curve]
-    cpu, memory = ([(at.load, value(at)) for at in curve] for value in (_cpu, _memory))
+    cpu = [(at.load, at.cpu_percent) for at in curve]
+    memory = [(at.load, at.memory_percent) for at in curve]
     seen = [(at.load, 100 * at.turned_away / max(1.0, at.placed + at.turned_away)) for at in curve]
     waste = [(at.load, at.waste_percent) for at in curve]
     knobs = ", ".join(f"{knob.name} {knob.value:g}" for knob in found.knobs)
@@ -49,14 +50,6 @@ def page(found: Simulation) -> str:
         "</html>",
     ]
     return "\n".join(parts)
-
-
-def _cpu(at: LoadResult) -> float:
-    return at.cpu_percent
-
-
-def _memory(at: LoadResult) -> float:
-    return at.memory_percent
 
 
 def _band(curve: Sequence[LoadResult]) -> Points:
