@@ -157,6 +157,7 @@ def profile_module(
         tied_params=sum(each.count * each.width for each in tied),
         chain=bool(structure.blocks),
         tied_rows=tied,
+        unchained=structure.reason,
     )
 
 

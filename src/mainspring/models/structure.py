@@ -11,6 +11,7 @@ Deliberately absent: chains that pass several tensors that need gradients, such 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,10 +77,9 @@ def read_structure(model: nn.Module, run: Run) -> Structure:
     calls = _calls(model, run)
     chain = _longest_chain([call for call in calls if call.times == 1])
     if not chain:
-        shared = next((call for call in calls if call.times > 1), None)
-        if shared is not None:
-            return Structure(reason=f"{shared.name} is one module that runs {shared.times} times")
-        return Structure(reason="it has no list of blocks that hand one tensor on from each to the next")
+        return Structure(
+            reason=_repeated(model, run) or "it has no list of blocks that hand one tensor on from each to the next"
+        )
     names = {id(p): name for name, p in model.named_parameters()}
     kinds = {call.hidden for call in chain}
     if len(kinds) > 1:
@@ -173,6 +173,23 @@ def _calls(model: nn.Module, run: Run) -> list[_Call]:
         for hook in hooks:
             hook.remove()
     return order
+
+
+def _repeated(model: nn.Module, run: Run) -> str:
+    """The outermost module with parameters that runs several times, in words; empty when there is none."""
+    times: Counter[str] = Counter()
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: times.update([name]))
+        for name, module in model.named_modules()
+        if name and next(module.parameters(), None) is not None
+    ]
+    try:
+        run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    name = next((name for name, _ in model.named_modules() if times[name] > 1), "")
+    return f"{name} is one module that runs {times[name]} times" if name else ""
 
 
 def _longest_chain(calls: list[_Call]) -> list[_Call]:

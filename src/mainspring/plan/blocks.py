@@ -7,10 +7,10 @@ context parallelism gathers keys and values; experts cost two exchanges each way
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mainspring.plan import network
 from mainspring.plan.flops import ELEMENT_BYTES, peak_flops_per_s
@@ -50,8 +50,7 @@ class Cut:
         return 1 if whole else self.tp
 
 
-@dataclass(frozen=True, slots=True)
-class Passes:
+class Passes(NamedTuple):
     """Seconds of one micro-batch. `weight_s` of `backward_s` is what a zero-bubble schedule may put off."""
 
     forward_s: float
@@ -61,8 +60,7 @@ class Passes:
     backward_network_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What a block keeps on a rank: parameters before sharding, and bytes of one micro-batch that backward needs.
 
     `whole_bytes` is what it keeps while its backward runs, recomputed or not.
@@ -244,12 +242,12 @@ def stream_bytes(model: ModelSpec) -> float:
     return max(block.output_bytes_per_token for block in repeated)
 
 
-def prefix(values: Sequence[float]) -> list[float]:
+def prefix(values: Iterable[float]) -> list[float]:
     """Running sums, from nothing to all."""
     return [0.0, *itertools.accumulate(values)]
 
 
 def by_unit(model: ModelSpec, figures: Sequence[T]) -> Iterator[T]:
     """One figure per block of the model, repeated for each of its units."""
-    for block, figure in zip(model.blocks, figures, strict=True):
-        yield from itertools.repeat(figure, block.count)
+    pairs = zip(figures, (block.count for block in model.blocks), strict=True)
+    return itertools.chain.from_iterable(itertools.starmap(itertools.repeat, pairs))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mainspring.plan import blocks, network
-from mainspring.plan.blocks import Cut, Rank
+from mainspring.plan.blocks import Cut, Rank, Rings
 from mainspring.plan.layout import HOST, Layout, even_count, fastest_counts
 from mainspring.plan.limits import refusal
 from mainspring.plan.memory import USABLE, logits_bytes, rank_memory, stage_memory
@@ -81,19 +81,22 @@ class Line:
     """A pipeline with its stages: what all ways to spread its replicas' state share.
 
     `shares` has `(count, extra)` for each column, `most` the micro-batches of its busiest replica; `bound_s` is a time
-    that no order of the passes beats.
+    that no order of the passes beats. Its stages fit with up to `room_for` bytes for the state of a parameter, and with
+    `bytes_too_many` no cut does.
     """
 
     __slots__ = (
         "_ends_s",
         "_loads",
+        "_times",
         "bound_s",
+        "bytes_too_many",
         "choice",
         "grid",
         "layout",
         "most",
         "places",
-        "rooms",
+        "room_for",
         "shares",
         "spent",
     )
@@ -109,16 +112,18 @@ class Line:
         self.choice, self.layout, self.grid, self.spent, self.shares = choice, layout, grid, spent, shares
         self.places = _places(choice)
         self.most = [count + (extra > 0) for count, extra in shares]
-        self.bound_s = max(_bound_s(choice, column, count) for column, count in zip(spent, self.most, strict=True))
+        self._times = [[each.times for each in column] for column in spent]
+        self.bound_s = max(_bound_s(choice, column, n) for column, n in zip(self._times, self.most, strict=True))
         self._ends_s: list[float] | None = None
         self._loads: list[list[Load]] | None = None
-        self.rooms: list[tuple[float, float]] | None = None
+        self.room_for: float | None = None
+        self.bytes_too_many = math.inf
 
     @property
     def ends_s(self) -> list[float]:
         """When each column has run its last pass."""
         if self._ends_s is None:
-            pairs = zip(self.spent, self.most, strict=True)
+            pairs = zip(self._times, self.most, strict=True)
             self._ends_s = [pipeline_s(self.choice, column, count) for column, count in pairs]
         return self._ends_s
 
@@ -141,10 +146,11 @@ class Estimator:
         self, model: ModelSpec, *, global_batch: int, memory_share: float = USABLE, stack: Stack = TORCH
     ) -> None:
         self.model = model
-        self._batch = global_batch
-        self._memory_share = memory_share
+        self.batch = global_batch
+        self.memory_share = memory_share
         self._stack = stack
-        self._slices: dict[tuple[Cut, Rank, network.Fabric], Slice] = {}
+        self._slices: dict[tuple[Cut, Rank, int], Slice] = {}
+        self._rings: dict[tuple[network.Fabric, int, int, int], Rings] = {}
         self._syncs: dict[tuple[network.Fabric, Mesh], Sync] = {}
         self._last: tuple[Cut, Layout, tuple[tuple[Slice, ...], ...]] | None = None
 
@@ -155,7 +161,7 @@ class Estimator:
 
     def line(self, choice: Choice, layout: Layout) -> Line | None:
         """The pipeline of `choice`, whatever its ZeRO stage; None when it cannot run."""
-        total, rest = divmod(self._batch, choice.cut.rows)
+        total, rest = divmod(self.batch, choice.cut.rows)
         if rest or total < sum(column.replicas for column in layout.columns):
             return None
         if len(layout.columns) == 1:
@@ -178,7 +184,7 @@ class Estimator:
         choice = Choice(mesh=mesh, cut=line.choice.cut, zero=zero, schedule=line.choice.schedule, cuts=line.choice.cuts)
         if line.bound_s >= beat_s or _refused(choice, line.shares, zero=zero):
             return None
-        sync = self._sync(layout, mesh)
+        sync = self.sync(layout, mesh)
         if zero == 3:
             line = Line(choice, layout, line.grid, self._spent(choice, layout, line.grid, sync), line.shares)
         once = _once_s(choice, line, sync=sync, hidden=self.hidden(layout))
@@ -199,64 +205,11 @@ class Estimator:
             time=_time(line, once, line.ends_s if fits else None),
         )
 
-    def floor_s(self, cut: Cut, layout: Layout) -> float:
-        """A step that nothing on these ranks beats: all their work, perfectly balanced and never waiting."""
-        pace = 0.0
-        for column in layout.columns:
-            for rank, count in column.kinds:
-                pace += column.replicas * count / self._slice(cut, rank, layout.fabric).all_s
-        return self._batch / cut.rows / pace
-
-    def slowest_s(self, cut: Cut, layout: Layout) -> float:
-        """Seconds of one micro-batch on the slowest kind of rank, had it the whole model."""
-        kinds = (rank for column in layout.columns for rank, _ in column.kinds)
-        return max(self._slice(cut, rank, layout.fabric).all_s for rank in kinds)
-
-    def exchange_floors_s(
-        self, cut: Cut, layout: Layout, arrangements: Sequence[tuple[Mesh, tuple[Zero, ...]]]
-    ) -> Iterator[tuple[float, Mesh, Zero]]:
-        """Seconds of exchanging state, and of the optimiser, that no stages avoid: some rank has a mean share or more.
-
-        All arithmetic of a micro-batch may hide it.
-        """
-        hidden = self.hidden(layout)
-        parts = [self._slice(cut, rank, layout.fabric) for rank in _distinct(layout)]
-        pp = arrangements[0][0].pp if arrangements else 1
-        loads = [(part, part.mean_load(pp)) for part in parts]
-        for mesh, zeros in arrangements:
-            sync = self._sync(layout, mesh)
-            counts = self._batch / cut.rows / mesh.replicas if len(layout.columns) == 1 else 1
-            exchanged = [part.sharding_s(load, sync=sync) if zeros != (0,) else (0.0, 0.0) for part, load in loads]
-            for zero in zeros:
-                least = math.inf
-                for (part, load), (gather, reduce) in zip(loads, exchanged, strict=True):
-                    shards = mesh.shards if zero else 1
-                    seconds = part.update_s((load.params + load.expert_params) / shards)
-                    if zero == 3:
-                        seconds += counts * max(0.0, gather - hidden * load.forward_s)
-                        seconds += counts * max(0.0, gather + reduce - hidden * load.backward_s)
-                    elif zero:
-                        seconds += part.once_s(load, zero=zero, exchanged=(gather, reduce), hidden=hidden)
-                    else:
-                        seconds += part.step_sync_s(load, zero=0, sync=sync, hidden=hidden)
-                    least = min(least, seconds)
-                yield least, mesh, zero
-
-    def hopeless(self, cut: Cut, layout: Layout, mesh: Mesh) -> bool:
-        """Whether not even an even share of all state and of one micro-batch's activations fits."""
-        part = self._slice(cut, layout.columns[0].ranks[0], layout.fabric)
-        stack = self._stack
-        held = part.params[-1] + part.expert_params[-1]
-        state = (stack.weight_bytes + stack.gradient_bytes + stack.optimizer_bytes) * held / (mesh.replicas * mesh.cp)
-        need = (state + part.kept_bytes[-1]) / mesh.pp
-        room = max(rank.memory_bytes for column in layout.columns for rank, _ in column.kinds)
-        return need > self._memory_share * room
-
     def crammed(self, line: Line, each: float) -> bool:
         """Whether activations, and `each` bytes for a parameter, leave some rank of `line` without room."""
-        if line.rooms is None:
-            line.rooms = list(self._rooms(line))
-        return any(each * params > room for params, room in line.rooms)
+        if line.room_for is None:
+            line.room_for = min(room / max(params, 1.0) for params, room in self._rooms(line))
+        return each > line.room_for
 
     def _rooms(self, line: Line) -> Iterator[tuple[float, float]]:
         """The parameters of each rank of a pipeline, and the bytes that activations leave for them."""
@@ -271,11 +224,11 @@ class Estimator:
 
     def usable_bytes(self, layout: Layout, place: int) -> int:
         """What pipeline rank `place` may fill, on its smallest device."""
-        return int(self._memory_share * min(column.ranks[place].memory_bytes for column in layout.columns))
+        return int(self.memory_share * min(column.ranks[place].memory_bytes for column in layout.columns))
 
-    def thinnest(self, line: Line) -> float:
+    def thinnest(self, mesh: Mesh) -> float:
         """Bytes of a parameter's state when all replicas share it."""
-        mesh, stack = line.choice.mesh, self._stack
+        stack = self._stack
         return (stack.weight_bytes + stack.gradient_bytes + stack.optimizer_bytes) / (mesh.replicas * mesh.cp)
 
     def state_bytes(self, mesh: Mesh, zero: Zero, line: Line) -> float:
@@ -293,21 +246,27 @@ class Estimator:
     def slices(self, cut: Cut, layout: Layout) -> tuple[tuple[Slice, ...], ...]:
         """The model under `cut` for each column and pipeline rank of `layout`."""
         if self._last is None or self._last[0] is not cut or self._last[1] is not layout:
-            columns = [(self._slice(cut, rank, layout.fabric) for rank in column.ranks) for column in layout.columns]
+            columns = [(self.slice_of(cut, rank, layout.fabric) for rank in column.ranks) for column in layout.columns]
             self._last = cut, layout, tuple(tuple(parts) for parts in columns)
         return self._last[2]
 
-    def _slice(self, cut: Cut, rank: Rank, fabric: network.Fabric) -> Slice:
-        key = (cut, rank, fabric)
+    def slice_of(self, cut: Cut, rank: Rank, fabric: network.Fabric) -> Slice:
+        """The model under `cut` on one kind of rank."""
+        within = (fabric, cut.tp, cut.cp, cut.ep)
+        rings = self._rings.get(within)
+        if rings is None:
+            made = blocks.inner_rings(fabric, Mesh(tp=cut.tp, cp=cut.cp, ep=cut.ep))
+            rings = self._rings[within] = next((known for known in self._rings.values() if known == made), made)
+        key = (cut, rank, id(rings))
         found = self._slices.get(key)
         if found is None:
-            rings = blocks.inner_rings(fabric, Mesh(tp=cut.tp, cp=cut.cp, ep=cut.ep))
             on_host = rank.device.vendor == HOST and self._stack is TORCH
             stack = HOSTED if on_host else self._stack
             found = self._slices[key] = Slice(self.model, cut, rank=rank, rings=rings, stack=stack)
         return found
 
-    def _sync(self, layout: Layout, mesh: Mesh) -> Sync:
+    def sync(self, layout: Layout, mesh: Mesh) -> Sync:
+        """The groups that gradients and shards of `mesh` travel in."""
         key = (layout.fabric, mesh)
         if key not in self._syncs:
             self._syncs[key] = sync_rings(layout.fabric, mesh)
@@ -315,7 +274,7 @@ class Estimator:
 
     def hidden(self, layout: Layout) -> float:
         """How much of the arithmetic collectives may hide behind."""
-        on_host = any(rank.device.vendor == HOST for rank in _distinct(layout))
+        on_host = any(rank.device.vendor == HOST for rank in layout.distinct)
         return 0.0 if on_host else self._stack.hidden
 
     def _spent(
@@ -375,11 +334,6 @@ class Estimator:
         return tuple(stages), tuple(rank_memory(each, runtime_bytes=runtime) for each in by_rank), usable
 
 
-def _distinct(layout: Layout) -> list[Rank]:
-    """The kinds of rank on a layout."""
-    return list(dict.fromkeys(rank for column in layout.columns for rank, _ in column.kinds))
-
-
 def _places(choice: Choice) -> tuple[int, ...]:
     """The pipeline rank of each stage."""
     return stage_ranks(len(choice.cuts) - 1, choice.mesh.pp, choice.schedule)
@@ -423,19 +377,17 @@ def _time(line: Line, once: tuple[float, float], ends: list[float] | None) -> Ti
     )
 
 
-def pipeline_s(choice: Choice, spent: Sequence[Spent], microbatches: int) -> float:
+def pipeline_s(choice: Choice, times: Sequence[StageTimes], microbatches: int) -> float:
     """Seconds of a column's forwards and backwards of a step."""
-    times = [each.times for each in spent]
     pp = choice.mesh.pp
     if pp == 1:
         return microbatches * sum(each.forward_s + each.backward_s for each in times)
     found = simulated_s(times, pp=pp, schedule=choice.schedule, microbatches=microbatches)
-    return max(found, least_s(times, pp=pp, schedule=choice.schedule, microbatches=microbatches))
+    return max(found, _bound_s(choice, times, microbatches))
 
 
-def _bound_s(choice: Choice, spent: Sequence[Spent], microbatches: int) -> float:
+def _bound_s(choice: Choice, times: Sequence[StageTimes], microbatches: int) -> float:
     """A step of a column that no order beats."""
-    times: list[StageTimes] = [each.times for each in spent]
     return least_s(times, pp=choice.mesh.pp, schedule=choice.schedule, microbatches=microbatches)
 
 
@@ -461,4 +413,5 @@ def _shares(
 
 def _pace_s(choice: Choice, spent: Sequence[Spent]) -> float:
     """Seconds between two micro-batches of a full pipeline: its slowest rank's work."""
-    return max(_bound_s(choice, spent, 2) - _bound_s(choice, spent, 1), 1e-12)
+    times = [each.times for each in spent]
+    return max(_bound_s(choice, times, 2) - _bound_s(choice, times, 1), 1e-12)

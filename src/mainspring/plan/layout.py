@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mainspring.plan.blocks import Rank
 from mainspring.plan.network import Fabric
 
+Kinds = tuple[tuple[Rank, int], ...]
 HOST = "cpu"  # the one vendor whose device several ranks may share
 
 
@@ -20,7 +21,7 @@ class Column:
 
     replicas: int
     ranks: tuple[Rank, ...]
-    kinds: tuple[tuple[Rank, int], ...] = ()
+    kinds: Kinds = ()
 
     def __post_init__(self) -> None:
         if not self.kinds:
@@ -33,6 +34,11 @@ class Layout:
 
     columns: tuple[Column, ...]
     fabric: Fabric
+
+    @property
+    def distinct(self) -> list[Rank]:
+        """The kinds of rank on it."""
+        return list(dict.fromkeys(rank for column in self.columns for rank, _ in column.kinds))
 
 
 def even_count(replicas: int, total: int) -> int | None:

@@ -46,10 +46,11 @@ class Kind:
 
     def rank(self, per_node: int) -> Rank:
         """One rank when a node holds `per_node` of them: they share a host CPU, and own an accelerator each."""
-        if per_node not in self._ranks:
-            share = 1 / per_node if self.device.vendor == HOST else 1.0
-            self._ranks[per_node] = Rank(device=self.device, share=share, memory_bytes=int(self.memory_bytes * share))
-        return self._ranks[per_node]
+        shared = per_node if self.device.vendor == HOST else 1
+        if shared not in self._ranks:
+            memory = self.memory_bytes // shared
+            self._ranks[shared] = Rank(device=self.device, share=1 / shared, memory_bytes=memory)
+        return self._ranks[shared]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,17 +88,8 @@ class Offer:
             columns = tuple(
                 Column(replicas=n, ranks=(r,) * pp, kinds=((r, pp),)) for r, n in zip(ranks, self.replicas, strict=True)
             )
-        share = min(rank.share for rank in ranks)
-        links = [seat.kind.link for seat in self.seats]
-        inner = Link(
-            name="inner",
-            bytes_per_s=min(link.bytes_per_s for link in links) * share,
-            latency_s=max(link.latency_s for link in links),
-            costs=_costs(links, share),
-        )
-        outer = Link(name="outer", bytes_per_s=cluster.link.bytes_per_s * share, latency_s=cluster.link.latency_s)
-        per_node = min(seat.per_node for seat in self.seats)
-        return Layout(columns=columns, fabric=_fabric(per_node, inner, outer))
+        seated = tuple((seat.kind, seat.per_node) for seat in self.seats)
+        return Layout(columns=columns, fabric=_seated(seated, cluster.link))
 
     def nodes(self, *, pp: int, inner: int) -> list[int]:
         """The node of each rank, row-major over the mesh's axes; `inner` ranks make one replica's part of a stage."""
@@ -118,6 +110,21 @@ def _costs(links: Sequence[Link], share: float) -> tuple[OperationCost, ...]:
     if len(set(links)) > 1:
         return ()
     return tuple(replace(cost, bytes_per_s=cost.bytes_per_s * share) for cost in links[0].costs)
+
+
+@lru_cache(maxsize=1024)
+def _seated(seated: tuple[tuple[Kind, int], ...], between: Link) -> Fabric:
+    """The links of ranks on so many of each kind a node: the slowest of them, shared by the ranks of a host."""
+    share = min(kind.rank(per_node).share for kind, per_node in seated)
+    links = [kind.link for kind, _ in seated]
+    inner = Link(
+        name="inner",
+        bytes_per_s=min(link.bytes_per_s for link in links) * share,
+        latency_s=max(link.latency_s for link in links),
+        costs=_costs(links, share),
+    )
+    outer = Link(name="outer", bytes_per_s=between.bytes_per_s * share, latency_s=between.latency_s)
+    return _fabric(min(per_node for _, per_node in seated), inner, outer)
 
 
 @lru_cache(maxsize=1024)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 FEW_UNITS = 14  # of which every cut may be tried
 HALVINGS = 40
+PROBES = 3  # of the least time that could do, before halving
+ROUNDED = 1 + 1e-9  # times a number that may be off in its last bits
 TOLERANCE = 1e-7  # below any two sums of units that differ
 
 
@@ -29,24 +31,29 @@ def even_cut(units: int, stages: int) -> tuple[int, ...]:
 
 
 def best_cut(
-    seconds: Sequence[Sequence[float]], held: Sequence[Sequence[float]] = (), rooms: Sequence[float] = ()
+    seconds: Sequence[Sequence[float]],
+    held: Sequence[Sequence[float]] = (),
+    rooms: Sequence[float] = (),
+    *,
+    least_s: float = 0.0,
 ) -> tuple[int, ...] | None:
     """The cut whose slowest stage is fastest; None when nothing fits.
 
     `seconds[s]` are running sums of the units' times on the devices of stage s, `held[s]` of their bytes there, of
-    which `rooms[s]` may be used.
+    which `rooms[s]` may be used. Some stage takes `least_s` in any case.
     """
     pack = _Packing(seconds, held, rooms)
     best = pack.cut(max(sums[-1] for sums in seconds))
     if best is None:
         return None
-    low = max(min(sums[-1] for sums in seconds) / len(seconds) / 2, min(reach.largest_s for reach in pack.stages))
+    low = min(sums[-1] for sums in seconds) / len(seconds) / 2
+    low = max(low, least_s, min(reach.largest_s for reach in pack.stages))
     high = _slowest(seconds, best)
     low = min(low, high)
-    for _ in range(HALVINGS):
+    for turn in range(HALVINGS):
         if high - low <= high * TOLERANCE:
             break
-        middle = (low + high) / 2
+        middle = low if turn < PROBES else (low + high) / 2
         found = pack.cut(middle)
         if found is None:
             low = max(middle, min(pack.next_s, high))

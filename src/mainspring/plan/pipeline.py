@@ -9,9 +9,8 @@ The orders are static: they depend on counts, never on durations, so that faster
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mainspring.spec import V_SHAPED, Schedule
 
@@ -23,8 +22,7 @@ Kind = Literal["F", "B", "W"]
 Action = tuple[Kind, int, int]  # what, stage, micro-batch
 
 
-@dataclass(frozen=True, slots=True)
-class StageTimes:
+class StageTimes(NamedTuple):
     """Seconds of one micro-batch in one stage. `weight_s` of the backward may be put off; `send_s` is one hand-over."""
 
     forward_s: float
@@ -57,6 +55,15 @@ def in_flight(schedule: Schedule, *, pp: int, chunks: int, microbatches: int) ->
         most_held(actions, pp=pp, chunks=chunks, split=schedule in SPLIT)
         for actions in order(schedule, pp, chunks, steady)
     )
+
+
+def least_held(schedule: Schedule, *, pp: int, microbatches: int) -> list[int]:
+    """Micro-batches that each pipeline rank holds at some moment, at least; known without following the schedule."""
+    if schedule == "gpipe":
+        return [microbatches] * pp
+    if schedule in ("1f1b", "zero_bubble"):
+        return [min(pp - rank, microbatches) for rank in range(pp)]
+    return [1] * pp
 
 
 def most_held(actions: Sequence[Action], *, pp: int, chunks: int, split: bool) -> tuple[int, ...]:

@@ -5,13 +5,15 @@ it must wait for, cannot be done in the time to beat.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 
 from mainspring.plan import partition
 from mainspring.plan.blocks import units
-from mainspring.plan.estimate import Choice, Estimate, Estimator, Line
+from mainspring.plan.bounds import Bounds
+from mainspring.plan.estimate import Choice, Estimate, Line
 from mainspring.plan.limits import refusal
 from mainspring.plan.pipeline import SPLIT, in_flight, stage_ranks
 from mainspring.plan.slices import Slice
@@ -25,29 +27,29 @@ NEARLY_EVEN = 0.97  # of the time of even stages, which the best cut of a long m
 class Refiner:
     """Refines frames of one space; cuts are remembered: what is fastest hardly depends on the micro-batch."""
 
-    def __init__(self, space: Space, estimator: Estimator) -> None:
-        self._space, self._estimator = space, estimator
-        self._units = len(units(estimator.model))
+    def __init__(self, space: Space, bounds: Bounds) -> None:
+        self._space, self._bounds, self._estimator = space, bounds, bounds.estimator
+        self._units = len(units(space.model))
         self._known: dict[object, tuple[int, ...]] = {}
         self._beat_s = math.inf
 
     def estimates(self, frame: Frame, *, beat_s: float) -> Iterator[Estimate]:
         """Estimates of the ways to arrange `frame` that could take less than `beat_s`."""
         best = self._beat_s = beat_s
-        if self._estimator.hopeless(frame.cut, frame.layout, frame.mesh):
+        if self._bounds.hopeless(frame.cut, frame.layout, frame.mesh):
             return
-        floor_s = self._estimator.floor_s(frame.cut, frame.layout)
+        floor_s = self._bounds.floor_s(frame.cut, frame.layout)
         may = (way for way in self._space.schedules(frame) if self._may_run(frame, *way))
         ways = [(self._floor_s(frame, *way, floor_s), *way) for way in may]
         if all(least_s >= best for least_s, _, _ in ways):
             return
         arrangements = self._space.arrangements(frame)
-        floors = self._estimator.exchange_floors_s(frame.cut, frame.layout, arrangements)
+        floors = self._bounds.exchange_floors_s(frame.cut, frame.layout, arrangements)
         meshes = sorted(floors, key=itemgetter(0))
         if not meshes:
             return
         for least_s, schedule, chunks in ways:
-            if least_s + meshes[0][0] >= best:
+            if least_s + meshes[0][0] >= best or self._overfull(frame, schedule):
                 continue
             for cuts in self._cuts(frame, schedule, chunks, exchange_s=meshes[0][0]):
                 if self._busiest_s(frame, schedule, cuts) + meshes[0][0] >= best:
@@ -89,7 +91,7 @@ class Refiner:
         if len(frame.layout.columns) > 1:
             # Of each column some rank has a mean share or more of as many micro-batches as the schedule needs.
             fewest = pp * (chunks if schedule == "dualpipev" else 1)
-            floor_s = max(floor_s, fewest / pp * self._estimator.slowest_s(frame.cut, frame.layout))
+            floor_s = max(floor_s, fewest / pp * self._bounds.slowest_s(frame.cut, frame.layout))
         if not self._enumerable(pp * chunks):
             return floor_s * (1 + (pp - 1) / (count * chunks * (3 if split else 1))) * NEARLY_EVEN
         if chunks > 1 or split or count <= 1 or len(frame.layout.columns) > 1:
@@ -98,6 +100,10 @@ class Refiner:
         if any(part is not parts[0] for part in parts):
             return floor_s
         return parts[0].all_s / (1 - (1 - 1 / count) ** pp)
+
+    def _overfull(self, frame: Frame, schedule: Schedule) -> bool:
+        """Whether no cut into stages fits."""
+        return frame.mesh.pp > 1 and self._bounds.overfull(frame.cut, frame.layout, frame.mesh, schedule)
 
     def _busiest_s(self, frame: Frame, schedule: Schedule, cuts: tuple[int, ...]) -> float:
         """A step that stages at `cuts` do not beat: what the last rank of a column waits for and computes."""
@@ -125,9 +131,13 @@ class Refiner:
     def _line(self, frame: Frame, choice: Choice, *, beat_s: float) -> Line | None:
         """The pipeline of `choice`, cut anew if its activations do not fit; None when it cannot be fast enough."""
         line = self._estimator.line(choice, frame.layout)
-        if line is None or line.bound_s >= beat_s or not self._estimator.crammed(line, self._estimator.thinnest(line)):
+        if (
+            line is None
+            or line.bound_s >= beat_s
+            or not self._estimator.crammed(line, self._estimator.thinnest(frame.mesh))
+        ):
             return line if line is not None and line.bound_s < beat_s else None
-        cuts = self._roomier(line, self._estimator.thinnest(line))
+        cuts = self._roomier(line, self._estimator.thinnest(frame.mesh))
         if cuts is None:
             return None
         line = self._estimator.line(replace(choice, cuts=cuts), frame.layout)
@@ -216,7 +226,10 @@ class Refiner:
 
     def _best_cut(self, frame: Frame, schedule: Schedule, stages: int) -> tuple[int, ...]:
         parts, places = self._parts(frame), stage_ranks(stages, frame.mesh.pp, schedule)
-        found = partition.best_cut([parts[place].both_s for place in places])
+        found = partition.best_cut(
+            [parts[place].both_s for place in places],
+            least_s=self._bounds.slowest_stage_s([*Counter(parts[place] for place in places).items()]),
+        )
         return found or partition.even_cut(self._units, stages)
 
     def _parts(self, frame: Frame) -> list[Slice]:
@@ -228,20 +241,31 @@ class Refiner:
         """The fastest cut whose stages fit when a parameter's state takes `each` bytes; None when there is none."""
         choice = line.choice
         pp = choice.mesh.pp
-        if pp == 1 or choice.chunks > 1 or self._enumerable(pp):
+        if pp == 1 or choice.chunks > 1 or each >= line.bytes_too_many or self._enumerable(pp):
             return None
         counts = in_flight(choice.schedule, pp=pp, chunks=1, microbatches=max(line.most))
         parts = [max(column, key=lambda part: part.all_s) for column in zip(*line.grid, strict=True)]
         rooms = [float(self._estimator.usable_bytes(line.layout, place)) for place in range(pp)]
         rooms[-1] -= self._estimator.logits_bytes(parts[-1])
         fewest = min(count for (count,) in counts)
-        if min(_bytes(part, each=each, held=fewest)[-1] for part in dict.fromkeys(parts)) > sum(rooms):
+        most = max(_room_for(part, sum(rooms), held=fewest) for part in dict.fromkeys(parts))
+        line.bytes_too_many = min(line.bytes_too_many, most)
+        if each > most:
             return None
         held = [_bytes(part, each=each, held=count) for part, (count,) in zip(parts, counts, strict=True)]
-        return partition.best_cut([part.both_s for part in parts], held, rooms)
+        least_s = self._bounds.slowest_stage_s([*Counter(parts).items()])
+        found = partition.best_cut([part.both_s for part in parts], held, rooms, least_s=least_s)
+        if found is None:
+            line.bytes_too_many = each
+        return found
 
 
 def _bytes(part: Slice, *, each: float, held: int) -> list[float]:
     """Running sums of what units need on a rank, without what is gathered for a moment."""
     sums = zip(part.params, part.expert_params, part.kept_bytes, strict=True)
     return [each * (dense + experts) + held * kept for dense, experts, kept in sums]
+
+
+def _room_for(part: Slice, room: float, *, held: int) -> float:
+    """Bytes for the state of a parameter above which a rank with `room` could not hold the whole model."""
+    return (room - held * part.kept_bytes[-1]) / max(1.0, part.params[-1] + part.expert_params[-1]) * partition.ROUNDED

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from mainspring.plan import price
+from mainspring.plan.bounds import Bounds
 from mainspring.plan.copies import in_copies
 from mainspring.plan.estimate import Choice, Estimate, Estimator
 from mainspring.plan.layout import Layout
@@ -86,7 +87,7 @@ def plan_training(
         if least is None:
             raise indivisible_batch(config, ranks, hints)
         raise too_large(model, least, _remedy(space, least))
-    estimator = Estimator(model, global_batch=config.global_batch, memory_share=hints.memory_share)
+    estimator = _estimator(space)
     plan = plan_of(estimator, cluster, config, found.best, offer=found.offer, objective=objective)
     plan = in_copies(plan, estimator, found.best, hints)
     others = (*found.by_mesh.values(), *alternatives(space, found.best.choice.mesh, objective))
@@ -124,14 +125,14 @@ def menu(
 def search(space: Space, objective: Objective) -> Found:
     """Every frame that could hold the best plan, refined."""
     found = Found()
-    estimator = Estimator(space.model, global_batch=space.config.global_batch, memory_share=space.hints.memory_share)
-    refiner = Refiner(space, estimator)
+    bounds = Bounds(_estimator(space))
+    refiner = Refiner(space, bounds)
     best = math.inf
 
     def rate_of(layout: Layout, mesh: Mesh) -> float:
         return RATES[objective](layout, mesh)
 
-    for floor, frame in space.ordered(estimator, rate_of):
+    for floor, frame in space.ordered(bounds, rate_of):
         if floor >= best:
             break
         beat_s = best / rate_of(frame.layout, frame.mesh)
@@ -144,6 +145,10 @@ def search(space: Space, objective: Objective) -> Found:
                 found.best, found.offer = estimate, frame.offer
                 best = min(best, rank_key(estimate, objective)[0] * CLOSE)
     return found
+
+
+def _estimator(space: Space) -> Estimator:
+    return Estimator(space.model, global_batch=space.config.global_batch, memory_share=space.hints.memory_share)
 
 
 def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Estimate]:
@@ -194,10 +199,9 @@ def _remedy(space: Space, least: Estimate) -> str:
 
 def smallest(space: Space) -> Estimate | None:
     """The choice that needs least memory: one sequence at a time, all recomputed, sharded as far as can be."""
-    estimator = Estimator(space.model, global_batch=space.config.global_batch, memory_share=space.hints.memory_share)
-    found: list[Estimate] = []
+    estimator, found = _estimator(space), list[Estimate]()
     rows = space.config.microbatch or 1
-    for _, frame in space.ordered(estimator, price.nothing):
+    for _, frame in space.ordered(Bounds(estimator), price.nothing):
         if frame.cut.rows != rows or frame.cut.recompute != space.limits.recompute[-1] or frame.mesh.pp > 1:
             continue
         for mesh, zero in space.meshes(frame):
@@ -263,7 +267,11 @@ def _check_hints(space: Space) -> None:
         said = f"{experts} experts" if experts else "no experts"
         raise SpecError(f"ep {hints.ep} was asked for, {model.name} has {said}", hint="ep must divide their number")
     if hints.pp > 1 and not model.chain:
-        raise SpecError(f"pp {hints.pp} was asked for, {model.name} is no chain of blocks that could be cut")
+        said = f": {model.unchained}" if model.unchained else ""
+        raise SpecError(
+            f"pp {hints.pp} was asked for, {model.name} is no chain of blocks that could be cut{said}",
+            hint="leave pp out, or have the model hand one tensor on through a ModuleList, each entry called once",
+        )
     if hints.pp > space.unit_count:
         raise SpecError(f"pp {hints.pp} was asked for, {model.name} has {space.unit_count} blocks to cut between")
     replicas = math.prod(max(1, getattr(hints, axis)) for axis in ("dp", "fsdp", "ep"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mainspring.plan import blocks, network
 from mainspring.plan.blocks import Cut, Rank, Rings, State
@@ -39,8 +40,7 @@ def sync_rings(fabric: Fabric, mesh: Mesh) -> Sync:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(NamedTuple):
     """Seconds of one micro-batch in one stage: what computes, what the network adds to it, and handing on."""
 
     forward_s: float
@@ -54,15 +54,14 @@ class Spent:
     def times(self) -> StageTimes:
         """What a schedule sees of it."""
         return StageTimes(
-            forward_s=self.forward_s + self.forward_network_s,
-            backward_s=self.backward_s + self.backward_network_s,
-            weight_s=self.weight_s,
-            send_s=self.send_s,
+            self.forward_s + self.forward_network_s,
+            self.backward_s + self.backward_network_s,
+            self.weight_s,
+            self.send_s,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What a pipeline rank holds, its stages together: parameters before sharding, and seconds of one micro-batch."""
 
     params: float
@@ -80,7 +79,7 @@ class Slice:
         states = [blocks.state(model, block, cut, stack) for block in model.blocks]
 
         def summed(figures: Sequence[float]) -> list[float]:
-            return blocks.prefix(list(blocks.by_unit(model, figures)))
+            return blocks.prefix(blocks.by_unit(model, figures))
 
         self.cut, self.rank, self.stack, self._rings = cut, rank, stack, rings
         self.width = rank.device.memory_bytes_per_s * rank.share
@@ -90,8 +89,8 @@ class Slice:
         self.weight_s = summed([p.weight_s for p in passes])
         self.forward_network_s = summed([p.forward_network_s for p in passes])
         self.backward_network_s = summed([p.backward_network_s for p in passes])
-        sums = zip(self.forward_s, self.backward_s, self.forward_network_s, self.backward_network_s, strict=True)
-        self.both_s = [sum(each) for each in sums]
+        self.blocks_s = [p.forward_s + p.backward_s + p.forward_network_s + p.backward_network_s for p in passes]
+        self.both_s = summed(self.blocks_s)
         self.all_s = self.both_s[-1]
         self.params = summed([s.params for s in states])
         self.expert_params = summed([s.expert_params for s in states])
@@ -116,14 +115,8 @@ class Slice:
             gather, reduce = self.sharding_s(self.load([(first, end)]), sync=sync)
             forward_net += max(0.0, gather - hidden * forward)
             backward_net += max(0.0, gather + reduce - hidden * backward)
-        return Spent(
-            forward_s=forward,
-            backward_s=backward,
-            weight_s=self.weight_s[end] - self.weight_s[first],
-            forward_network_s=forward_net,
-            backward_network_s=backward_net,
-            send_s=send_s,
-        )
+        weight = self.weight_s[end] - self.weight_s[first]
+        return Spent(forward, backward, weight, forward_net, backward_net, send_s)
 
     def load(self, ranges: Sequence[tuple[int, int]]) -> Load:
         """The units of several stages together."""
@@ -153,7 +146,7 @@ class Slice:
         """Running sums of parameters that each of `shards` ranks has room for: all are cut alike, and filled up."""
         if shards not in self._sharded:
             sizes = [padded(rows, shards) for rows in self._rows]
-            self._sharded[shards] = blocks.prefix(list(blocks.by_unit(self._model, sizes)))
+            self._sharded[shards] = blocks.prefix(blocks.by_unit(self._model, sizes))
         return self._sharded[shards]
 
     def padding(self, shards: int) -> float:

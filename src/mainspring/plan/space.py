@@ -14,7 +14,7 @@ from functools import cache
 
 from mainspring.plan import offers
 from mainspring.plan.blocks import Cut, units
-from mainspring.plan.estimate import Estimator
+from mainspring.plan.bounds import Bounds
 from mainspring.plan.layout import Layout
 from mainspring.plan.limits import MANY_CHUNKS, Limits
 from mainspring.plan.offers import Kind, Offer
@@ -103,12 +103,12 @@ class Space:
         self._known: dict[object, Cut] = {}
         self._arrangements: dict[object, tuple[tuple[Mesh, tuple[Zero, ...]], ...]] = {}
 
-    def ordered(self, estimator: Estimator, rate: Callable[[Layout, Mesh], float]) -> Iterator[tuple[float, Frame]]:
+    def ordered(self, bounds: Bounds, rate: Callable[[Layout, Mesh], float]) -> Iterator[tuple[float, Frame]]:
         """Frames in the order of the least they could cost; those of a place are made when their turn comes."""
         queue: list[tuple[float, int, Place | Frame]] = []
         for number, place in enumerate(self._places()):
             cuts = self._cuts(place, every=False)
-            floor_s = min((estimator.floor_s(cut, place.layout) for cut in cuts), default=math.inf)
+            floor_s = min((bounds.floor_s(cut, place.layout) for cut in cuts), default=math.inf)
             queue.append((floor_s * rate(place.layout, place.mesh), number, place))
         heapq.heapify(queue)
         number = len(queue)
@@ -119,7 +119,7 @@ class Space:
                 continue
             for cut in self._cuts(top, every=True):
                 frame = Frame(offer=top.offer, layout=top.layout, mesh=top.mesh, cut=cut)
-                cost = estimator.floor_s(cut, top.layout) * rate(top.layout, top.mesh)
+                cost = bounds.floor_s(cut, top.layout) * rate(top.layout, top.mesh)
                 heapq.heappush(queue, (cost, number, frame))
                 number += 1
 

@@ -124,8 +124,8 @@ class ModelSpec:
 
     `element_bytes` is the width of an activation element that the blocks' byte figures were counted with; the planner
     scales them to the training precision. In a `chain` each block needs nothing but the output of the one before, so
-    that a pipeline may cut anywhere between them. `tied_rows` are the `tied_params`, which several blocks count, by how
-    they can be cut.
+    that a pipeline may cut anywhere between them; `unchained` says why it is none. `tied_rows` are the `tied_params`,
+    which several blocks count, by how they can be cut.
     """
 
     name: str
@@ -135,6 +135,7 @@ class ModelSpec:
     element_bytes: int = 4
     chain: bool = False
     tied_rows: tuple[Rows, ...] = ()
+    unchained: str = ""
 
     @property
     def params(self) -> int:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.plan.blocks import Cut
+from mainspring.plan.bounds import Bounds
 from mainspring.plan.estimate import Estimator
 from mainspring.plan.limits import EVERYTHING, Limits, beyond, plan_refusal
 from mainspring.plan.offers import kinds, single
@@ -133,13 +134,13 @@ def test_a_row_is_cheapest_in_the_largest_micro_batch(
     tp: int, ep: int, hidden: int, rows: int, more: int, network: float
 ) -> None:
     """By which the search looks at the largest alone to know what a place could cost at the least."""
-    estimator = Estimator(build_model(layers=4, hidden=hidden, experts=4), global_batch=576)
+    bounds = Bounds(Estimator(build_model(layers=4, hidden=hidden, experts=4), global_batch=576))
     cluster = build_cluster((DEVICE, 4, 4), network_gbps=network)
     offer = next(single(cluster, kinds(cluster)[0], pp=1, replicas=4, inner=tp, step=tp))
     cuts = [
         Cut(rows=count, seq_len=128, precision="bf16", recompute="none", tp=tp, ep=ep) for count in (rows, rows * more)
     ]
-    few, many = (estimator.floor_s(cut, offer.layout(cluster, 1)) for cut in cuts)
+    few, many = (bounds.floor_s(cut, offer.layout(cluster, 1)) for cut in cuts)
     assert many <= few * (1 + 1e-9)
 
 
