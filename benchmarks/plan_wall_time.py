@@ -112,7 +112,7 @@ def running(plan: Plan, pool: Pool, *, steps: int, folder: str) -> Callable[[int
 def main() -> None:
     options = parse_options(__doc__, rounds=5, steps=4)
     rounds = 1 if options.quick else options.rounds
-    asked = dict(list(ASKED.items())[::4]) if options.quick else ASKED
+    asked = dict(list(ASKED.items())[::9]) if options.quick else ASKED
     plain = topology.local_cluster()
     with tempfile.TemporaryDirectory() as folder:
         turns = 1 if options.quick else TURNS

@@ -183,7 +183,7 @@ def _scheduler(home: str, ray: RayNodes) -> "subprocess.Popen[bytes]":
 
 def main() -> None:
     options = parse_options(__doc__, gangs=150, jobs=200, rounds=5)
-    gangs, jobs, rounds = (20, 12, 1) if options.quick else (options.gangs, options.jobs, options.rounds)
+    gangs, jobs, rounds = (10, 9, 1) if options.quick else (options.gangs, options.jobs, options.rounds)
     samples = measure_gangs(gangs=gangs, rounds=rounds)
     spreads = {name: spread(values) for name, values in samples.items()}
     fate = shoot_nodes(jobs)

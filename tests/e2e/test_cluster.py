@@ -81,7 +81,7 @@ def test_a_recipe_that_raises_on_one_rank_is_blamed_and_its_peer_is_not(launcher
 
 def test_kill_9_of_a_rank_names_rank_node_and_signal_and_ends_its_peer(launcher):
     handle = launcher.submit(tagged("shot", "linger", ranks=2))
-    assert eventually(lambda: handle.logs(0) + handle.logs(1) == "ready\nready\n", within_s=30)
+    assert eventually(lambda: handle.logs(0) + handle.logs(1) == "ready\nready\n", within_s=60)
     victim = next(pid for pid in marked("RANK", "1") if "cluster.rank" in ranks_alive("shot").get(pid, ""))
     shot_s = time.monotonic()
     os.kill(victim, signal.SIGKILL)
@@ -99,12 +99,12 @@ def test_losing_the_node_agent_ends_the_ranks_and_is_reported(launcher):
     result = handle.wait(60)
     assert result.state == "FAILED"
     assert "node agent" in result.reason
-    assert eventually(lambda: not ranks_alive("headless"), within_s=3)
+    assert eventually(lambda: not ranks_alive("headless"), within_s=10)
 
 
 def test_cancelling_a_deaf_gang_leaves_nothing(launcher):
     handle = launcher.submit(tagged("deaf", "linger", ranks=2, payload={"deaf": True}))
-    assert eventually(lambda: handle.logs(0) + handle.logs(1) == "ready\nready\n", within_s=30)
+    assert eventually(lambda: handle.logs(0) + handle.logs(1) == "ready\nready\n", within_s=60)
     assert len(ranks_alive("deaf")) == 4
     handle.cancel("not needed any more")
     result = handle.wait(30)
@@ -125,8 +125,8 @@ def test_jobs_wait_their_turn_and_a_waiting_one_can_be_cancelled(launcher):
     first = launcher.submit(job("first", "linger", resources=everything))
     second = launcher.submit(job("second", "greet", resources=everything))
     third = launcher.submit(job("third", "greet", resources=everything))
-    assert eventually(lambda: first.state == "RUNNING", within_s=30)
-    assert eventually(lambda: "behind job second" in third.reason, within_s=5)
+    assert eventually(lambda: first.state == "RUNNING", within_s=60)
+    assert eventually(lambda: "behind job second" in third.reason, within_s=20)
     assert second.state == third.state == "PENDING"
     assert f"1 rank of {cpus} cpu at once, 0 would fit now" in second.reason
     third.cancel()
@@ -238,7 +238,7 @@ def test_nothing_survives_the_driver(tmp_path, how):
     finally:
         driver.kill()
         driver.wait()
-    gone = eventually(lambda: not marked("CLUSTER_TEST_DRIVER", mark), within_s=30)
+    gone = eventually(lambda: not marked("CLUSTER_TEST_DRIVER", mark), within_s=60)
     left = marked("CLUSTER_TEST_DRIVER", mark)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
@@ -264,7 +264,7 @@ def test_a_driver_that_is_told_to_end_ends_in_its_own_time():
     assert said == "in order"
 
 
-def isolated(program: str, *arguments: str, timeout_s: float = 180) -> str:
+def isolated(program: str, *arguments: str, timeout_s: float = 230) -> str:
     """Run `program` in a process of its own, as Ray allows one cluster per process; returns its last line."""
     paths = os.pathsep.join([str(Path(cluster_entries.__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -317,6 +317,7 @@ TWO_NODES = """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(" " in sys.executable, reason="Ray's client server does not start from a path with a space")
 def test_a_gang_on_a_remote_cluster_spreads_over_its_nodes_and_its_files_come_back_while_it_runs(tmp_path):
     with socket.socket() as probe:
@@ -367,15 +368,14 @@ TWO_DRIVERS = """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(" " in sys.executable, reason="Ray's client server does not start from a path with a space")
 def test_two_drivers_share_a_cluster_without_taking_each_others_places(tmp_path):
     """Two gangs of two ranks each, on two cpus: whole gangs take turns, and none starves or waits half started."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    stays = json.loads(
-        isolated(TWO_DRIVERS, str(tmp_path), str(port), textwrap.dedent(ONE_OF_TWO_DRIVERS), timeout_s=200)
-    )
+    stays = json.loads(isolated(TWO_DRIVERS, str(tmp_path), str(port), textwrap.dedent(ONE_OF_TWO_DRIVERS)))
     assert len(stays) == 8
     most = max(sum(began <= moment < ended for began, ended in stays) for moment, _ in stays)
     assert most == 2

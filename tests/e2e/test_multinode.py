@@ -21,6 +21,7 @@ from mainspring.testing.postgres import NoPostgres, empty_database, running_post
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(400),
     pytest.mark.skipif(" " in sys.executable, reason="Ray's client server does not start from a path with a space"),
 ]
 
@@ -160,7 +161,7 @@ class World:
         shared = {"database_url": self.database_url, "artifacts_url": f"local://{self.bucket}"}
         return {"home": str(home), "address": self.client, **shared, **others}
 
-    def drive(self, program: str, settings: dict[str, str], *, timeout_s: float = 110) -> dict:
+    def drive(self, program: str, settings: dict[str, str], *, timeout_s: float = 230) -> dict:
         """Run `program` as a driver; secrets reach it on its standard input."""
         order = {"settings": settings, "homes": [str(home) for home in self.homes], "recipe": str(self.recipe)}
         done = subprocess.run(
@@ -212,9 +213,8 @@ def holding(folders: list[Path], word: str) -> list[Path]:
     return [path for path in files if word.encode() in path.read_bytes()]
 
 
-@pytest.mark.timeout(400)
 def test_a_run_killed_on_one_of_two_machines_resumes_bit_for_bit_without_a_shared_disk(world: World, tmp_path: Path):
-    told = world.drive(TRAIN, world.settings(tmp_path), timeout_s=230)
+    told = world.drive(TRAIN, world.settings(tmp_path))
     assert told["plan"] == "dp2"
     assert told["error"][0] == "WorkerLost"
     assert "killed by SIGKILL" in told["error"][1]
@@ -281,7 +281,7 @@ def test_the_command_line_sees_plans_and_trains_on_the_cluster_it_is_in(world: W
             *arguments,
             "--json",
         ]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=230)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -165,13 +165,14 @@ def _foot(theme: ui.dark_mode) -> None:
     """Who is here, which version this is, and the theme, kept in a cookie so that the next page is born with it."""
     who = identity()
 
-    def turn() -> None:
+    async def turn() -> None:
         names = list(THEMES)
         now = next(name for name, value in THEMES.items() if value is theme.value)
         name = names[(names.index(now) + 1) % len(names)]
+        # Remembered before it is seen: whoever sees it may leave the page at once.
+        await ui.run_javascript(f"document.cookie='{THEME_COOKIE}={name};path=/;max-age={YEAR_S};samesite=lax'")
         theme.value = THEMES[name]
         label.content = f"Theme: {name}"
-        ui.run_javascript(f"document.cookie='{THEME_COOKIE}={name};path=/;max-age={YEAR_S};samesite=lax'")
 
     with ui.element("div").classes("rail-foot"):
         leave = tag("form", tag("button", "Sign out", type="submit"), method="post", action="/logout")

@@ -1,7 +1,8 @@
 """The best plan found the slow way: every legal combination on a small cluster, written without the search.
 
 Passed over is only what the amount of its work rules out: a mesh whose devices would need as long as the best so far if
-all were busy all the time, and a cut that gives one rank that much to do. `everything=True` passes over nothing.
+all were busy all the time, a cut that gives one rank that much to do, and stages whose passes no order gets done in
+less. `everything=True` passes over nothing.
 """
 
 import itertools
@@ -92,7 +93,7 @@ def fastest_by_brute_force(
             line = estimator.line(Choice(frame.mesh, frame.cut, 0, schedule, cuts), frame.layout)
             for mesh, zero in arranged if line else ():
                 assert line is not None
-                found = estimator.arranged(line, mesh, zero)
+                found = estimator.arranged(line, mesh, zero, beat_s=math.inf if everything else best)
                 if found is not None and found.fits:
                     best = min(best, found.time.step_s)
     return best

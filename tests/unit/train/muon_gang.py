@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from parallel_traffic import Counter
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from mainspring.spec import Task
 from mainspring.testing.gangs import FileGroup
+from mainspring.train.messages import Counter
 from mainspring.train.muon import Muon
 
 SHAPES = ((6, 8), (7, 3), (1, 5), (4, 4), (3, 9))  # rows that no two ranks share evenly, and too few for three

@@ -17,7 +17,9 @@ from mainspring.models.moe import Mixture, MoeDecoder
 from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig, MemoryEstimate, Mesh, MoeConfig, Plan, Stage, Task, TimeEstimate, TrainConfig
 from mainspring.testing.gangs import CONTEXT, PATIENCE_S, PRELOAD, FileGroup
-from mainspring.train.loop import Trainer, TrainingData, lr_factor
+from mainspring.train.loop import StepResult, Trainer, TrainingData, lr_factor
+from mainspring.train.messages import Counter, Counts
+from mainspring.train.parallel import local
 from mainspring.train.recipe import LoadedRecipe, Recipe, adamw
 
 VOCAB, SEQ_LEN, GLOBAL_BATCH, LAYERS = 64, 16, 8, 4
@@ -252,13 +254,25 @@ def even_stages(count: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Order:
-    """What a gang does: train from whatever checkpoint there is."""
+    """What a gang does: train from whatever checkpoint there is; `counts` what it sends on the way."""
 
     plan: Plan
     folder: Path
     model: str = "decoder"
     config: TrainConfig = CONFIG
     stop_at: int = 0
+    counts: bool = False
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a rank sent in its second step (in the first, pipelines learn their shapes), and what it holds."""
+
+    counts: Counts
+    other: dict[str, int]
+    held_bytes: int
+    moved: frozenset[str]
+    """Layers whose experts changed places."""
 
 
 @dataclass
@@ -270,6 +284,7 @@ class Outcome:
     state: dict[str, np.ndarray] = field(default_factory=dict)
     held_out: float | None = None
     slots: dict[str, list[int]] = field(default_factory=dict)
+    sent: Sent | None = None
 
 
 def recipe_of(model: str, config: TrainConfig) -> LoadedRecipe:
@@ -295,7 +310,7 @@ def train(task: Task, order: Order) -> Outcome:
     outcome = Outcome()
     with trainer_of(task, order) as trainer:
         trainer.restore()
-        for result in trainer.steps():
+        for result in _counted(trainer, outcome) if order.counts else trainer.steps():
             outcome.losses.append(result.loss)
             outcome.norms.append(result.grad_norm)
             if result.held_out_loss is not None:
@@ -306,6 +321,20 @@ def train(task: Task, order: Order) -> Outcome:
         outcome.slots = trainer._parallel.slots
         outcome.state = {name: tensor.numpy() for name, tensor in trainer.full_state().items()}
     return outcome
+
+
+def _counted(trainer: Trainer, outcome: Outcome) -> Iterator[StepResult]:
+    """The steps of `trainer`; what the second one sends is counted."""
+    steps = trainer.steps()
+    yield next(steps)
+    before = trainer._parallel.slots
+    with Counter() as counter:
+        second = next(steps)
+    moved = frozenset(name for name, slots in trainer._parallel.slots.items() if slots != before[name])
+    held = sum(local(p).nbytes for p in trainer._parallel._state.parameters.values())
+    outcome.sent = Sent(counter.counts, counter.other, held, moved)
+    yield second
+    yield from steps
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,47 @@
-"""Every plan computes what one process computes: five AdamW steps of plain PyTorch are the oracle."""
+"""Every plan computes what one process computes, and every rank sends and holds what the planner says it does.
+
+Five AdamW steps of plain PyTorch are the oracle of the first. Messages are compared one by one, and byte by byte.
+"""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from parallel_pool import CONFIG, Expected, Order, even_stages, plain_pytorch, plan_of, train
+import torch
+from parallel_pool import (
+    CONFIG,
+    MODELS,
+    SEQ_LEN,
+    VOCAB,
+    Expected,
+    Order,
+    Outcome,
+    even_stages,
+    masked_loss,
+    plain_pytorch,
+    plan_of,
+    train,
+)
 
-from mainspring.spec import Mesh, Plan
+from mainspring.models.profile import profile_module
+from mainspring.models.structure import set_cache
+from mainspring.plan.collectives import Key, collectives, held_bytes, moving
+from mainspring.spec import Mesh, ModelSpec, Plan
 from mainspring.testing.gangs import Pool
+from mainspring.train.parallel.axes import Axes
+from mainspring.train.parallel.loss import LossModule
 
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-6, 1e-5
+# Beside what is predicted: which parameters replicas have used, and the other end of what is sent.
+HARMLESS = {"used", "recv_"}
 
+Trained = Callable[[str], tuple[list[Outcome], float]]
 TWICE = even_stages(4)  # two stages on each of two pipeline ranks
 
 CASES: dict[str, tuple[Plan, str]] = {
@@ -128,22 +155,34 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
 
 
 @pytest.fixture(scope="module")
+def trained(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What each rank of a case saw, and the seconds that took; a case is run once."""
+
+    @cache
+    def run(case: str) -> tuple[list[Outcome], float]:
+        plan, model = CASES[case]
+        started = time.perf_counter()
+        found = pool.run(plan.mesh.world, train, Order(plan, tmp_path_factory.mktemp("case"), model=model, counts=True))
+        return found, time.perf_counter() - started
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def oracles() -> dict[str, Expected]:
     return {}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_plan_computes_what_plain_pytorch_computes(
-    pool: Pool, oracles: dict[str, Expected], table: list[Row], case: str, tmp_path: Path
+    trained: Trained, oracles: dict[str, Expected], table: list[Row], case: str
 ) -> None:
     plan, model = CASES[case]
     if model not in oracles:
         oracles[model] = plain_pytorch(model)
     expected = oracles[model]
     assert max(expected.norms) > CONFIG.clip_norm, "clipping must matter in this test"
-    started = time.perf_counter()
-    found = pool.run(plan.mesh.world, train, Order(plan, tmp_path, model=model))
-    seconds = time.perf_counter() - started
+    found, seconds = trained(case)
     loss = max(abs(a - b) for a, b in zip(found[0].losses, expected.losses, strict=True))
     weights = max(float(np.abs(found[0].state[name] - value).max()) for name, value in expected.state.items())
     table.append(Row(case, model, plan.mesh.label, loss, weights, seconds))
@@ -155,6 +194,46 @@ def test_a_plan_computes_what_plain_pytorch_computes(
     for other in found[1:]:
         assert other.losses == found[0].losses
         assert not other.state
+
+
+def profile_of(model: str) -> ModelSpec:
+    with torch.device("meta"):
+        module = LossModule(set_cache(MODELS[model](VOCAB), used=True), masked_loss)
+        row = torch.zeros((1, CONFIG.seq_len + 1), dtype=torch.int64)
+        return profile_module(module, (row,), name=model, seq_len=SEQ_LEN)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predicted_messages_and_bytes_are_those_sent(trained: Trained, case: str) -> None:
+    plan, name = CASES[case]
+    model = profile_of(name)
+    found = [outcome.sent for outcome in trained(case)[0]]
+    for rank, sent in enumerate(found):
+        counts = dict(sent.counts)
+        expected = predicted(model, plan, rank, sent.moved)
+        exchange = ("all_to_all", plan.mesh.ep)
+        if exchange in expected:  # how many bytes is the tokens' choice; how many in all is not
+            line = Axes(plan.mesh, rank, torch.device("cpu")).ranks("ep")
+            total = sum(found[other].counts[exchange][1] for other in line)
+            assert total == expected[exchange][1] * plan.mesh.ep
+            counts[exchange] = (counts[exchange][0], expected[exchange][1])
+        assert counts == expected, f"rank {rank}"
+        assert sent.held_bytes == held_bytes(model, plan, rank), f"rank {rank}"
+        assert sent.other.keys() <= HARMLESS
+    if "moving" in case:
+        assert any(sent.moved for sent in found), "this test is about experts that move"
+
+
+def predicted(model: ModelSpec, plan: Plan, rank: int, moved: frozenset[str]) -> dict[Key, tuple[int, int]]:
+    """Messages and bytes of a step at whose end the experts of layers `moved` change places."""
+    blocks = {int(name.split(".")[2]) + 1 for name in moved}  # model.layers.0.mlp follows the embedding
+    total: Counter[Key] = Counter()
+    sizes: Counter[Key] = Counter()
+    for part in (collectives(model, plan, rank), moving(model, plan, rank, blocks=blocks)):
+        for key, amount in part.items():
+            total[key] += amount.messages
+            sizes[key] += amount.payload_bytes
+    return {key: (total[key], sizes[key]) for key in total}
 
 
 @pytest.mark.parametrize("case", ["tp", "1f1b on 4", "zbv", "3d interleaved sequence"])

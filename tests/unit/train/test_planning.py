@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 
 from mainspring.plan.search import plan_training
-from mainspring.spec import DoesNotFit, SpecError
+from mainspring.spec import DoesNotFit, Settings, SpecError
 from mainspring.testing.machines import GIB, build_cluster, build_device
 from mainspring.train import launch
 from mainspring.train.dryrun import dry_run
 from mainspring.train.recipe import load_recipe
+from mainspring.workspace import connect
 
 CLUSTER = build_cluster((build_device(), 8, 2))
 FACTS = {"vocab": 512, "eos_id": None, "bos_id": None}
 HEAD = """
+from dataclasses import replace
 import torch
 from torch import nn
 import mainspring as ms
@@ -55,6 +57,48 @@ def model(vocab):
     return whole
 """
 
+SHARED = """
+class Shared(nn.Module):
+    def __init__(self, vocab):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, 64)
+        self.block = nn.Linear(64, 64)
+        self.head = nn.Linear(64, vocab)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for _ in range(6):
+            x = x + self.block(x).relu()
+        return self.head(x)
+
+def model(vocab):
+    return Shared(vocab)
+"""
+MOODY = """
+class Moody(nn.Module):
+    def __init__(self, vocab):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, 64)
+        self.head = nn.Linear(64, vocab)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        if x.sum() > 0:
+            x = x * 2
+        return self.head(x)
+
+def model(vocab):
+    return Moody(vocab)
+"""
+EMPTY_EXPERTS = """
+from mainspring.models.moe import MoeDecoder
+
+def model(vocab):
+    return MoeDecoder(MoeConfig(decoder=SIZES, experts=4, experts_per_token=2, expert_ffn=0))
+"""
+PLAIN = "def model(vocab):\n    return Decoder(SIZES)\n"
+VAST = "def model(vocab):\n    return Decoder(replace(SIZES, hidden=1 << 15, layers=400))\n"
+
 
 def test_split_fixes_the_degree_of_tensor_parallelism(written) -> None:
     assert planned(written(SPLIT)).mesh.tp == 4
@@ -82,7 +126,7 @@ def test_replicate_keeps_a_part_whole_in_the_plan_and_in_its_execution(written) 
 
 
 def test_patterns_may_be_given_on_the_command_line_and_must_mean_something(written) -> None:
-    recipe = written("def model(vocab):\n    return Decoder(SIZES)\n")
+    recipe = written(PLAIN)
     plan = planned(recipe, "tp=2", 'replicate=["*.mlp"]')
     assert plan.replicate == ("*.mlp",)
     assert planned(recipe, "tp=2", 'replicate=["embedding"]').replicate == ("embedding",)
@@ -93,25 +137,7 @@ def test_patterns_may_be_given_on_the_command_line_and_must_mean_something(writt
 
 
 def test_a_block_that_is_used_twice_is_planned_without_a_pipeline(written) -> None:
-    recipe = written(
-        """
-class Shared(nn.Module):
-    def __init__(self, vocab):
-        super().__init__()
-        self.embed = nn.Embedding(vocab, 64)
-        self.block = nn.Linear(64, 64)
-        self.head = nn.Linear(64, vocab)
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        for _ in range(6):
-            x = x + self.block(x).relu()
-        return self.head(x)
-
-def model(vocab):
-    return Shared(vocab)
-"""
-    )
+    recipe = written(SHARED)
     model, _, _ = launch.study(recipe, facts=FACTS)
     assert model.params == 512 * 64 + 64 * 64 + 64 + 64 * 512 + 512  # the shared block once
     assert model.flops_per_token >= 6 * 2 * 64 * 64
@@ -122,24 +148,7 @@ def model(vocab):
 
 
 def test_a_forward_that_depends_on_values_is_refused_before_anything_starts(written) -> None:
-    recipe = written(
-        """
-class Moody(nn.Module):
-    def __init__(self, vocab):
-        super().__init__()
-        self.embed = nn.Embedding(vocab, 64)
-        self.head = nn.Linear(64, vocab)
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        if x.sum() > 0:
-            x = x * 2
-        return self.head(x)
-
-def model(vocab):
-    return Moody(vocab)
-"""
-    )
+    recipe = written(MOODY)
     with pytest.raises(SpecError, match="cannot be profiled without computing") as caught:
         planned(recipe)
     assert "tensor values" in caught.value.hint
@@ -159,7 +168,7 @@ def model(vocab):
 def test_wishes_that_cannot_be_are_refused_with_their_numbers(
     written, overrides: tuple[str, ...], words: str, hint: str
 ) -> None:
-    recipe = written("def model(vocab):\n    return Decoder(SIZES)\n")
+    recipe = written(PLAIN)
     with pytest.raises(SpecError) as caught:
         planned(recipe, *overrides)
     assert words in str(caught.value)
@@ -167,22 +176,40 @@ def test_wishes_that_cannot_be_are_refused_with_their_numbers(
 
 
 def test_experts_of_no_size_are_refused(written) -> None:
-    recipe = written(
-        """
-from mainspring.models.moe import MoeDecoder
-
-def model(vocab):
-    return MoeDecoder(MoeConfig(decoder=SIZES, experts=4, experts_per_token=2, expert_ffn=0))
-"""
-    )
+    recipe = written(EMPTY_EXPERTS)
     with pytest.raises(SpecError, match="expert_ffn must be at least 1, got 0"):
         planned(recipe)
 
 
 def test_what_does_not_fit_says_by_how_much(written) -> None:
-    recipe = written("def model(vocab):\n    return Decoder(SIZES)\n")
+    recipe = written(PLAIN)
     model, config, _ = launch.study(recipe, facts=FACTS)
     tiny = build_cluster((build_device(memory_bytes=GIB // 4096), 2, 1))
     with pytest.raises(DoesNotFit, match="short") as caught:
         plan_training(model, tiny, config)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("body", "overrides", "words"),
+    [
+        (PLAIN, ("dp=32",), "a global batch of 16 sequences is smaller than 32 replicas"),
+        (PLAIN, ("tp=16",), "tp 16 does not divide heads 8"),
+        (PLAIN, ("schedule=1b1f",), "schedule"),
+        (SHARED, ("pp=2",), "is one module that runs 6 times"),
+        (MOODY, (), "cannot be profiled without computing"),
+        (EMPTY_EXPERTS, (), "expert_ffn must be at least 1, got 0"),
+        (VAST, (), "TiB short"),
+    ],
+)
+def test_training_refuses_the_same_before_a_run_is_begun(
+    written, settings: Settings, tmp_path: Path, body: str, overrides: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "docs.jsonl").write_text("{}\n")
+    with connect(settings=settings) as workspace:
+        data = workspace.store.publish("dataset", "docs", tmp_path / "docs.jsonl")
+        with pytest.raises((SpecError, DoesNotFit)) as caught:
+            workspace.train(written(body), data=data, overrides=overrides)
+        assert words in str(caught.value)
+        assert workspace.store.runs() == ()
+    assert not list((Path(settings.home) / "runs").glob("*"))
