@@ -9,9 +9,10 @@ from random import Random
 
 from mainspring.cluster.schedule.decide import Outcome, decide
 from mainspring.cluster.schedule.gang import find_place, usable_nodes
+from mainspring.cluster.schedule.kernels import WHOLE
 from mainspring.cluster.schedule.limits import models_for, over_limit
 from mainspring.cluster.schedule.quota import ROOT, Vector, divide
-from mainspring.cluster.schedule.reclaim import may_stop, within_share
+from mainspring.cluster.schedule.reclaim import firm_wishes, may_stop, within_share
 from mainspring.cluster.schedule.state import Entry, State, build_state
 from mainspring.spec import (
     Ended,
@@ -185,9 +186,21 @@ def check_fairness(state: State) -> None:
             vector = state.tree.vector(entry.gang.request, ranks=entry.gang.ranks, model=model)
             limit = over_limit(state, entry, vector, state.total)
             stoppable = [each for each in state.running() if each.gang.preemptible and each.leaf != entry.leaf]
-            above = [e for e in stoppable if may_stop(e, state.claimed[e.leaf], shares[e.leaf], entry.asked)]
-            assert limit or not above, f"{entry.gang.id} waits within its share beside {above[0].gang.id}"
+            firm = firm_wishes(state, entry)
+            above = [
+                each
+                for each in stoppable
+                if may_stop(each, state.claimed[each.leaf], shares[each.leaf], asked=entry.asked, firm=firm)
+            ]
+            idle = int((state.fleet.free.devices == WHOLE).sum())
+            enough = idle + sum(map(_devices, above)) >= _devices(entry)
+            assert limit or not above or not enough, f"{entry.gang.id} waits within its share beside {above[0].gang.id}"
     check_max_min(state, shares)
+
+
+def _devices(entry: Entry) -> int:
+    """Whole devices that a gang asks for."""
+    return entry.gang.ranks * entry.gang.request.devices
 
 
 def check_max_min(state: State, shares: Sequence[Vector]) -> None:

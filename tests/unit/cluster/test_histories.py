@@ -46,6 +46,15 @@ def test_on_racks_with_failing_nodes_the_books_balance_and_room_is_used(draw):
     assert len(history) == 8
 
 
+@pytest.mark.parametrize("seed", [20138, 26168])
+def test_who_insists_on_a_model_and_who_is_more_urgent_do_not_displace_each_other_in_a_circle(seed):
+    """Two queues, each with an urgent gang that takes any model and one that insists on the model they contend for."""
+    for before, _, outcome in live(Random(seed), nodes=1, steps=12, simple=True):
+        check(before, outcome, simple=True)
+        stopped = [decision.gang for decision in outcome.decisions if decision.kind == "evict"]
+        assert len(stopped) == len(set(stopped))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_same_history_gives_the_same_decisions_and_leaves_what_it_was_given_alone(seed):
     once, again = (live(Random(seed), nodes=4, steps=25, simple=False) for _ in range(2))

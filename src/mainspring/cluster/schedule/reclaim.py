@@ -40,7 +40,8 @@ class Room:
 class Claim:
     """A gang that wants room on one model, what it would hold, and what there is in all.
 
-    `stoppable` and `movable` are ids of running gangs. Of a queue in `allowance` no more may be stopped than leaves it
+    `firm` says which of its wishes go before those of gangs that would take another model (`firm_wishes`). `stoppable`
+    and `movable` are ids of running gangs. Of a queue in `allowance` no more may be stopped than leaves it
     at its share.
     """
 
@@ -48,9 +49,14 @@ class Claim:
     model: str
     vector: Vector
     total: Vector
+    firm: tuple[bool, ...]
     stoppable: frozenset[str]
     movable: frozenset[str]
     allowance: dict[int, Vector]
+
+    def may_stop(self, other: Entry, claimed: Sequence[int], share: Vector) -> bool:
+        """Whether a gang of another queue, which has `claimed` of its `share`, may be stopped for this one."""
+        return may_stop(other, claimed, share, asked=self.entry.asked, firm=self.firm)
 
 
 def within_share(state: State, entry: Entry, shares: Sequence[Vector]) -> bool:
@@ -65,7 +71,7 @@ def build_claim(
     state: State, entry: Entry, *, model: str, vector: Vector, total: Vector, shares: Sequence[Vector]
 ) -> Claim:
     """Whom this gang may stop or move."""
-    entitled = within_share(state, entry, shares)
+    entitled, firm = within_share(state, entry, shares), firm_wishes(state, entry)
     stoppable, movable, allowance = set[str](), set[str](), dict[int, Vector]()
     for other in state.running():
         if not past_shield(state, other):
@@ -73,12 +79,12 @@ def build_claim(
         if other.leaf == entry.leaf:
             if other.gang.priority < entry.gang.priority:
                 stoppable.add(other.gang.id)
-        elif entitled and may_stop(other, state.claimed[other.leaf], shares[other.leaf], entry.asked):
+        elif entitled and may_stop(other, state.claimed[other.leaf], shares[other.leaf], asked=entry.asked, firm=firm):
             stoppable.add(other.gang.id)
             allowance[other.leaf] = shares[other.leaf]
         if entitled or other.gang.id in stoppable:
             movable.add(other.gang.id)
-    return Claim(entry, model, vector, total, frozenset(stoppable), frozenset(movable), allowance)
+    return Claim(entry, model, vector, total, firm, frozenset(stoppable), frozenset(movable), allowance)
 
 
 def past_shield(state: State, other: Entry) -> bool:
@@ -87,14 +93,28 @@ def past_shield(state: State, other: Entry) -> bool:
     return gang.preemptible and gang.stoppable and state.now_ms - other.started_ms >= state.rules.shield_ms
 
 
-def may_stop(other: Entry, claimed: Sequence[int], share: Vector, asked: Vector) -> bool:
+def firm_wishes(state: State, entry: Entry) -> tuple[bool, ...]:
+    """What a gang insists on before those who do not, resource by resource: all that it asks for.
+
+    But not a model that its own queue lets a more urgent gang have that would take another: that one would only take it
+    from this gang again, and so on in a circle.
+    """
+    firm = [asked > 0 for asked in entry.asked]
+    for other in state.running():
+        if other.leaf == entry.leaf and other.gang.priority > entry.gang.priority:
+            for r, (held, asked) in enumerate(zip(other.held, other.asked, strict=True)):
+                firm[r] &= not held or asked > 0
+    return tuple(firm)
+
+
+def may_stop(other: Entry, claimed: Sequence[int], share: Vector, *, asked: Vector, firm: Sequence[bool]) -> bool:
     """Whether a gang of another queue may be stopped for one that asks for `asked` and is within its share.
 
     It may when its own queue is above the share of something asked for that it holds, and when it holds devices of a
-    model that it does not insist on.
+    model that it does not insist on and the one that asks does (`firm_wishes`).
     """
-    parts = zip(asked, other.held, other.asked, claimed, share, strict=True)
-    return any(need and held and (not own or have > fair) for need, held, own, have, fair in parts)
+    parts = zip(asked, firm, other.held, other.asked, claimed, share, strict=True)
+    return any(need and held and ((sure and not own) or have > fair) for need, sure, held, own, have, fair in parts)
 
 
 def make_room(state: State, claim: Claim) -> Room | None:
@@ -189,7 +209,7 @@ def _beyond_share(state: State, claim: Claim, order: Sequence[Entry]) -> set[str
         if each.gang.id not in claim.stoppable:
             kept.add(each.gang.id)
         elif share is not None:
-            if may_stop(each, claimed[each.leaf], share, claim.entry.asked):
+            if claim.may_stop(each, claimed[each.leaf], share):
                 add(claimed[each.leaf], each.asked, sign=-1)
             else:
                 kept.add(each.gang.id)
@@ -261,7 +281,7 @@ def _lighten(trial: State, claim: Claim, needed: list[Entry], victims: Sequence[
         if victim.gang.id in chosen or victim.gang.id not in claim.stoppable:
             continue
         share = claim.allowance.get(victim.leaf)
-        if share is not None and not may_stop(victim, trial.claimed[victim.leaf], share, claim.entry.asked):
+        if share is not None and not claim.may_stop(victim, trial.claimed[victim.leaf], share):
             continue
         release(trial, victim)
         extra.append(victim)
@@ -294,7 +314,7 @@ def _settle(state: State, trial: State, claim: Claim, place: Place, needed: Sequ
         if victim.gang.id not in claim.stoppable:
             return None
         if share is not None:
-            if not may_stop(victim, claimed[victim.leaf], share, claim.entry.asked):
+            if not claim.may_stop(victim, claimed[victim.leaf], share):
                 return None
             add(claimed[victim.leaf], victim.asked, sign=-1)
         stopped.append(victim)
