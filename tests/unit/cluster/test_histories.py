@@ -46,11 +46,11 @@ def test_on_racks_with_failing_nodes_the_books_balance_and_room_is_used(draw):
     assert len(history) == 8
 
 
-@pytest.mark.parametrize("seed", [20138, 26168])
-def test_who_insists_on_a_model_and_who_is_more_urgent_do_not_displace_each_other_in_a_circle(seed):
-    """Two queues, each with an urgent gang that takes any model and one that insists on the model they contend for."""
-    for before, _, outcome in live(Random(seed), nodes=1, steps=12, simple=True):
-        check(before, outcome, simple=True)
+@pytest.mark.parametrize(("seed", "nodes"), [(20138, 1), (26168, 1), (20117, 4)])
+def test_who_insists_on_a_model_and_who_is_more_urgent_do_not_displace_each_other_in_a_circle(seed, nodes):
+    """Queues with urgent gangs that take any model, beside gangs that insist on the model they contend for."""
+    for before, _, outcome in live(Random(seed), nodes=nodes, steps=12, simple=nodes == 1):
+        check(before, outcome, simple=nodes == 1)
         stopped = [decision.gang for decision in outcome.decisions if decision.kind == "evict"]
         assert len(stopped) == len(set(stopped))
 

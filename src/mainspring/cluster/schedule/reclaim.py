@@ -96,14 +96,19 @@ def past_shield(state: State, other: Entry) -> bool:
 def firm_wishes(state: State, entry: Entry) -> tuple[bool, ...]:
     """What a gang insists on before those who do not, resource by resource: all that it asks for.
 
-    But not a model that its own queue lets a more urgent gang have that would take another: that one would only take it
-    from this gang again, and so on in a circle.
+    But not a model that a more urgent gang of its own queue has or may be given without insisting on it: that one would
+    only take it from this gang again, and so on in a circle.
     """
     firm = [asked > 0 for asked in entry.asked]
-    for other in state.running():
-        if other.leaf == entry.leaf and other.gang.priority > entry.gang.priority:
-            for r, (held, asked) in enumerate(zip(other.held, other.asked, strict=True)):
-                firm[r] &= not held or asked > 0
+    waiting = (state.entries[next(iter(found))] for found in state.waiting.get(entry.leaf, {}).values())
+    running = (other for other in state.running() if other.leaf == entry.leaf)
+    for other in (*running, *waiting):
+        if other.gang.priority > entry.gang.priority:
+            models = other.gang.request.models
+            for r, resource in enumerate(state.tree.resources):
+                model = resource.partition("/")[2]
+                takes = other.held[r] > 0 if other.place else not models or model in models
+                firm[r] &= other.asked[r] > 0 or not takes
     return tuple(firm)
 
 
