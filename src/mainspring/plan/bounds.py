@@ -12,6 +12,8 @@ from mainspring.plan.pipeline import least_held
 from mainspring.plan.slices import Slice
 from mainspring.spec import Mesh, Schedule, Zero
 
+LEAST_S = 1e-15  # of a block, which could be nothing
+
 
 class Bounds:
     """Bounds of what `estimator` would find; a search leaves out whatever they rule out."""
@@ -19,7 +21,7 @@ class Bounds:
     def __init__(self, estimator: Estimator) -> None:
         self.estimator = estimator
         blocks = estimator.model.blocks
-        self._repeated = max(range(len(blocks)), key=lambda at: blocks[at].count)
+        self._repeated = max(range(len(blocks)), key=lambda at: (blocks[at].count, blocks[at].flops_per_token))
         self._longest_s: dict[tuple[Cut, Kinds, Fabric], float] = {}
 
     def floor_s(self, cut: Cut, layout: Layout) -> float:
@@ -45,7 +47,7 @@ class Bounds:
         while True:
             held, more = 0, math.inf
             for part, count in parts:
-                seconds = part.blocks_s[at]
+                seconds = max(part.blocks_s[at], LEAST_S)
                 whole = int(longest / seconds * ROUNDED)
                 held += count * whole
                 more = min(more, (whole + 1) * seconds)
