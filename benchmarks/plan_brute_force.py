@@ -10,7 +10,7 @@ these: all take hours.
 
 Ceiling: equality in every case, to nine digits.
 
-Run: python benchmarks/plan_brute_force.py [--quick] [--jobs 2] [--variants 1] [--every 4]
+Run: python benchmarks/plan_brute_force.py [--quick] [--jobs 2] [--variants 1] [--every 2]
 """
 
 import itertools
@@ -95,7 +95,7 @@ def equal(found: float, expected: float) -> bool:
 
 
 def main() -> None:
-    options = parse_options(__doc__, jobs=2, variants=1, every=4)
+    options = parse_options(__doc__, jobs=2, variants=1, every=2)
     grid = list(cases(options.variants))
     chosen = grid[:: 97 if options.quick else options.every]
     with ProcessPoolExecutor(options.jobs) as pool:
