@@ -99,7 +99,7 @@ def test_losing_the_node_agent_ends_the_ranks_and_is_reported(launcher):
     result = handle.wait(60)
     assert result.state == "FAILED"
     assert "node agent" in result.reason
-    assert eventually(lambda: not ranks_alive("headless"), within_s=10)
+    assert eventually(lambda: not ranks_alive("headless"), within_s=3)
 
 
 def test_cancelling_a_deaf_gang_leaves_nothing(launcher):
@@ -126,7 +126,7 @@ def test_jobs_wait_their_turn_and_a_waiting_one_can_be_cancelled(launcher):
     second = launcher.submit(job("second", "greet", resources=everything))
     third = launcher.submit(job("third", "greet", resources=everything))
     assert eventually(lambda: first.state == "RUNNING", within_s=60)
-    assert eventually(lambda: "behind job second" in third.reason, within_s=20)
+    assert eventually(lambda: "behind job second" in third.reason, within_s=5)
     assert second.state == third.state == "PENDING"
     assert f"1 rank of {cpus} cpu at once, 0 would fit now" in second.reason
     third.cancel()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -273,6 +274,7 @@ def test_a_gathering_stops_whom_its_plan_names_and_gives_all_back_although_its_s
     one_node: RayNodes, home: Path
 ):
     with Store.open(Settings(home=str(home))) as store:
+        begun = time.monotonic()
         for name in ("a", "b"):
             submit(store, name, home, one_node, entry="save_when_told", cpus=2)
         shot = scheduler(home, one_node, job="big", where="reserve", when="before")
@@ -281,7 +283,8 @@ def test_a_gathering_stops_whom_its_plan_names_and_gives_all_back_although_its_s
         assert eventually(lambda: "0 would fit now" in store.job("big").reason, within_s=BUSY_S), store.job("big")
         plan = json.loads(command(home, one_node, "gather", "default", "big", "--dry-run", "--json"))
         assert {victim["gang"] for victim in plan["victims"]} == {"a", "b"}
-        assert all(60_000 < victim["lost_ms"] < 400_000 for victim in plan["victims"])  # a restart, and since the start
+        most_ms = 60_000 + 1000 * (time.monotonic() - begun)  # a restart, and since the start
+        assert all(60_000 < victim["lost_ms"] < most_ms for victim in plan["victims"])
         assert "default are pooled for big" in command(home, one_node, "gather", "default", "big")
         assert shot.wait(BUSY_S) == -9, (home / "scheduler.log").read_text()[-4000:]
         assert {name: bool(store.job(name).evicted) for name in ("a", "b", "big")} == {
@@ -311,7 +314,7 @@ def test_a_gathering_stops_whom_its_plan_names_and_gives_all_back_although_its_s
 
 
 def test_any_node_may_be_shot_and_every_job_ends_once(home: Path):
-    names = [f"j{number}" for number in range(24)]
+    names = [f"j{number}" for number in range(40)]
     shots = {5: "kill 2", 10: "add 2", 15: "kill 0"}  # the second is the head's, where the driver hangs on, perhaps
     with running_nodes(2, 2, 2) as ray, Store.open(Settings(home=str(home))) as store:
         for name in names:

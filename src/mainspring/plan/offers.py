@@ -112,7 +112,7 @@ def _costs(links: Sequence[Link], share: float) -> tuple[OperationCost, ...]:
     return tuple(replace(cost, bytes_per_s=cost.bytes_per_s * share) for cost in links[0].costs)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)  # it keeps the kinds of clusters alive, and with them their nodes
 def _seated(seated: tuple[tuple[Kind, int], ...], between: Link) -> Fabric:
     """The links of ranks on so many of each kind a node: the slowest of them, shared by the ranks of a host."""
     share = min(kind.rank(per_node).share for kind, per_node in seated)

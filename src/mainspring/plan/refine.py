@@ -11,7 +11,6 @@ from dataclasses import replace
 from operator import itemgetter
 
 from mainspring.plan import partition
-from mainspring.plan.blocks import units
 from mainspring.plan.bounds import Bounds
 from mainspring.plan.estimate import Choice, Estimate, Line
 from mainspring.plan.limits import refusal
@@ -29,7 +28,7 @@ class Refiner:
 
     def __init__(self, space: Space, bounds: Bounds) -> None:
         self._space, self._bounds, self._estimator = space, bounds, bounds.estimator
-        self._units = len(units(space.model))
+        self._units = space.unit_count
         self._known: dict[object, tuple[int, ...]] = {}
         self._beat_s = math.inf
 
@@ -49,7 +48,9 @@ class Refiner:
         if not meshes:
             return
         for least_s, schedule, chunks in ways:
-            if least_s + meshes[0][0] >= best or self._overfull(frame, schedule):
+            if least_s + meshes[0][0] >= best:
+                continue
+            if frame.mesh.pp > 1 and self._bounds.overfull(frame.cut, frame.layout, frame.mesh, schedule):
                 continue
             for cuts in self._cuts(frame, schedule, chunks, exchange_s=meshes[0][0]):
                 if self._busiest_s(frame, schedule, cuts) + meshes[0][0] >= best:
@@ -101,10 +102,6 @@ class Refiner:
             return floor_s
         return parts[0].all_s / (1 - (1 - 1 / count) ** pp)
 
-    def _overfull(self, frame: Frame, schedule: Schedule) -> bool:
-        """Whether no cut into stages fits."""
-        return frame.mesh.pp > 1 and self._bounds.overfull(frame.cut, frame.layout, frame.mesh, schedule)
-
     def _busiest_s(self, frame: Frame, schedule: Schedule, cuts: tuple[int, ...]) -> float:
         """A step that stages at `cuts` do not beat: what the last rank of a column waits for and computes."""
         places = stage_ranks(len(cuts) - 1, frame.mesh.pp, schedule)
@@ -131,13 +128,12 @@ class Refiner:
     def _line(self, frame: Frame, choice: Choice, *, beat_s: float) -> Line | None:
         """The pipeline of `choice`, cut anew if its activations do not fit; None when it cannot be fast enough."""
         line = self._estimator.line(choice, frame.layout)
-        if (
-            line is None
-            or line.bound_s >= beat_s
-            or not self._estimator.crammed(line, self._estimator.thinnest(frame.mesh))
-        ):
-            return line if line is not None and line.bound_s < beat_s else None
-        cuts = self._roomier(line, self._estimator.thinnest(frame.mesh))
+        if line is None or line.bound_s >= beat_s:
+            return None
+        thinnest = self._estimator.thinnest(frame.mesh)
+        if not self._estimator.crammed(line, thinnest):
+            return line
+        cuts = self._roomier(line, thinnest)
         if cuts is None:
             return None
         line = self._estimator.line(replace(choice, cuts=cuts), frame.layout)

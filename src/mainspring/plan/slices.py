@@ -81,7 +81,7 @@ class Slice:
         def summed(figures: Sequence[float]) -> list[float]:
             return blocks.prefix(blocks.by_unit(model, figures))
 
-        self.cut, self.rank, self.stack, self._rings = cut, rank, stack, rings
+        self.cut, self.rank, self.stack = cut, rank, stack
         self.width = rank.device.memory_bytes_per_s * rank.share
         self.packing = self.width * rank.device.activation_share
         self.forward_s = summed([p.forward_s for p in passes])

@@ -17,6 +17,7 @@ from mainspring.models.moe import Mixture, MoeDecoder
 from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig, MemoryEstimate, Mesh, MoeConfig, Plan, Stage, Task, TimeEstimate, TrainConfig
 from mainspring.testing.gangs import CONTEXT, PATIENCE_S, PRELOAD, FileGroup
+from mainspring.testing.steps import Rows
 from mainspring.train.loop import StepResult, Trainer, TrainingData, lr_factor
 from mainspring.train.messages import Counter, Counts
 from mainspring.train.parallel import local
@@ -32,20 +33,8 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-class Batches:
-    """Rows that depend on the step alone."""
-
-    position = 0
-
-    def batch(self, step: int, first: int = 0, count: int = GLOBAL_BATCH) -> np.ndarray:
-        rows = np.random.default_rng(step).integers(0, VOCAB, (GLOBAL_BATCH, SEQ_LEN + 1), np.int64)
-        return rows[first : first + count]
-
-    def state(self) -> dict[str, int | str]:
-        return {"position": self.position}
-
-    def load_state(self, state: Any) -> None:
-        self.position = int(state["position"])
+def batches() -> Rows:
+    return Rows(vocab=VOCAB, global_batch=GLOBAL_BATCH, length=SEQ_LEN)
 
 
 SIZES = DecoderConfig(vocab=VOCAB, hidden=32, layers=LAYERS, heads=4, kv_heads=2, ffn=64, context=32)
@@ -296,7 +285,7 @@ def recipe_of(model: str, config: TrainConfig) -> LoadedRecipe:
 def trainer_of(task: Task, order: Order) -> Iterator[Trainer]:
     """A trainer in its group, as the worker makes one."""
     torch.set_num_threads(1)
-    data = TrainingData(train=Batches(), facts={"vocab": VOCAB}, held_out=Batches())
+    data = TrainingData(train=batches(), facts={"vocab": VOCAB}, held_out=batches())
     group = FileGroup(task, timeout_s=PATIENCE_S)
     trainer = Trainer(recipe_of(order.model, order.config), order.plan, group, data=data, folder=order.folder / "saved")
     try:
@@ -355,7 +344,7 @@ def plain_pytorch(model_name: str, config: TrainConfig = CONFIG) -> Expected:
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2))
     for step in range(config.steps):
         optimizer.zero_grad()
-        total, count = masked_loss(model, torch.from_numpy(Batches().batch(step)))
+        total, count = masked_loss(model, torch.from_numpy(batches().batch(step, 0, GLOBAL_BATCH)))
         (total / count).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         for group in optimizer.param_groups:

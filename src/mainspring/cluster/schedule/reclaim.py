@@ -100,14 +100,17 @@ def firm_wishes(state: State, entry: Entry) -> tuple[bool, ...]:
     only take it from this gang again, and so on in a circle.
     """
     firm = [asked > 0 for asked in entry.asked]
+    parts = [(r, resource.partition("/")[2]) for r, resource in enumerate(state.tree.resources)]
+    models = [(r, model) for r, model in parts if model and firm[r]]
+    if not models:
+        return tuple(firm)
     waiting = (state.entries[next(iter(found))] for found in state.waiting.get(entry.leaf, {}).values())
     running = (other for other in state.running() if other.leaf == entry.leaf)
     for other in (*running, *waiting):
         if other.gang.priority > entry.gang.priority:
-            models = other.gang.request.models
-            for r, resource in enumerate(state.tree.resources):
-                model = resource.partition("/")[2]
-                takes = other.held[r] > 0 if other.place else not models or model in models
+            taken = other.gang.request.models
+            for r, model in models:
+                takes = other.held[r] > 0 if other.place else not taken or model in taken
                 firm[r] &= other.asked[r] > 0 or not takes
     return tuple(firm)
 
