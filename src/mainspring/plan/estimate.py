@@ -228,16 +228,18 @@ class Estimator:
 
     def thinnest(self, mesh: Mesh) -> float:
         """Bytes of a parameter's state when all replicas share it."""
-        stack = self._stack
-        return (stack.weight_bytes + stack.gradient_bytes + stack.optimizer_bytes) / (mesh.replicas * mesh.cp)
+        return sum(self._state_sizes()) / (mesh.replicas * mesh.cp)
 
     def state_bytes(self, mesh: Mesh, zero: Zero, line: Line) -> float:
         """Bytes of a parameter's state and of its copy, without what is gathered for a moment."""
         stack, cut = self._stack, line.choice.cut
         parts = [mesh.shards if zero >= stage else 1 for stage in (3, 2 if max(line.most) == 1 else 3, 1)]
-        sizes = (stack.weight_bytes, stack.gradient_bytes, stack.optimizer_bytes)
-        each = sum(size / part for size, part in zip(sizes, parts, strict=True))
+        each = sum(size / part for size, part in zip(self._state_sizes(), parts, strict=True))
         return each + (stack.copy_bytes if cut.precision == "bf16" and cut.recompute != "full" else 0)
+
+    def _state_sizes(self) -> tuple[float, float, float]:
+        stack = self._stack
+        return stack.weight_bytes, stack.gradient_bytes, stack.master_bytes + self.model.optimizer_bytes
 
     def logits_bytes(self, part: Slice) -> int:
         """Bytes of the scores of one micro-batch."""

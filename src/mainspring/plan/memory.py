@@ -44,7 +44,7 @@ def stage_memory(
     return MemoryEstimate(
         params_bytes=round(stack.weight_bytes * (shard if zero >= 2 else whole)),
         grads_bytes=round(stack.gradient_bytes * (whole if whole_gradients else shard)),
-        optimizer_bytes=round(stack.optimizer_bytes * (shard if zero else whole)),
+        optimizer_bytes=round((stack.master_bytes + model.optimizer_bytes) * (shard if zero else whole)),
         activations_bytes=round(activations),
         logits_bytes=logits_bytes(model, part) if scores else 0,
         gathered_bytes=round(gathered),

@@ -15,7 +15,8 @@ from mainspring.spec import BlockSpec, Mesh, ModelSpec, Zero
 
 DATA = ("dp", "fsdp", "ep")  # axes that the batch is shared over
 SHARDS = ("fsdp", "cp")
-ADAM_TRAFFIC_BYTES = 28  # per parameter: reads it, its gradient and two moments, writes all but the gradient
+UPDATE_TRAFFIC_BYTES = 12  # of a parameter: reads it and its gradient, writes it; its optimiser state goes both ways
+ADAM_TRAFFIC_BYTES = UPDATE_TRAFFIC_BYTES + 2 * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +210,9 @@ class Slice:
         return max(0.0, gather - forward) + max(0.0, reduce - backward)
 
     def update_s(self, states: float) -> float:
-        """Seconds of clipping the gradients of `states` parameters and of their update by Adam."""
-        return (ADAM_TRAFFIC_BYTES + self.stack.clip_bytes) * states / self.width
+        """Seconds of clipping the gradients of `states` parameters and of their update."""
+        moved = UPDATE_TRAFFIC_BYTES + 2 * self._model.optimizer_bytes
+        return (moved + self.stack.clip_bytes) * states / self.width
 
     def handover_s(self) -> float:
         """What the host takes to have a micro-batch pass through a stage, forward and backward."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Bytes are per parameter. Shares are of the device's own.
+    """Bytes are per parameter, `master_bytes` those of a wider copy beside the optimiser's own state. Shares are of the
+    device's own.
 
     `saved_scale` is what bf16 really keeps over what two bytes for each saved value would be. `saved_passes` is how
     often the bytes that backward keeps pass through memory in forward (twice that in backward), `compiled_passes` where
@@ -29,7 +30,7 @@ class Stack:
     name: str
     weight_bytes: int = 4
     gradient_bytes: int = 4
-    optimizer_bytes: int = 8
+    master_bytes: int = 0
     copy_bytes: int = 2
     gather_bytes: int = 4
     reduce_bytes: int = 4
@@ -76,7 +77,7 @@ HOSTED = replace(
 MEGATRON_2021 = Stack(
     name="Megatron 2021",
     weight_bytes=2,
-    optimizer_bytes=12,
+    master_bytes=4,
     copy_bytes=0,
     reduce_bytes=2,
     fused_attention=False,
@@ -91,7 +92,7 @@ MEGATRON_DEEPSPEED = replace(MEGATRON_2021, name="Megatron-DeepSpeed", saved_pas
 MEGATRON_2024 = Stack(
     name="Megatron 2024",
     weight_bytes=2,
-    optimizer_bytes=12,
+    master_bytes=4,
     copy_bytes=0,
     gather_bytes=2,
     saved_scale=1.0,
@@ -101,7 +102,7 @@ DEEPSPEED_2021 = Stack(
     name="DeepSpeed 2021",
     weight_bytes=2,
     gradient_bytes=2,
-    optimizer_bytes=12,
+    master_bytes=4,
     copy_bytes=0,
     gather_bytes=2,
     reduce_bytes=2,

@@ -125,7 +125,8 @@ class ModelSpec:
     `element_bytes` is the width of an activation element that the blocks' byte figures were counted with; the planner
     scales them to the training precision. In a `chain` each block needs nothing but the output of the one before, so
     that a pipeline may cut anywhere between them; `unchained` says why it is none. `tied_rows` are the `tied_params`,
-    which several blocks count, by how they can be cut.
+    which several blocks count, by how they can be cut. `optimizer_bytes` are those of the optimiser's state for each
+    parameter, 8 for Adam's two moments.
     """
 
     name: str
@@ -136,6 +137,7 @@ class ModelSpec:
     chain: bool = False
     tied_rows: tuple[Rows, ...] = ()
     unchained: str = ""
+    optimizer_bytes: float = 8.0
 
     @property
     def params(self) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mainspring.models.annotate import matching, read_marks
 from mainspring.models.divide import regions, vocabulary
@@ -17,10 +18,11 @@ from mainspring.spec import Hints, MainspringError, ModelSpec, Plan, Precision, 
 from mainspring.train.parallel import LossModule
 from mainspring.train.parallel.read import read_model
 from mainspring.train.parallel.share import check_plan
-from mainspring.train.recipe import Facts, Recipe
+from mainspring.train.recipe import Facts, Recipe, adamw
 
 ENDS = ("embedding", "head")  # what profiles call the two units round the blocks of a language model
 FREE = Hints()
+ADAM_BYTES = 8.0  # two fp32 moments of each parameter
 
 
 def profile_recipe(recipe: Recipe, facts: Facts, *, name: str) -> ModelSpec:
@@ -40,16 +42,56 @@ def study_recipe(recipe: Recipe, facts: Facts, *, name: str, hints: Hints) -> tu
     with torch.device("meta"):
         model = _built(recipe, {**facts, "seq_len": config.seq_len, "seed": config.seed})
         hints = _with_marks(model, hints)
-        patterns = tuple(pattern for pattern in hints.replicate if pattern not in ENDS)
-        if type(model) is Decoder and not patterns:
-            return _profile_decoder(model, config, name=name, precision=config.precision), hints
-        row = torch.zeros((1, config.seq_len + 1), dtype=torch.int64)
-        module = LossModule(set_cache(model, used=True), recipe.loss)
-        whole = (*patterns, *(f"model.{pattern}" for pattern in patterns))
-        try:
-            return profile_module(module, (row,), name=name, seq_len=config.seq_len, whole=whole), hints
-        except (NotImplementedError, RuntimeError) as error:
-            raise _not_profiled(error) from error
+        found = _profiled(recipe, model, name=name, hints=hints)
+    return replace(found, optimizer_bytes=_optimizer_bytes(recipe, model)), hints
+
+
+def _profiled(recipe: Recipe, model: nn.Module, *, name: str, hints: Hints) -> ModelSpec:
+    config = recipe.config
+    patterns = tuple(pattern for pattern in hints.replicate if pattern not in ENDS)
+    if type(model) is Decoder and not patterns:
+        return _profile_decoder(model, config, name=name, precision=config.precision)
+    row = torch.zeros((1, config.seq_len + 1), dtype=torch.int64)
+    module = LossModule(set_cache(model, used=True), recipe.loss)
+    whole = (*patterns, *(f"model.{pattern}" for pattern in patterns))
+    try:
+        return profile_module(module, (row,), name=name, seq_len=config.seq_len, whole=whole)
+    except (NotImplementedError, RuntimeError) as error:
+        raise _not_profiled(error) from error
+
+
+def _optimizer_bytes(recipe: Recipe, model: nn.Module) -> float:
+    """Bytes of state that the recipe's optimiser keeps of a parameter after a step, in the mean.
+
+    Counted on tensors without values; those of Adam for an optimiser that looks at values, as Adafactor does, or is
+    not installed here. Raises `SpecError` when the recipe's code fails.
+    """
+    if recipe.optimizer is adamw:
+        return ADAM_BYTES
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            _materialise(model)
+            optimizer = recipe.optimizer(model, recipe.config)
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+    except (ImportError, NotImplementedError, RuntimeError):
+        return ADAM_BYTES
+    except Exception as error:  # the user's code: anything may come out of it
+        raise SpecError(f"the recipe's optimizer makes no step: {type(error).__name__}: {error}") from error
+    kept = (value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor))
+    return sum(value.nbytes for value in kept if value.ndim) / max(1, sum(p.numel() for p in trained))
+
+
+def _materialise(model: nn.Module) -> None:
+    """Parameters on the host in place of those on the meta device; one that has several names stays one."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in list(module.named_parameters(recurse=False)):
+            if old not in made:
+                made[old] = nn.Parameter(torch.empty_like(old, device="cpu"), requires_grad=old.requires_grad)
+            setattr(module, name, made[old])
 
 
 def _built(recipe: Recipe, facts: Facts) -> nn.Module:

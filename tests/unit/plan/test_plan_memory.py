@@ -51,6 +51,14 @@ def test_one_rank_keeps_sixteen_bytes_for_each_parameter() -> None:
     assert found.gathered_bytes == 0
 
 
+def test_an_optimizer_without_moments_keeps_half_of_that_and_moves_less() -> None:
+    plain = replace(MODEL, optimizer_bytes=0.0)
+    found = memory(Mesh(), plain)
+    assert found.optimizer_bytes == 0
+    assert found.params_bytes + found.grads_bytes == 8 * MODEL.params
+    assert estimate(Mesh(), plain).time.optimizer_s == pytest.approx(12 / 28 * estimate(Mesh()).time.optimizer_s)
+
+
 def test_tied_parameters_are_kept_once_on_one_rank_and_at_both_ends_of_a_pipeline() -> None:
     tied = replace(MODEL, tied_params=1000 * 256)
     assert memory(Mesh(), tied).params_bytes == 4 * tied.params

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import nn
 from training_gang import CONFIG, decoder, masked_loss, tied
 
 from mainspring.spec import SpecError
+from mainspring.train.muon import muon
 from mainspring.train.profile import profile_recipe
-from mainspring.train.recipe import Recipe
+from mainspring.train.recipe import Recipe, adamw
 
 FACTS = {"vocab": 48, "eos_id": None, "bos_id": None}
 
@@ -44,3 +46,43 @@ def test_a_model_that_looks_at_values_says_so():
 
     with pytest.raises(SpecError, match="profiled without computing"):
         profile_recipe(Recipe(model=lambda vocab: Peeking(), config=CONFIG), FACTS, name="m")
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        adamw,
+        muon,
+        lambda model, config: torch.optim.SGD(model.parameters(), lr=config.lr),
+        lambda model, config: torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9),
+        lambda model, config: torch.optim.AdamW(model.parameters(), lr=config.lr, amsgrad=True),
+    ],
+    ids=["adamw", "muon", "sgd", "momentum", "amsgrad"],
+)
+def test_the_state_of_an_optimizer_is_what_it_keeps_after_a_step(optimizer):
+    spec = profile_recipe(Recipe(model=decoder, config=CONFIG, optimizer=optimizer), FACTS, name="m")
+    model = decoder(48)
+    made = optimizer(model, CONFIG)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    kept = sum(
+        value.nbytes for slots in made.state.values() for value in slots.values() if value is not None and value.ndim
+    )
+    assert spec.optimizer_bytes * spec.params == pytest.approx(kept)
+
+
+def test_an_optimizer_that_looks_at_values_is_taken_for_adam():
+    def optimizer(model, config):
+        return torch.optim.Adafactor(model.parameters(), lr=config.lr)
+
+    spec = profile_recipe(Recipe(model=decoder, config=CONFIG, optimizer=optimizer), FACTS, name="m")
+    assert spec.optimizer_bytes == 8
+
+
+def test_an_optimizer_that_makes_no_step_is_refused():
+    def optimizer(model, config):
+        return torch.optim.LBFGS(model.parameters(), lr=config.lr)
+
+    with pytest.raises(SpecError, match=r"the recipe's optimizer makes no step: TypeError: .* 'closure'"):
+        profile_recipe(Recipe(model=decoder, config=CONFIG, optimizer=optimizer), FACTS, name="m")
