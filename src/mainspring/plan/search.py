@@ -272,6 +272,11 @@ def _check_hints(space: Space) -> None:
             f"pp {hints.pp} was asked for, {model.name} is no chain of blocks that could be cut{said}",
             hint="leave pp out, or have the model hand one tensor on through a ModuleList, each entry called once",
         )
+    if hints.cp > 1 and model.unshared:
+        raise SpecError(
+            f"cp {hints.cp} was asked for, and ranks cannot share a sequence of {model.name}: {model.unshared}",
+            hint="leave cp out",
+        )
     if hints.pp > space.unit_count:
         raise SpecError(f"pp {hints.pp} was asked for, {model.name} has {space.unit_count} blocks to cut between")
     replicas = math.prod(max(1, getattr(hints, axis)) for axis in ("dp", "fsdp", "ep"))

@@ -146,7 +146,7 @@ class Space:
             if whole is None:
                 continue
             for cp in self._degrees("cp", self.config.seq_len // LEAST_TOKENS):
-                if cp > 1 and (self.config.seq_len % cp or not _looks_along(self.model)):
+                if cp > 1 and (self.config.seq_len % cp or self.model.unshared or not _looks_along(self.model)):
                     continue
                 for ep in self._degrees("ep", 1 << 10):
                     if ep > 1 and not self.divides_experts(ep):

@@ -126,7 +126,7 @@ class ModelSpec:
     scales them to the training precision. In a `chain` each block needs nothing but the output of the one before, so
     that a pipeline may cut anywhere between them; `unchained` says why it is none. `tied_rows` are the `tied_params`,
     which several blocks count, by how they can be cut. `optimizer_bytes` are those of the optimiser's state for each
-    parameter, 8 for Adam's two moments.
+    parameter, 8 for Adam's two moments. `unshared` says why ranks cannot have a part of each sequence.
     """
 
     name: str
@@ -138,6 +138,7 @@ class ModelSpec:
     tied_rows: tuple[Rows, ...] = ()
     unchained: str = ""
     optimizer_bytes: float = 8.0
+    unshared: str = ""
 
     @property
     def params(self) -> int:

@@ -16,6 +16,7 @@ from mainspring.models.structure import set_cache
 from mainspring.models.transformer import Decoder
 from mainspring.spec import Hints, MainspringError, ModelSpec, Plan, Precision, SpecError, TrainConfig
 from mainspring.train.parallel import LossModule
+from mainspring.train.parallel.along import why_whole
 from mainspring.train.parallel.read import read_model
 from mainspring.train.parallel.share import check_plan
 from mainspring.train.recipe import Facts, Recipe, adamw
@@ -43,7 +44,8 @@ def study_recipe(recipe: Recipe, facts: Facts, *, name: str, hints: Hints) -> tu
         model = _built(recipe, {**facts, "seq_len": config.seq_len, "seed": config.seed})
         hints = _with_marks(model, hints)
         found = _profiled(recipe, model, name=name, hints=hints)
-    return replace(found, optimizer_bytes=_optimizer_bytes(recipe, model)), hints
+    unshared = "" if type(model) is Decoder else why_whole(model, recipe.loss)
+    return replace(found, optimizer_bytes=_optimizer_bytes(recipe, model), unshared=unshared), hints
 
 
 def _profiled(recipe: Recipe, model: nn.Module, *, name: str, hints: Hints) -> ModelSpec:

@@ -56,11 +56,7 @@ class SharedAttention(TorchFunctionMode):
         is_causal: bool = False,  # noqa: FBT001, FBT002 torch's signature
         **options: Any,
     ) -> Tensor:
-        if attn_mask is not None:
-            raise SpecError(
-                "context parallelism knows causal and full attention, this model passes a mask",
-                hint="set cp = 1 in the plan",
-            )
+        without_mask(attn_mask)
         both = enter_joined(torch.stack([key, value]), 1 + TOKENS, self._group)
         key, value = both[0], both[1]
         mask = None
@@ -72,15 +68,38 @@ class SharedAttention(TorchFunctionMode):
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, **options)
 
 
-def tell_positions(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Have `model` count positions from where this rank's part begins."""
+def without_mask(mask: Tensor | None) -> None:
+    """Raise `SpecError` for attention that is neither causal nor full."""
+    if mask is not None:
+        raise SpecError(
+            "context parallelism knows causal and full attention, this model passes a mask",
+            hint="set cp = 1 in the plan",
+        )
+
+
+def position_argument(model: nn.Module) -> str | None:
+    """What `model` calls the positions of its tokens, where it takes them."""
     known = inspect.signature(model.forward).parameters
-    name = next(name for name in POSITIONS if name in known)
-    forward = model.forward
+    return next((name for name in POSITIONS if name in known), None)
+
+
+def tell_positions(model: nn.Module, rank: int) -> None:
+    """Have `model` count positions from where the part of `rank` begins.
+
+    A recipe that tells positions itself (of packed documents, say) is refused when it does: they would not be heeded.
+    """
+    name = position_argument(model)
+    assert name is not None
+    forward, known = model.forward, inspect.signature(model.forward)
 
     def placed(*args: Any, **kwargs: Any) -> Any:
+        if known.bind_partial(*args, **kwargs).arguments.get(name) is not None:
+            raise SpecError(
+                f"context parallelism counts positions itself, the recipe passes {name}",
+                hint="leave it out, or set cp = 1 in the plan",
+            )
         ids = args[0] if args else kwargs["input_ids"]
-        first = group.rank() * ids.shape[1]
+        first = rank * ids.shape[1]
         kwargs[name] = torch.arange(first, first + ids.shape[1], device=ids.device).expand(ids.shape)
         return forward(*args, **kwargs)
 

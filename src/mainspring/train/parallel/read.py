@@ -5,7 +5,6 @@ Runs the model on meta tensors at most, so that the answer costs nothing and com
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,8 @@ from torch import nn
 from mainspring.models.divide import Region, Vocabulary
 from mainspring.models.structure import Structure, ghost, read_structure, set_cache
 from mainspring.spec import Plan, SpecError
-from mainspring.train.parallel.context import POSITIONS
+from mainspring.train.parallel.along import why_whole
+from mainspring.train.parallel.context import POSITIONS, position_argument
 from mainspring.train.parallel.experts import experts_of
 from mainspring.train.parallel.loss import LossModule
 from mainspring.train.parallel.share import check_plan
@@ -39,7 +39,7 @@ def read_model(model: nn.Module, loss: Loss, plan: Plan) -> Reading:
     if mesh.ep > 1:
         _check_experts(model, mesh.ep)
     if mesh.cp > 1:
-        _check_positions(model)
+        _check_sequences(model, loss)
     if mesh.tp == 1:
         return Reading(structure=structure)
     return Reading(
@@ -83,9 +83,12 @@ def _check_experts(model: nn.Module, ranks: int) -> None:
         )
 
 
-def _check_positions(model: nn.Module) -> None:
-    if not any(name in inspect.signature(model.forward).parameters for name in POSITIONS):
+def _check_sequences(model: nn.Module, loss: Loss) -> None:
+    if position_argument(model) is None:
         raise SpecError(
             f"context parallelism must tell {type(model).__name__} the positions of its tokens, it takes none",
             hint=f"give its forward an argument {' or '.join(POSITIONS)}, or set cp = 1 in the plan",
         )
+    reason = why_whole(model, loss)
+    if reason:
+        raise SpecError(f"the plan gives ranks parts of each sequence, but {reason}", hint="set cp = 1 in the plan")

@@ -301,7 +301,7 @@ class Parallel:
         layouts |= experts
         context = axes.group("cp")
         if context is not None:
-            tell_positions(model, context)
+            tell_positions(model, context.rank())
         data.recompute(blocks, plan.stages[number].recompute, around=self._attention)
         piece = _Piece(model, self._root(model, loss, plan, number), layouts, partly, set(experts))
         self._lay_over_replicas(piece, plan)
