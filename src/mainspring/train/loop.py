@@ -2,8 +2,9 @@
 
 Every step sums losses and gradients over what the recipe counts and divides once by the global count, so uneven
 micro-batches and padded rows weigh what they should. Randomness is a function of (seed, step, micro-batch of the
-global batch): a resumed run repeats the uninterrupted one bit for bit on the same world size, and dropout falls
-alike on any. Hence the state of a run is parameters, buffers, optimiser slots and the step.
+global batch, block of the model): a resumed run repeats the uninterrupted one bit for bit on the same world size, and
+dropout falls alike on any with the same micro-batches, save where a sequence or a head has moved (`parallel.seeds`).
+Hence the state of a run is parameters, buffers, optimiser slots and the step.
 
 A `Trainer` owns everything it needs and nothing global, so its process groups can be torn down and made again around
 the same weights (`rebuild`), and its weights handed to a running engine between two steps (`full_state`).
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mainspring.spec import Failed, Plan, SpecError, TrainConfig
 from mainspring.train.checkpoint import Checkpoints
-from mainspring.train.parallel import Group, Parallel, local, share_of, whole
+from mainspring.train.parallel import Group, Parallel, local, seeds, share_of, whole
 from mainspring.train.parallel.clip import square_part
 from mainspring.train.parallel.layout import Layout
 from mainspring.train.recipe import Facts, LoadedRecipe
@@ -220,7 +220,7 @@ class Trainer:
 
     def _form(self, group_epoch: int) -> None:
         self._group.join(group_epoch)
-        _seed_all(self.config.seed)
+        seeds.start(self.config.seed)
         self._parallel = Parallel(
             partial(self.recipe.build, {**self._data.facts, "seed": self.config.seed}),
             self.recipe.loss,
@@ -291,8 +291,7 @@ class Trainer:
     @contextlib.contextmanager
     def _around(self, index: int) -> Iterator[None]:
         """What each forward of micro-batch `index` of this replica runs in: its seeds and its precision."""
-        # Integers hash alike in every process.
-        _seed_all(hash((self.config.seed, self.step, self._share.first // self._share.rows + index)) & (2**63 - 1))
+        seeds.begin(self.config.seed, self.step, self._share.first // self._share.rows + index)
         enabled = self._plan.precision == "bf16"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled):
             yield
@@ -341,10 +340,3 @@ class Trainer:
                 parameter = parameters[name]
                 like = parameter.detach() if tuple(shape) == layouts[name].shape else counter.expand(shape)
                 self._optimizer.state[parameter][slot] = torch.zeros_like(like, dtype=dtype)
-
-
-def _seed_all(seed: int) -> None:
-    """Start every generator that a recipe may draw from without one of its own."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFF_FFFF)

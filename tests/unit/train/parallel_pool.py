@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,11 @@ def qwen2(vocab: int) -> nn.Module:
     return Qwen2ForCausalLM(Qwen2Config(**_sizes(), tie_word_embeddings=True))
 
 
-def gpt2(vocab: int) -> nn.Module:
+def gpt2(vocab: int, dropout: float = 0.0) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 32}
-    silent = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    silent = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
     return GPT2LMHeadModel(GPT2Config(**config, **silent))
 
 
@@ -111,32 +112,32 @@ class Mixing(nn.Module):
 
 
 class Widening(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
-        self.wide, self.narrow = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.wide, self.drop, self.narrow = nn.Linear(32, 64), nn.Dropout(dropout), nn.Linear(64, 32)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.narrow(torch.relu(self.wide(x)))
+        return self.narrow(self.drop(torch.relu(self.wide(x))))
 
 
 class Unnamed(nn.Module):
     """A user's own block."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32)
-        self.mix, self.widen = Mixing(), Widening()
+        self.mix, self.widen, self.drop = Mixing(), Widening(dropout), nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.mix(self.first(x))
+        x = x + self.drop(self.mix(self.first(x)))
         return x + self.widen(self.second(x))
 
 
 class Homemade(nn.Module):
-    def __init__(self, vocab: int) -> None:
+    def __init__(self, vocab: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(vocab, 32), nn.Parameter(torch.randn(32, 32) * 0.02)
-        self.tower = nn.Sequential(*(Unnamed() for _ in range(LAYERS)))
+        self.tower = nn.Sequential(*(Unnamed(dropout) for _ in range(LAYERS)))
         self.norm = nn.LayerNorm(32)
         self.score = nn.Linear(32, vocab, bias=False)
         nn.init.normal_(self.words.weight, std=0.02)
@@ -183,6 +184,8 @@ MODELS = {
     "gpt2": gpt2,
     "t5": T5,
     "homemade": Homemade,
+    "dropping": partial(gpt2, dropout=0.2),
+    "inside": partial(Homemade, dropout=0.2),
 }
 
 

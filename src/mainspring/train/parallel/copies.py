@@ -20,14 +20,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from mainspring.train.parallel import seeds
+
 _thread = threading.local()
 
 
 class Turns:
     """Runs passes that take turns."""
 
-    def __init__(self, works: Sequence[Callable[[], Tensor]]) -> None:
+    def __init__(self, works: Sequence[Callable[[], Tensor]], device: torch.device) -> None:
         self._works = works
+        self._device = device
         self._turns = [threading.Semaphore(0) for _ in works]
         self._running = list(range(len(works)))
         self._found: dict[int, Tensor] = {}
@@ -47,11 +50,13 @@ class Turns:
         return [self._found[number] for number in range(len(self._works))]
 
     def give_way(self) -> None:
-        """Let the next pass go on, until it is this one's turn again."""
+        """Let the next pass go on, until it is this one's turn again; its random draws are its own."""
         if len(self._running) > 1:
             mine: int = _thread.number
+            state = seeds.generators(self._device)
             self._next(mine).release()
             self._turns[mine].acquire()
+            seeds.restore(state)
 
     def _run(self, number: int, watching: Sequence[TorchDispatchMode]) -> None:
         _thread.turns, _thread.number = self, number

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mainspring.models.structure import Structure, set_cache
 from mainspring.spec import Plan, SpecError
 from mainspring.train.deferred import build
-from mainspring.train.parallel import data
+from mainspring.train.parallel import data, seeds
 from mainspring.train.parallel.axes import Axes
 from mainspring.train.parallel.context import SharedAttention, tell_positions
 from mainspring.train.parallel.copies import Turns
@@ -93,7 +93,7 @@ class Parallel:
         self._axes = axes = Axes(plan.mesh, rank, device)
         context = axes.group("cp")
         self._attention = None if context is None else partial(SharedAttention, context)
-        self._around = around if self._attention is None else _inside(self._attention, around)
+        self._around = around if self._attention is None else _inside(self._attention, around, axes.at["cp"])
         self._share = share_of(plan, rank)
         self._reading = reading = read_model(model, loss, plan)
         self._structure = reading.structure
@@ -167,11 +167,14 @@ class Parallel:
         """Forward and backward of one micro-batch, or of its copies in turns."""
         if self._plan.copies > 1:
             parts = batch.chunk(self._plan.copies)
-            return torch.stack(Turns([partial(self._pass_one, index, part) for part in parts]).run()).sum(0)
+            works = [partial(self._pass_one, index, part, copy=copy) for copy, part in enumerate(parts)]
+            return torch.stack(Turns(works, self._device).run()).sum(0)
         return self._pass_one(index, batch)
 
-    def _pass_one(self, index: int, batch: Tensor) -> Tensor:
+    def _pass_one(self, index: int, batch: Tensor, *, copy: int = 0) -> Tensor:
         with self._around(index):
+            if copy:
+                seeds.also(-copy - 1)
             total, count = self._only(batch)
         total.backward()
         return torch.stack([total.detach(), count]).double()
@@ -302,6 +305,7 @@ class Parallel:
         context = axes.group("cp")
         if context is not None:
             tell_positions(model, context.rank())
+        seeds.attach(model, plan, axes.at, self._reading.regions, self._device)
         data.recompute(blocks, plan.stages[number].recompute, around=self._attention)
         piece = _Piece(model, self._root(model, loss, plan, number), layouts, partly, set(experts))
         self._lay_over_replicas(piece, plan)
@@ -409,13 +413,14 @@ class Parallel:
 
 
 def _inside(
-    outer: Callable[[], AbstractContextManager[Any]], inner: Callable[[int], AbstractContextManager[Any]]
+    outer: Callable[[], AbstractContextManager[Any]], inner: Callable[[int], AbstractContextManager[Any]], part: int
 ) -> Callable[[int], AbstractContextManager[Any]]:
-    """Both contexts, one inside the other."""
+    """Both contexts, one inside the other, and draws of its own for each part of a sequence."""
 
     @contextlib.contextmanager
     def both(index: int) -> Iterator[None]:
         with outer(), inner(index):
+            seeds.also(part)
             yield
 
     return both
