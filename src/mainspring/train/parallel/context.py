@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from mainspring.spec import SpecError
@@ -56,7 +57,11 @@ class SharedAttention(TorchFunctionMode):
         is_causal: bool = False,  # noqa: FBT001, FBT002 torch's signature
         **options: Any,
     ) -> Tensor:
-        without_mask(attn_mask)
+        # Where tensors have no values transformers makes a mask that it leaves out where they have.
+        if isinstance(attn_mask, FakeTensor):
+            is_causal = True
+        else:
+            without_mask(attn_mask)
         both = enter_joined(torch.stack([key, value]), 1 + TOKENS, self._group)
         key, value = both[0], both[1]
         mask = None
