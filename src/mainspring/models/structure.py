@@ -10,6 +10,7 @@ Deliberately absent: chains that pass several tensors that need gradients, such 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +29,13 @@ class Structure:
 
     `needs[u]` are the parameters of unit `u`: the prologue is unit 0, the blocks follow, the epilogue is last. A
     parameter of several modules has one name, its first. `hidden` is where a block takes the tensor that is passed
-    on: a position or a keyword.
+    on: a position or a keyword. `late` are the buffers outside the blocks that belong to what follows them.
     """
 
     blocks: tuple[str, ...] = ()
     needs: tuple[frozenset[str], ...] = ()
     hidden: int | str = 0
+    late: frozenset[str] = frozenset()
     reason: str = ""
 
     @property
@@ -84,10 +86,12 @@ def read_structure(model: nn.Module, run: Run) -> Structure:
     kinds = {call.hidden for call in chain}
     if len(kinds) > 1:
         return Structure(reason=f"its blocks take what they are handed in different places: {sorted(map(str, kinds))}")
-    needs, reason = _needs(model, run, chain, names)
+    with _late_buffers(model, chain) as late:
+        needs, reason = _needs(model, run, chain, names)
     if reason:
         return Structure(reason=reason)
-    return Structure(blocks=tuple(call.name for call in chain), needs=needs, hidden=kinds.pop())
+    blocks = tuple(call.name for call in chain)
+    return Structure(blocks=blocks, needs=needs, hidden=kinds.pop(), late=frozenset(late))
 
 
 def outermost_entries(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -244,6 +248,38 @@ def _needs(
         if name in frozen and name not in owner:
             needs[-1] |= {name}
     return tuple(needs), ""
+
+
+@contextlib.contextmanager
+def _late_buffers(model: nn.Module, chain: list[_Call]) -> Iterator[set[str]]:
+    """Afterwards: the buffers of modules first called after the chain, and those changed after it alone."""
+    inside = {id(module) for call in chain for module in call.module.modules()}
+    called: list[set[int]] = [set(), set()]  # before the end of the chain, and after it
+    seen = [_states(model)]
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: called[len(seen) - 1].add(id(module)))
+        for module in model.modules()
+        if id(module) not in inside
+    ]
+    hooks.append(chain[-1].module.register_forward_hook(lambda *_: seen.append(_states(model))))
+    late: set[str] = set()
+    try:
+        yield late
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen.append(_states(model))
+    first, middle, last = seen[0], seen[1], seen[-1]
+    for name, state in last.items():
+        owner = id(model.get_submodule(name.rpartition(".")[0]))
+        changed = state != middle.get(name) and middle.get(name) == first.get(name)
+        if owner not in inside and (owner in called[1] - called[0] or changed):
+            late.add(name)
+
+
+def _states(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """What tells whether a buffer was changed, in place or for another."""
+    return {name: (id(b), b._version) for name, b in model.named_buffers(remove_duplicate=False)}  # noqa: SLF001
 
 
 def _cut_before(module: nn.Module, cuts: _Cuts) -> Any:

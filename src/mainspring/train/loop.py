@@ -157,7 +157,8 @@ class Trainer:
         """Begin a checkpoint of this step; it is on disk after the next `save`, or after `close`."""
         # Buffers may change in the next forward, parameters and slots only in the next optimizer.step.
         buffers = {f"model.{name}" for name, t in self._parallel.tensors().items() if not isinstance(t, nn.Parameter)}
-        tensors = {n: t.clone() if n in buffers else t for n, t in self._tensors().items()}
+        mine = {n: t for n, t in self._tensors().items() if n not in buffers or self._parallel.is_first}
+        tensors = {n: t.clone() if n in buffers else t for n, t in mine.items()}
         notes = {
             "config": numerics(self.config),
             "recipe": self._digest,

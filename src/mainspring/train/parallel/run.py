@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -39,6 +38,7 @@ from mainspring.train.parallel.experts import (
     runs_of,
     spread_experts,
 )
+from mainspring.train.parallel.held import Piece, join_pieces
 from mainspring.train.parallel.layout import Layout, Run, local
 from mainspring.train.parallel.loss import LossModule
 from mainspring.train.parallel.pipeline import Pipeline
@@ -48,28 +48,6 @@ from mainspring.train.parallel.stages import StageModule, cut_out, share_copy
 from mainspring.train.parallel.tensor import divide
 from mainspring.train.parallel.tied import Ties
 from mainspring.train.recipe import Loss
-
-
-@dataclass(slots=True)
-class _Piece:
-    """What this rank holds of the model: one stage of it, or all."""
-
-    model: nn.Module
-    root: nn.Module
-    layouts: dict[str, Layout]
-    partial: set[str]
-    experts: set[str]
-
-
-@dataclass(slots=True)
-class _State:
-    """The parameters of this rank by name, how they are laid out, and on how many ranks each part is."""
-
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    layouts: dict[str, Layout] = field(default_factory=dict)
-    partial: set[str] = field(default_factory=set)
-    experts: set[str] = field(default_factory=set)
-    copies: dict[str, int] = field(default_factory=dict)
 
 
 class Parallel:
@@ -115,7 +93,7 @@ class Parallel:
         if group is not None and not plan.zero and axes.degree("pp", "cp", "ep") == 1 and plan.copies == 1:
             for piece in self._pieces.values():
                 piece.root = data.replicate(piece.root, group)
-        self._state, mirrors = _join_pieces(list(self._pieces.values()))
+        self._state, mirrors = join_pieces(list(self._pieces.values()))
         self.model = self._merged(model) if plan.mesh.pp > 1 else model
         self._ties = Ties(self._state.parameters, self._tie_groups(), mirrors)
         self._count_copies()
@@ -136,12 +114,17 @@ class Parallel:
         """Parameters and persistent buffers of this rank by name, a shared one under its first name only."""
         found: dict[str, Tensor] = {}
         seen: set[int] = set()
-        for piece in self._pieces.values():
+        for number, piece in self._pieces.items():
             for name, tensor in piece.model.state_dict(keep_vars=True).items():
-                if isinstance(tensor, Tensor) and id(tensor) not in seen:
+                if isinstance(tensor, Tensor) and id(tensor) not in seen and self._is_ours(number, name, tensor):
                     seen.add(id(tensor))
                     found.setdefault(name, tensor)
-        return {name: tensor for name, tensor in found.items() if self._is_ours(name, tensor)}
+        return found
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank's buffers are those that are saved: replicas have their own, the first one's are kept."""
+        return not any(place for axis, place in self._axes.at.items() if axis != "pp")
 
     def accumulate(self, rows: Tensor) -> Tensor:
         """Run this replica's micro-batches, `rows` of the batch; float64 (sum of losses, count) of this rank's part.
@@ -282,7 +265,7 @@ class Parallel:
             piece.root.totals.clear()
         return found
 
-    def _piece(self, model: nn.Module, loss: Loss, plan: Plan, number: int) -> _Piece:
+    def _piece(self, model: nn.Module, loss: Loss, plan: Plan, number: int) -> Piece:
         axes = self._axes
         layouts = {name: Layout(tuple(p.shape)) for name, p in model.named_parameters()}
         partly: set[str] = set()
@@ -307,7 +290,7 @@ class Parallel:
             tell_positions(model, context.rank())
         seeds.attach(model, plan, axes.at, self._reading.regions, self._device)
         data.recompute(blocks, plan.stages[number].recompute, around=self._attention)
-        piece = _Piece(model, self._root(model, loss, plan, number), layouts, partly, set(experts))
+        piece = Piece(model, self._root(model, loss, plan, number), layouts, partly, set(experts))
         self._lay_over_replicas(piece, plan)
         if isinstance(piece.root, StageModule):
             piece.root.attach()
@@ -318,7 +301,7 @@ class Parallel:
             return LossModule(model, loss)
         return StageModule(model, loss, self._structure, _spans(plan)[number], self._around)
 
-    def _lay_over_replicas(self, piece: _Piece, plan: Plan) -> None:
+    def _lay_over_replicas(self, piece: Piece, plan: Plan) -> None:
         """Shard or replicate, and move what this rank holds to its device."""
         axes = self._axes
         if plan.zero:
@@ -404,12 +387,11 @@ class Parallel:
             merged.get_submodule(owner)._parameters[attribute] = held  # noqa: SLF001
         return merged
 
-    def _is_ours(self, name: str, tensor: Tensor) -> bool:
-        """Whether this rank answers for a tensor; a buffer outside the blocks is on every stage, the first answers."""
-        if isinstance(tensor, nn.Parameter):
+    def _is_ours(self, stage: int, name: str, tensor: Tensor) -> bool:
+        """Whether a stage answers for a tensor: of buffers outside the blocks all have one, but only one uses it."""
+        if isinstance(tensor, nn.Parameter) or any(name.startswith(f"{block}.") for block in self._structure.blocks):
             return True
-        inside = any(name.startswith(f"{block}.") for block in self._structure.blocks)
-        return inside or self._axes.at["pp"] == 0
+        return stage == (len(self._plan.stages) - 1 if name in self._structure.late else 0)
 
 
 def _inside(
@@ -457,20 +439,6 @@ def _spans(plan: Plan) -> list[tuple[int, int]]:
         spans.append((first, first + stage.blocks))
         first += stage.blocks
     return spans
-
-
-def _join_pieces(pieces: list[_Piece]) -> tuple[_State, list[tuple[nn.Parameter, nn.Parameter]]]:
-    state, mirrors = _State(), []
-    for piece in pieces:
-        for name, parameter in piece.model.named_parameters():
-            if name not in state.parameters:
-                state.parameters[name] = parameter
-                state.layouts[name] = piece.layouts[name]
-            elif state.parameters[name] is not parameter:
-                mirrors.append((state.parameters[name], parameter))
-        state.partial |= piece.partial
-        state.experts |= piece.experts
-    return state, mirrors
 
 
 def _check_nothing_is_lost(
