@@ -19,6 +19,8 @@ def square_part(gradients: Iterable[tuple[Tensor, int]]) -> Tensor:
     """
     by_copies: dict[int, list[Tensor]] = {}
     for gradient, copies in gradients:
-        by_copies.setdefault(copies, []).append(gradient)
+        exact = gradient.dtype in (torch.float32, torch.float64)
+        norm = gradient if exact else torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        by_copies.setdefault(copies, []).append(norm)
     squares = [get_total_norm(parts).double().square() / copies for copies, parts in by_copies.items()]
     return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)

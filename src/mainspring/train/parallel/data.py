@@ -52,7 +52,8 @@ def replicate(root: nn.Module, group: dist.ProcessGroup) -> DistributedDataParal
     """`root` with its gradients exchanged, as their mean, while backward runs."""
     # A batch may leave layers out, and another rank's batch others: their gradients are still exchanged. Where nothing
     # is left out torch 2.13 tells each rank, in C++, that it looked for unused parameters in vain; this one always is.
-    root.register_parameter("left_out", nn.Parameter(next(root.parameters()).new_empty(0)))
+    like = next(parameter for parameter in root.parameters() if parameter.requires_grad)
+    root.register_parameter("left_out", nn.Parameter(like.detach().new_empty(0)))
     # Buffers are each replica's own, as they are under ZeRO; those of the first are saved.
     return DistributedDataParallel(
         root,
@@ -92,6 +93,8 @@ def fill_in(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> Non
 
     One that none has used keeps none, so that no optimiser touches it.
     """
+    if not parameters:
+        return
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
     dist.all_reduce(used, group=group)
     for parameter, ranks in zip(parameters, used.tolist(), strict=True):

@@ -369,12 +369,12 @@ class Parallel:
         return sorted({self._plan.pipeline_rank(stage) for stage in stages})
 
     def _tie_groups(self) -> dict[str, dist.ProcessGroup]:
-        """The group of each parameter of this rank that other stages' ranks hold too."""
+        """The group of each parameter of this rank that other stages' ranks hold and train too."""
         if self._plan.mesh.pp == 1:
             return {}
         holders = {name: tuple(self._holders(name)) for name in sorted(self._structure.shared)}
         groups = {places: self._axes.pipeline_group(places) for places in dict.fromkeys(holders.values())}
-        mine = self._state.parameters.keys()
+        mine = {name for name, parameter in self._state.parameters.items() if parameter.requires_grad}
         found = {name: groups[places] for name, places in holders.items() if name in mine}
         return {name: group for name, group in found.items() if group is not None}
 

@@ -31,6 +31,18 @@ class _Reached(BaseException):
         self.hidden = hidden
 
 
+class _Contiguous(torch.autograd.Function):
+    """What is given, unchanged; its gradient in contiguous memory."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor) -> Tensor:  # noqa: ARG004 torch's call
+        return given.view_as(given)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004 torch's call
+        return gradients[0].contiguous()
+
+
 class StageModule(nn.Module):
     """Units `[first, last)` of a model whose other units were taken out. Called once for each micro-batch.
 
@@ -94,7 +106,8 @@ class StageModule(nn.Module):
         return hidden
 
     def _run(self, received: tuple[Tensor, ...], rows: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
-        self._received, self._arrived = received[0] if received else None, False
+        # Neighbours exchange hidden states and their gradients as contiguous memory (torch 2.13, `PipelineStage`).
+        self._received, self._arrived = _Contiguous.apply(received[0]) if received else None, False
         with self._around(index):
             try:
                 return self.inner(rows)
@@ -110,9 +123,10 @@ class StageModule(nn.Module):
             if isinstance(module, nn.Embedding) and id(module) not in inside:
                 vars(module)["forward"] = partial(self._look_up, module, module.forward)
 
-    def _look_up(self, table: nn.Embedding, look_up: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    def _look_up(self, table: nn.Embedding, look_up: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         if self._arrived:
-            return look_up(ids)
+            return look_up(*args, **kwargs)
+        ids = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         return torch.full((), torch.nan, device=ids.device).expand(*ids.shape, table.embedding_dim)
 
     def _replace_input(self, _: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -129,12 +143,12 @@ class StageModule(nn.Module):
     def _leave_before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         hidden = first_tensor(args, kwargs)[1]
         assert hidden is not None
-        raise _Reached(hidden)
+        raise _Reached(hidden.contiguous())
 
     def _leave_after(self, _: nn.Module, __: Any, output: Any) -> None:
         hidden = first_output(output)
         assert hidden is not None
-        raise _Reached(hidden)
+        raise _Reached(hidden.contiguous())
 
 
 @contextlib.contextmanager

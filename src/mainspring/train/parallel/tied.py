@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mainspring.train.parallel.data import reduce_in_buckets
+from mainspring.train.parallel.data import fill_in, reduce_in_buckets
 from mainspring.train.parallel.layout import local
 
 
 class Ties:
-    """`groups` names each parameter that is on other pipeline ranks too; `mirrors` are pairs on this one."""
+    """`groups` names each trained parameter that is on other pipeline ranks too; `mirrors` are pairs on this one."""
 
     def __init__(
         self,
@@ -42,9 +42,7 @@ class Ties:
         for name, group in sorted(self._groups.items()):
             by_group.setdefault(group, []).append(self._parameters[name])
         for group, parameters in by_group.items():
-            for parameter in parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+            fill_in(parameters, group)
             reduce_in_buckets([local(p.grad) for p in parameters if p.grad is not None], group)
 
     @torch.no_grad()
