@@ -99,7 +99,7 @@ def test_every_layout_computes_what_plain_pytorch_computes(tmp_path, plan, model
         assert outcome.state == {}
 
 
-@pytest.mark.parametrize(("mesh", "model"), [(DP2, "rare"), (FSDP2, "spare")], ids=["ddp", "zero3"])
+@pytest.mark.parametrize(("mesh", "model"), [(DP2, "rare"), (FSDP2, "rare")], ids=["ddp", "zero3"])
 def test_layers_that_a_batch_does_not_use_are_no_problem_on_several_ranks(tmp_path, mesh, model):
     """One is never used, one by some micro-batches of some ranks; plain PyTorch on one device does not mind either."""
     plan = plan_of(mesh, microbatch=1)

@@ -185,7 +185,6 @@ MODELS = {
     "dropped": dropped,
     "frozen": frozen,
     "laden": LadenModel,
-    "spare": SpareModel,
     "rare": RareModel,
 }
 OPTIMIZERS = {"adamw": adamw, "muon": muon}

@@ -46,6 +46,36 @@ def sum_gradients(root: nn.Module) -> None:
             # Gloo cannot scale while it reduces (torch 2.13: "Cannot use ReduceOp.PREMUL_SUM"), hence the plain sum.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            # A batch may leave layers out that another rank's uses, and all must reduce the same.
+            module.set_reduce_scatter_unused_params(True)
+
+
+def note_used(root: nn.Module) -> set[nn.Parameter]:
+    """Where the sharded parameters of `root` that a backward reaches will be found.
+
+    Their gradients tell no more once they are reduced: then all have one. Torch 2.13 keeps the others to itself.
+    """
+    used: set[nn.Parameter] = set()
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            for group in module._get_fsdp_state()._fsdp_param_groups:  # noqa: SLF001
+                group.post_backward = partial(_note, group, group.post_backward, used)
+    return used
+
+
+def _note(group: Any, post_backward: Any, used: set[nn.Parameter], *unused: Any) -> None:
+    for parameter in group.fsdp_params:
+        whole = getattr(parameter, "_unsharded_param", None)
+        if whole is not None and (whole.grad is not None or parameter.unsharded_accumulated_grad is not None):
+            used.add(parameter.sharded_param)
+    post_backward(*unused)
+
+
+def drop_unused(parameters: Sequence[nn.Parameter], used: set[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Take away the gradient of a parameter that no rank of the group has used: it is but zeros."""
+    for parameter, ranks in zip(parameters, _ranks([p in used for p in parameters], parameters, group), strict=True):
+        if not ranks:
+            parameter.grad = None
 
 
 def replicate(root: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
@@ -93,13 +123,19 @@ def fill_in(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> Non
 
     One that none has used keeps none, so that no optimiser touches it.
     """
-    if not parameters:
-        return
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
-    dist.all_reduce(used, group=group)
-    for parameter, ranks in zip(parameters, used.tolist(), strict=True):
+    held = [parameter.grad is not None for parameter in parameters]
+    for parameter, ranks in zip(parameters, _ranks(held, parameters, group), strict=True):
         if ranks and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+
+
+def _ranks(marks: Sequence[bool], parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> list[int]:
+    """How many ranks of the group mark each of `parameters`."""
+    if not parameters:
+        return []
+    marked = torch.tensor(marks, dtype=torch.int32, device=parameters[0].device)
+    dist.all_reduce(marked, group=group)
+    return marked.tolist()
 
 
 def reduce_in_buckets(gradients: Iterable[Tensor], group: dist.ProcessGroup) -> None:

@@ -95,6 +95,8 @@ class Parallel:
                 piece.root = data.replicate(piece.root, group)
         self._state, mirrors = join_pieces(list(self._pieces.values()))
         self.model = self._merged(model) if plan.mesh.pp > 1 else model
+        self._trained = [p for p in (*self._state.parameters.values(), *(m for _, m in mirrors)) if p.requires_grad]
+        self._used = [data.note_used(piece.root) for piece in self._pieces.values()]
         self._ties = Ties(self._state.parameters, self._tie_groups(), mirrors)
         self._count_copies()
         self._mixtures = {n: m for piece in self._pieces.values() for n, m in mixtures_of(piece.model).items()}
@@ -334,6 +336,11 @@ class Parallel:
     def _finish_gradients(self) -> None:
         """What is still to be added up after the last backward."""
         axes, parameters = self._axes, self._state.parameters
+        replicas = axes.group("dp", "fsdp", "cp", "ep", "tp")
+        if self._plan.zero and replicas is not None:
+            data.drop_unused(self._trained, set[nn.Parameter]().union(*self._used), replicas)
+            for used in self._used:
+                used.clear()
         self._ties.add_up()
         group = axes.group("tp")
         if group is not None and self._state.partial:
