@@ -95,6 +95,8 @@ class Tape(TorchDispatchMode):
         self._constants: dict[int, Tensor] = {}
         # A storage that is referred to, even weakly, shares its number with no later one.
         self._storages: dict[int, StorageWeakRef] = {}
+        # Every generator that was drawn from, and its state before that.
+        self._began: dict[torch.Generator, Tensor] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -108,6 +110,8 @@ class Tape(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:  # noqa: SLF001 what `item` and `if` ask for
             return self.value(self.view(given[0])).item()
         draw = _draw(func, given, named) if torch.Tag.nondeterministic_seeded in func.tags else None
+        if draw is not None:
+            self._began.setdefault(draw.generator, draw.state)
         with self._fake:
             made = func(*given, **{**named, "generator": None} if "generator" in named else named)
         before = frozenset(map(_number, _tensors((given, named))))
@@ -130,6 +134,11 @@ class Tape(TorchDispatchMode):
     def in_use(self) -> set[int]:
         """The storages made here that something still refers to."""
         return {number for number, storage in self._storages.items() if not storage.expired()}
+
+    def rewind(self) -> None:
+        """Set every generator back to where it was before the first draw."""
+        for generator, state in self._began.items():
+            generator.set_state(state)
 
     @torch.no_grad()
     def value(self, wanted: View) -> Tensor:
@@ -208,6 +217,7 @@ def build(make: Callable[[], nn.Module]) -> Deferred:
         return Deferred(model, tape)
     except Exception as error:  # noqa: BLE001 the user's code; should it be wrong as it is, it is raised below
         log.warning("every rank makes the whole model at first", extra={"reason": f"{type(error).__name__}: {error}"})
+    tape.rewind()  # generators of the recipe's own, too
     torch.set_rng_state(states[0])
     random.setstate(states[1])
     np.random.set_state(states[2])
