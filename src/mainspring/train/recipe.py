@@ -66,8 +66,9 @@ def adamw(model: nn.Module, config: TrainConfig) -> Optimizer:
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # A stage of a pipeline may have nothing to train: groups without parameters are taken, an empty list is not.
     used = [group for group in groups if group["params"]]
-    return AdamW(used, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    return AdamW(used or groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
