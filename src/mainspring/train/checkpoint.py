@@ -24,6 +24,7 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -67,7 +68,10 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one run in one folder or behind one URL; every rank sees it, the `keep` newest are kept."""
 
-    def __init__(self, folder: str | Path, *, rank: int, world: int, keep: int) -> None:
+    def __init__(
+        self, folder: str | Path, *, rank: int, world: int, keep: int, timeout: timedelta | None = None
+    ) -> None:
+        """A rank that waits for another gives up after `timeout`, by default gloo's own."""
         self._place = open_place(folder)
         self.errors: list[str] = []
         self.committed = 0  # the step of the last one on disk that this rank 0 has written
@@ -75,7 +79,9 @@ class Checkpoints:
         self._world = world
         self._keep = keep
         # Collectives of the writer thread must not interleave with those of the training loop.
-        self._group: dist.ProcessGroup = dist.new_group(backend="gloo")  # pyright: ignore[reportAttributeAccessIssue]
+        group = dist.new_group(backend="gloo", timeout=timeout)
+        assert isinstance(group, dist.ProcessGroup), "every rank is in it"
+        self._group = group
         accelerated = torch.accelerator.is_available()
         self._stager = DefaultStager(
             StagingOptions(
@@ -170,25 +176,39 @@ class Checkpoints:
         return ""
 
     def _write(self, step: int, staged: Future[Any], notes: str, planner: PartSavePlanner) -> None:
-        made = ""
-        name: str = self._agree(self._place.begin(step) if self._rank == 0 else None)
+        name = made = ""
         try:
-            writer = self._place.writer(name)
-            dcp.save(staged.result(), storage_writer=writer, planner=planner, process_group=self._group)
+            name = self._agree(self._place.begin(step) if self._rank == 0 else None)
+            writer, copies = self._ready(name, staged)
+            dcp.save(copies, storage_writer=writer, planner=planner, process_group=self._group)
             files = self._digests(writer)
             if self._rank == 0:
                 manifest = {"step": step, "world": self._world, "notes": json.loads(notes), "files": files}
                 made = self._place.commit(name, json.dumps(manifest, indent=1))
                 self.committed = step
         except (Exception, CheckpointException) as error:  # the library's own is a BaseException
-            # Whatever it was, a failed save must not stop training.
+            # Whatever it was, a failed save must not stop training. All ranks hear of a failure before they come here,
+            # so none still writes what is discarded.
             reason = _innermost(error)
             log.exception("checkpoint not saved", extra={"step": step, "reason": reason})
             self.errors.append(f"step {step}: {reason}")
-            self._place.discard(name)
+            if name:
+                self._place.discard(name)
         else:
             if self._rank == 0:
                 self._prune(made)
+
+    def _ready(self, name: str, staged: Future[Any]) -> tuple[FileSystemWriter, dict[str, Any]]:
+        """What to write with, and the copies. Where one rank has none no rank begins: the others would wait for it."""
+        found, problem = None, ""
+        try:
+            found = self._place.writer(name), staged.result()
+        except Exception as error:  # noqa: BLE001 of any kind: memory, a disk, a network; raised below on every rank
+            problem = f"rank {self._rank} cannot copy its state: {type(error).__name__}: {error}"
+        problems = [told for told in self._gather(problem) if told]
+        if found is None or problems:
+            raise Unavailable(problems[0])
+        return found
 
     def _digests(self, writer: FileSystemWriter) -> dict[str, str]:
         """The digest of every rank's files. A rank that has none says why: the others wait for its word."""

@@ -237,6 +237,7 @@ class Trainer:
             rank=self._task.rank,
             world=self._task.world,
             keep=self.config.keep_checkpoints,
+            timeout=self._group.timeout,
         )
 
     def _dissolve(self) -> None:

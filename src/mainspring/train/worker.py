@@ -60,7 +60,7 @@ def main(task: Task, payload: Mapping[str, Any]) -> None:
     except BaseException:
         # The checkpoint being written is worth keeping. The group is left as it is: the others must not hear of
         # the broken connection before the launcher has heard from this rank.
-        trainer.wait()
+        _keep_last_checkpoint(trainer)
         raise
     trainer.close()
     if state is None:
@@ -73,6 +73,14 @@ def main(task: Task, payload: Mapping[str, Any]) -> None:
             made = store.publish("model", order.output, folder, meta=meta, run=order.run_id, inputs=order.inputs)
         _write_result(Path(task.run_dir), made.ref, meta=meta, recorder=recorder)
         recorder.close()
+
+
+def _keep_last_checkpoint(trainer: Trainer) -> None:
+    """Wait for the one being written; should that fail too, it is the first failure that must be heard of."""
+    try:
+        trainer.wait()
+    except Exception:  # of whatever kind, on top of one that ends this rank
+        log.exception("the last checkpoint was not written")
 
 
 def read_facts(inputs: Inputs, config: TrainConfig) -> Facts:

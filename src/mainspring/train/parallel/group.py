@@ -38,7 +38,7 @@ class Group:
         self.device = torch.device(devices.torch_device(task.local_rank))
         if self.device.index is not None:
             torch.accelerator.set_device_index(self.device.index)
-        self._timeout = timedelta(seconds=timeout_s)
+        self.timeout = timedelta(seconds=timeout_s)
         self._store: dist.Store | None = None
 
     def join(self, epoch: int) -> None:
@@ -49,7 +49,7 @@ class Group:
                 store=dist.PrefixStore(f"{self._attempt}/{epoch}", self._reach()),
                 rank=self.task.rank,
                 world_size=self.task.world,
-                timeout=self._timeout,
+                timeout=self.timeout,
             )
         except (dist.DistError, RuntimeError, ValueError) as error:
             raise WorkerLost(
@@ -90,7 +90,7 @@ class Group:
             int(port),
             world_size=self.task.world,
             is_master=self.task.rank == 0,
-            timeout=self._timeout,
+            timeout=self.timeout,
             wait_for_workers=False,
         )
 
