@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from mainspring.spec import Failed, Plan, SpecError, TrainConfig
 from mainspring.train.checkpoint import Checkpoints
@@ -113,6 +116,7 @@ class Trainer:
     ) -> None:
         self.step = 0
         self.leaving = False
+        self._checks = 2  # a number that depends on gradients may be the same after one step
         self.recipe = loaded.recipe
         self.config = loaded.recipe.config
         self._plan = plan
@@ -163,6 +167,7 @@ class Trainer:
             "config": numerics(self.config),
             "recipe": self._digest,
             "data": dict(self._data.train.state()),
+            "groups": self._counted(),
         }
         self._checkpoints.save(self.step, tensors, notes, layouts=self._layouts(tensors))
 
@@ -184,6 +189,7 @@ class Trainer:
         self._allocate(saved.shapes())
         tensors = self._tensors()
         self._checkpoints.load(saved, tensors, layouts=self._layouts(tensors))
+        self._count_on(saved.notes.get("groups", ()))
         self._parallel.updated()
         self.step = saved.step
         return True
@@ -193,7 +199,7 @@ class Trainer:
 
         Every rank calls this, with an epoch none has used; training goes on from the same step.
         """
-        kept, slots = self._tensors(), self._parallel.slots
+        kept, slots, counted = self._tensors(), self._parallel.slots, self._counted()
         self._dissolve()
         self._form(group_epoch)
         self._parallel.adopt(slots)
@@ -201,6 +207,7 @@ class Trainer:
         self._allocate({name: (layouts[name].shape, tensor.dtype) for name, tensor in kept.items()})
         for name, tensor in self._tensors().items():
             local(tensor).copy_(local(kept[name]))
+        self._count_on(counted)
         self._parallel.updated()
 
     def full_state(self) -> dict[str, Tensor]:
@@ -230,7 +237,8 @@ class Trainer:
             device=self._device,
             around=self._around,
         )
-        self._optimizer = self.recipe.optimizer(self.model, self.config)
+        self._optimizer = self._make_optimizer()
+        self._made = _numbers(self._optimizer)
         self._peak_lrs = [group["lr"] for group in self._optimizer.param_groups]
         self._checkpoints = Checkpoints(
             self._folder,
@@ -239,6 +247,18 @@ class Trainer:
             keep=self.config.keep_checkpoints,
             timeout=self._group.timeout,
         )
+
+    def _make_optimizer(self) -> Optimizer:
+        try:
+            return self.recipe.optimizer(self.model, self.config)
+        except ValueError as error:
+            if any(parameter.requires_grad for parameter in self.model.parameters()):
+                raise
+            stage = f"stage {self._parallel.stage} of the pipeline" if self._plan.mesh.pp > 1 else "the recipe's model"
+            raise SpecError(
+                f"{stage} has no parameter to train, and the recipe's optimizer takes that for a mistake: {error}",
+                hint="lower pp in the plan, or have it take groups of parameters, which may be empty",
+            ) from error
 
     def _dissolve(self) -> None:
         self._checkpoints.close()
@@ -269,6 +289,8 @@ class Trainer:
             group["lr"] = peak * factor
         self._checkpoints.wait_staged()
         self._optimizer.step()
+        if self._checks:
+            self._check_optimizer()
         self._parallel.updated()
         self.step += 1
         self._parallel.balance(self.step, self._optimizer.state)
@@ -309,14 +331,58 @@ class Trainer:
         """Everything that makes up the state of the run, by name; changing a tensor changes the run."""
         found = {f"model.{name}": tensor.detach() for name, tensor in self._parallel.tensors().items()}
         for name, parameter in self.model.named_parameters():
+            cut = isinstance(parameter, DTensor) or bool(self._parallel.layouts[name].runs)
             for slot, value in self._optimizer.state.get(parameter, {}).items():
                 if not isinstance(value, Tensor):
                     raise SpecError(
                         f"the optimiser keeps {slot} = {value!r}, which is no tensor and cannot be checkpointed",
                         hint="keep it in a 0-dimensional tensor, as torch.optim's own optimisers do",
                     )
+                if cut and value.dim() and value.shape != parameter.shape:
+                    raise SpecError(
+                        f"the optimiser keeps {slot} of {tuple(value.shape)} for {name} of {tuple(parameter.shape)}, "
+                        f"which the plan {self._plan.mesh.label} cuts: each rank has another one, of its own part",
+                        hint="set tp, ep, cp and fsdp = 1 and zero = 0 in the plan, or use another optimiser",
+                    )
                 found[f"optimizer.{name}.{slot}"] = value
         return found
+
+    def _counted(self) -> list[dict[str, Any]]:
+        """What the optimiser has changed in its groups of parameters since it was made, the same on every rank."""
+        now = _numbers(self._optimizer)
+        mine = [
+            {name: value for name, value in group.items() if name not in made or made[name] != value}
+            for group, made in zip(now, self._made, strict=True)
+        ]
+        told = [mine]
+        if self._task.world > 1:
+            told = [mine] * self._task.world
+            dist.all_gather_object(told, mine)
+        changed = [each for each in told if any(each)]
+        if any(each != told[0] for each in changed):
+            raise SpecError(
+                f"the optimiser keeps {', '.join(sorted(_names(changed)))} in its groups of parameters, which differ "
+                f"from rank to rank under the plan {self._plan.mesh.label}",
+                hint="set pp, tp, ep, cp and fsdp = 1 and zero = 0 in the plan, or use another optimiser",
+            )
+        return told[0]
+
+    def _check_optimizer(self) -> None:
+        """Say after the first steps, not at the first checkpoint, that what the optimiser keeps cannot be saved."""
+        self._tensors()
+        self._checks = self._checks - 1 if any(self._counted()) else 0
+
+    def _count_on(self, counted: Sequence[Mapping[str, Any]]) -> None:
+        """Put what `_counted` found back into the groups."""
+        groups = self._optimizer.param_groups
+        if any(counted) and len(groups) != len(counted):
+            kept = ", ".join(sorted(_names([counted])))
+            raise SpecError(
+                f"the optimiser kept {kept} in {len(counted)} groups of parameters, on this rank it has {len(groups)}",
+                hint="resume under the plan that the run was started with",
+            )
+        for group, changed in zip(groups, counted, strict=False):
+            group.update(changed)
 
     def _layouts(self, tensors: Mapping[str, Tensor]) -> dict[str, Layout]:
         """Where each of `tensors` lies in the whole: slots of a parameter's shape as the parameter does."""
@@ -342,3 +408,15 @@ class Trainer:
                 parameter = parameters[name]
                 like = parameter.detach() if tuple(shape) == layouts[name].shape else counter.expand(shape)
                 self._optimizer.state[parameter][slot] = torch.zeros_like(like, dtype=dtype)
+
+
+def _numbers(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The plain values in each group of parameters, but for the learning rate, which is a function of the step."""
+    return [
+        {name: value for name, value in group.items() if name != "lr" and isinstance(value, bool | int | float | str)}
+        for group in optimizer.param_groups
+    ]
+
+
+def _names(counted: Iterable[Sequence[Mapping[str, Any]]]) -> set[str]:
+    return {name for groups in counted for group in groups for name in group}

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -49,9 +49,10 @@ def muon(model: nn.Module, config: TrainConfig) -> Optimizer:
     matrices = {id(p): p for block in blocks for p in block.parameters() if p.requires_grad and p.ndim == 2}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in matrices]
     return _Pair(
-        # In groups, which may be empty: a stage of a pipeline may have no matrix, or nothing else.
-        Muon([{"params": list(matrices.values())}], lr=config.lr, weight_decay=config.weight_decay),
-        AdamW([{"params": rest}], lr=REST * config.lr, weight_decay=0.0, betas=(config.beta1, config.beta2), fused=True),
+        Muon(matrices.values(), lr=config.lr, weight_decay=config.weight_decay),
+        AdamW(
+            [{"params": rest}], lr=REST * config.lr, weight_decay=0.0, betas=(config.beta1, config.beta2), fused=True
+        ),
     )
 
 
@@ -72,8 +73,9 @@ class _Pair(Optimizer):
 class Muon(Optimizer):
     """Muon with Nesterov's momentum, for matrices that are whole on this rank or sharded by rows as `DTensor`s."""
 
-    def __init__(self, matrices: Iterable[Tensor] | Iterable[dict[str, Any]], *, lr: float, weight_decay: float) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, matrices: Iterable[Tensor], *, lr: float, weight_decay: float) -> None:
+        # In a group, which may be empty: a stage of a pipeline may have no matrix, or nothing else.
+        super().__init__([{"params": list(matrices)}], {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] no closure: nothing here asks twice

@@ -124,6 +124,11 @@ class Parallel:
         return found
 
     @property
+    def stage(self) -> int:
+        """The first stage of the pipeline that is here."""
+        return min(self._pieces)
+
+    @property
     def is_first(self) -> bool:
         """Whether this rank's buffers are those that are saved: replicas have their own, the first one's are kept."""
         return not any(place for axis, place in self._axes.at.items() if axis != "pp")
