@@ -27,6 +27,7 @@ Compute = Callable[[Tensor, Tensor], Tensor]
 Spread = Callable[[Tensor, Tensor, Compute], Tensor]
 """`spread(x_SH, counts_E, compute)`: like `compute(x_SH, counts_E)`, which it may do elsewhere."""
 
+BIAS, HUB_BIAS = ".mlp.bias", ".mlp.gate.e_score_correction_bias"
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -118,17 +119,17 @@ class MoeDecoder(Decoder):
 
 
 def to_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a `MoeDecoder` under the names of a Qwen3-MoE checkpoint, each expert's matrices by themselves."""
+    """The weights of a `MoeDecoder` under the names of a Qwen3-MoE checkpoint, each expert's matrices by themselves.
+
+    Biases of the choice, where training has moved them, have the name that DeepSeek-V3's have.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if tensor.ndim == 3:
             found |= {_hub_name(name, number): expert for number, expert in enumerate(tensor)}
-        elif name.endswith("mlp.bias"):
+        elif name.endswith(BIAS):
             if bool(tensor.any()):
-                raise SpecError(
-                    "a checkpoint of Qwen3-MoE has no place for the biases that evened out the experts' load",
-                    hint="train with balance_rate = 0 for that layout",
-                )
+                found[name.removesuffix(BIAS) + HUB_BIAS] = tensor
         else:
             found[name] = tensor
     return found
@@ -136,22 +137,28 @@ def to_hub(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_hub(tensors: Mapping[str, Tensor], config: MoeConfig) -> dict[str, Tensor]:
     """The reverse of `to_hub`."""
-    found = {name: tensor for name, tensor in tensors.items() if ".mlp.experts." not in name}
+    found = {
+        name: tensor for name, tensor in tensors.items() if ".mlp.experts." not in name and not name.endswith(HUB_BIAS)
+    }
     for layer in range(config.decoder.layers):
         for matrix in MATRICES:
             name = f"model.layers.{layer}.mlp.experts.{matrix}"
             found[name] = torch.stack([tensors[_hub_name(name, number)] for number in range(config.experts)])
-        found[f"model.layers.{layer}.mlp.bias"] = torch.zeros(config.experts)
+        bias = tensors.get(f"model.layers.{layer}{HUB_BIAS}")
+        found[f"model.layers.{layer}{BIAS}"] = torch.zeros(config.experts) if bias is None else bias
     return found
 
 
-def describe_moe(config: MoeConfig, *, dtype: str) -> dict[str, Any]:
-    """The `config.json` of a Qwen3-MoE checkpoint."""
+def describe_moe(config: MoeConfig, *, dtype: str, biased: bool = False) -> dict[str, Any]:
+    """The `config.json` of a Qwen3-MoE checkpoint; of another kind, which transformers refuses, where it has biases.
+
+    Transformers would leave them out with a warning and choose other experts than training did.
+    """
     if not config.decoder.qk_norm or config.decoder.qkv_bias:
         raise SpecError("Qwen3-MoE normalises queries and keys and has no biases", hint="set qk_norm in the recipe")
     return describe_config(config.decoder, dtype=dtype) | {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
+        "architectures": ["MoeDecoder" if biased else "Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe_biased" if biased else "qwen3_moe",
         "num_experts": config.experts,
         "num_experts_per_tok": config.experts_per_token,
         "moe_intermediate_size": config.expert_ffn,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mainspring.models.config import describe_config, locate, parse_config, read_config, read_json
 from mainspring.models.linear import W8A8Linear, check_w8a8, describe_w8a8, replace_linears
-from mainspring.models.moe import describe_moe, to_hub
+from mainspring.models.moe import HUB_BIAS, describe_moe, to_hub
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
 from mainspring.spec import MoeConfig, NotFound, SpecError, Unavailable
@@ -71,10 +71,12 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Path | str) -> None:
 def save_moe(config: MoeConfig, state: Mapping[str, Tensor], folder: Path | str) -> None:
     """Write the whole weights of a mixture of experts as a Qwen3-MoE checkpoint, which transformers loads.
 
+    It does not load one whose experts were evened out by biases: those are written as one more tensor for each layer.
     Raises `SpecError` for what such a checkpoint cannot say.
     """
     tensors = to_hub(state)
-    described = describe_moe(config, dtype=DTYPES[tensors["model.embed_tokens.weight"].dtype])
+    biased = any(name.endswith(HUB_BIAS) for name in tensors)
+    described = describe_moe(config, dtype=DTYPES[tensors["model.embed_tokens.weight"].dtype], biased=biased)
     save_tensors(tensors, folder)
     (Path(folder) / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mainspring.models.annotate import matching, read_marks
+from mainspring.models.config import describe_config
 from mainspring.models.divide import regions, vocabulary
+from mainspring.models.moe import MoeDecoder, describe_moe
 from mainspring.models.profile import profile_decoder, profile_module
 from mainspring.models.structure import set_cache
 from mainspring.models.transformer import Decoder
@@ -37,15 +39,25 @@ def profile_recipe(recipe: Recipe, facts: Facts, *, name: str) -> ModelSpec:
 def study_recipe(recipe: Recipe, facts: Facts, *, name: str, hints: Hints) -> tuple[ModelSpec, Hints]:
     """The recipe's model as the planner sees it, and `hints` with what the recipe says of the model's parts.
 
-    Raises `SpecError` for a model or loss that cannot run on the meta device, and for patterns that mean nothing in it.
+    Raises `SpecError` for a model or loss that cannot run on the meta device, for a model that could not be exported
+    once it is trained, and for patterns that mean nothing in it.
     """
     config = recipe.config
     with torch.device("meta"):
         model = _built(recipe, {**facts, "seq_len": config.seq_len, "seed": config.seed})
+        _check_export(model)
         hints = _with_marks(model, hints)
         found = _profiled(recipe, model, name=name, hints=hints)
     unshared = "" if type(model) is Decoder else why_whole(model, recipe.loss)
     return replace(found, optimizer_bytes=_optimizer_bytes(recipe, model), unshared=unshared), hints
+
+
+def _check_export(model: nn.Module) -> None:
+    """Raise `SpecError` where the Hugging Face layout has no place for what the model computes."""
+    if isinstance(model, MoeDecoder):
+        describe_moe(model.moe, dtype="float32")
+    elif isinstance(model, Decoder):
+        describe_config(model.config, dtype="float32")
 
 
 def _profiled(recipe: Recipe, model: nn.Module, *, name: str, hints: Hints) -> ModelSpec:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mainspring.models.moe import MoeDecoder, from_hub, to_hub
@@ -45,10 +46,20 @@ def test_the_hubs_names_and_back_lose_nothing(model: MoeDecoder) -> None:
         torch.testing.assert_close(back[name], tensor, rtol=0, atol=0)
 
 
-def test_an_evened_out_model_is_not_silently_saved_without_its_biases(model: MoeDecoder, tmp_path) -> None:
+def test_an_evened_out_model_keeps_its_biases_and_is_not_taken_for_one_without(model: MoeDecoder, tmp_path) -> None:
+    from transformers import AutoConfig
+
     model.blocks[0].mlp.bias[1] = 0.5
-    with pytest.raises(SpecError, match="no place for the biases"):
-        save_moe(CONFIG, model.state_dict(), tmp_path)
+    save_moe(CONFIG, model.state_dict(), tmp_path)
+    back = MoeDecoder(CONFIG).eval()
+    back.load_state_dict(from_hub(load_file(tmp_path / "model.safetensors"), CONFIG))
+    with torch.no_grad():
+        assert torch.equal(back(IDS), model(IDS))
+    with pytest.raises(ValueError, match="qwen3_moe_biased"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+def test_what_a_checkpoint_of_qwen3_cannot_say_is_not_saved(tmp_path) -> None:
     plain = MoeDecoder(replace(CONFIG, decoder=replace(SIZES, qk_norm=False)))
     with pytest.raises(SpecError, match="normalises queries and keys"):
         save_moe(plain.moe, plain.state_dict(), tmp_path)

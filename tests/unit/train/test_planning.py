@@ -96,6 +96,7 @@ from mainspring.models.moe import MoeDecoder
 def model(vocab):
     return MoeDecoder(MoeConfig(decoder=SIZES, experts=4, experts_per_token=2, expert_ffn=0))
 """
+PLAIN_EXPERTS = EMPTY_EXPERTS.replace("expert_ffn=0", "expert_ffn=32")
 PLAIN = "def model(vocab):\n    return Decoder(SIZES)\n"
 VAST = "def model(vocab):\n    return Decoder(replace(SIZES, hidden=1 << 15, layers=400))\n"
 
@@ -199,6 +200,7 @@ def test_what_does_not_fit_says_by_how_much(written) -> None:
         (SHARED, ("pp=2",), "is one module that runs 6 times"),
         (MOODY, (), "cannot be profiled without computing"),
         (EMPTY_EXPERTS, (), "expert_ffn must be at least 1, got 0"),
+        (PLAIN_EXPERTS, (), "Qwen3-MoE normalises queries and keys"),
         (VAST, (), "TiB short"),
     ],
 )

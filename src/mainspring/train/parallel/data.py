@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -135,7 +136,8 @@ def _ranks(marks: Sequence[bool], parameters: Sequence[nn.Parameter], group: dis
         return []
     marked = torch.tensor(marks, dtype=torch.int32, device=parameters[0].device)
     dist.all_reduce(marked, group=group)
-    return marked.tolist()
+    # Nothing has a value in a dry run, where other ranks do what this one does.
+    return [group.size() * mark for mark in marks] if isinstance(marked, FakeTensor) else marked.tolist()
 
 
 def reduce_in_buckets(gradients: Iterable[Tensor], group: dist.ProcessGroup) -> None:
