@@ -143,12 +143,22 @@ class StageModule(nn.Module):
     def _leave_before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         hidden = first_tensor(args, kwargs)[1]
         assert hidden is not None
-        raise _Reached(hidden.contiguous())
+        raise _Reached(_handed(hidden))
 
     def _leave_after(self, _: nn.Module, __: Any, output: Any) -> None:
         hidden = first_output(output)
         assert hidden is not None
-        raise _Reached(hidden.contiguous())
+        raise _Reached(_handed(hidden))
+
+
+def _handed(hidden: Tensor) -> Tensor:
+    """`hidden` as the next stage is given it.
+
+    It needs a gradient though nothing before it be trained: a schedule that splits the backward in two computes no
+    gradients of weights in a stage whose input needs none (torch 2.13, zero-bubble and ZBV).
+    """
+    hidden = hidden.contiguous()
+    return hidden if hidden.requires_grad or not torch.is_grad_enabled() else hidden.detach().requires_grad_()
 
 
 @contextlib.contextmanager
@@ -171,7 +181,8 @@ def cut_out(model: nn.Module, structure: Structure, span: tuple[int, int], devic
     """
     first, last = span
     needed = frozenset[str]().union(*structure.needs[first:last])
-    kept = {id(p) for name, p in model.named_parameters() if name in needed}
+    # Tables of integers are no one's to train, and nothing else can stand in for them.
+    kept = {id(p) for name, p in model.named_parameters() if name in needed or not p.is_floating_point()}
     copied = share_copy(model)
     for unit, name in enumerate(structure.blocks, start=1):
         if not first <= unit < last:
