@@ -172,6 +172,22 @@ def test_what_cannot_be_deferred_is_made_at_once_with_the_same_values_and_the_lo
     assert torch.equal(found.model.hidden[0], plain.hidden[0])
 
 
+def test_a_generator_of_the_recipes_own_starts_anew_when_its_model_is_made_at_once():
+    own = torch.Generator().manual_seed(7)
+
+    def undeferrable() -> nn.Module:
+        model = nn.Linear(4, 4)
+        nn.init.normal_(model.weight, generator=own)
+        torch.multinomial(torch.ones(4), 2)
+        return model
+
+    found = deferred.build(undeferrable).model
+    after = own.get_state()
+    own.manual_seed(7)
+    assert torch.equal(found.weight, undeferrable().weight)
+    assert torch.equal(own.get_state(), after)
+
+
 def test_a_function_that_is_wrong_raises_its_own_error():
     def wrong() -> nn.Module:
         raise ZeroDivisionError("heads")

@@ -47,6 +47,7 @@ CASES = {
     "hybrid with tp on 4,096": ({"fsdp": 64, "dp": 16, "tp": 4, "pp": 1, "cp": 1, "zero": 2}, 4095),
     "recomputed, 3D": ({"fsdp": 8, "dp": 1, "tp": 2, "pp": 4, "cp": 1, "zero": 3, "recompute": "full"}, 0),
     "zero bubble, last stage": ({"fsdp": 8, "dp": 1, "tp": 1, "pp": 4, "zero": 1, "schedule": "zero_bubble"}, 31),
+    "replicas of a pipeline": ({"fsdp": 1, "dp": 4, "tp": 1, "pp": 2, "cp": 1, "zero": 0}, 5),
     "tp without sp": ({"fsdp": 8, "dp": 1, "tp": 4, "pp": 1, "zero": 1, "sequence_parallel": False}, 0),
 }
 
