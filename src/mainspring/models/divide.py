@@ -2,8 +2,9 @@
 
 A region (Shoeybi et al. 2019, section 3) is a part of a model between a value that all ranks have and a sum of what
 each of them computes: `columns` are divided by their outputs, `rows` by their inputs, and what lies between works on
-each rank's heads or features alone. Known families are found by the names of their layers. Any other module that
-holds linear layers is tried: its layers are cut in two, and if the halves add up to the whole it is a region.
+each rank's heads or features alone. Known families are found by the names of their layers, any other module that
+holds linear layers by a trial: its layers are cut in two, and if the halves add up to the whole, and their gradients
+to the whole's, it is a region. A known one that can be run on a hidden state alone must pass the trial too.
 
 A vocabulary is divided by its entries, in the embedding and in the head.
 """
@@ -13,12 +14,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mainspring.models.structure import first_output
+from mainspring.models.trial import FAILURES, close, kind, on_host, tells, truths
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +39,8 @@ HEADS = ("num_heads", "n_heads", "n_head", "num_attention_heads", "num_key_value
 WIDTHS = ("head_dim", "width")
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed", "embedding", "token_embedding")
 LOGITS = ("lm_head", "head", "output", "embed_out")
+FUSED = "GPT2Attention"  # whose queries, keys and values lie one after the other; others put those of a head together
 TRIAL_TOKENS = 3
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +71,57 @@ def regions(model: nn.Module, *, whole: Sequence[str] = ()) -> list[Region]:
     """What tensor parallelism can divide, but for modules that a pattern of `whole` names: by path, or by class."""
     found: list[Region] = []
     kept_under: list[str] = []
+    seen: dict[object, Region | None] = {}
     for name, module in model.named_modules():
         if any(fnmatchcase(word, pattern) for word in (name, type(module).__name__) for pattern in whole):
             kept_under.append(name)
         kept = any(name == other or name.startswith(f"{other}.") for other in kept_under)
         inside = any(name.startswith(f"{other.name}.") for other in found)
-        if not kept and not inside and (region := _known(name, module) or _tried(name, module)) is not None:
-            found.append(region)
+        if kept or inside or not any(is_linear(child) for child in module.children()):
+            continue
+        likeness = kind(module)
+        if likeness not in seen:
+            seen[likeness] = _known(module) or _tried(module)
+        region = seen[likeness]
+        if region is not None:
+            found.append(replace(region, name=name))
     return found
 
 
 def vocabulary(model: nn.Module) -> Vocabulary | None:
-    """The embedding and the head of a language model, when both can be divided by words."""
+    """The embedding and the head of a language model, when both can be divided by words.
+
+    Neither may do more than look up or multiply, and no other module may have the table.
+    """
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if not isinstance(module, nn.Embedding) or last not in EMBEDDINGS:
+        if not isinstance(module, nn.Embedding) or last not in EMBEDDINGS or not _only_looks_up(module):
             continue
         head = _head(model, module)
-        if head:
+        if head and not _shared(model, module, model.get_submodule(head)):
             return Vocabulary(embedding=name, head=head, size=module.num_embeddings)
     return None
 
 
+def _only_looks_up(module: nn.Embedding) -> bool:
+    changed = type(module).forward is not nn.Embedding.forward or "forward" in vars(module)
+    return not (changed or module.sparse or module.scale_grad_by_freq or module.max_norm is not None)
+
+
+def _shared(model: nn.Module, *ends: nn.Module) -> bool:
+    """Whether a module other than `ends` has one of their parameters."""
+    tables = {id(p) for end in ends for p in end.parameters(recurse=False)}
+    others = (module for module in model.modules() if module not in ends)
+    return any(id(p) in tables for module in others for p in module.parameters(recurse=False))
+
+
 def is_linear(module: nn.Module | None) -> bool:
-    """Whether `module` multiplies by one matrix: torch's own, or the transposed one of GPT-2 in transformers."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    """Whether `module` multiplies by one matrix and does nothing else: torch's, or GPT-2's in transformers."""
+    if module is None or "forward" in vars(module) or "weight" not in module._parameters:  # noqa: SLF001
+        return False
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -110,14 +141,35 @@ def in_features(module: nn.Module) -> int:
     return weight.shape[0] if is_transposed(module) else weight.shape[1]
 
 
-def _known(name: str, module: nn.Module) -> Region | None:
+def _known(module: nn.Module) -> Region | None:
     linear = {key for key, child in module.named_children() if is_linear(child)}
     for columns, rows in FAMILIES:
         if linear == {*columns, *rows}:
             sizes = _sizes(module, columns, rows)
             counts = tuple(count for count in HEADS if _whole_number(module, count))
-            return Region(name, tuple(columns.items()), rows, counts, sizes) if sizes else None
+            region = Region("", tuple(columns.items()), rows, counts, sizes)
+            return region if sizes and _holds(module, region) else None
     return None
+
+
+def _holds(module: nn.Module, region: Region) -> bool:
+    """Whether a module is what the names of its layers say."""
+    degree = next((d for d in range(2, 1 + min(size for _, size in region.sizes)) if region.fits(d)), 0)
+    shown = _parts_add_up(module, region, degree) if degree else None
+    if shown is None:  # it cannot be run alone
+        fused = any(matrices > 1 for _, matrices in region.columns)
+        return not _cuts_more(module, region) and (not fused or type(module).__name__ == FUSED)
+    return shown
+
+
+def _cuts_more(module: nn.Module, region: Region) -> bool:
+    """Whether a parameter beside the matrices has an entry for each head or feature, which no rank will need all of."""
+    layers = {*(name for name, _ in region.columns), *region.rows}
+    inner = {out_features(module.get_submodule(name)) // matrices for name, matrices in region.columns}
+    counted = {size for _, size in region.sizes}
+    width = next((w for attribute in WIDTHS if (w := _whole_number(module, attribute))), 0)
+    rest = (p for name, p in module.named_parameters() if name.rpartition(".")[0] not in layers)
+    return any(size in (inner | counted) - {1, width} for p in rest for size in p.shape)
 
 
 def _sizes(module: nn.Module, columns: dict[str, int], rows: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
@@ -138,7 +190,7 @@ def _whole_number(module: nn.Module, attribute: str) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def _tried(name: str, module: nn.Module) -> Region | None:
+def _tried(module: nn.Module) -> Region | None:
     """A region found by cutting the module's linear layers in two and adding up what the halves give."""
     linear = {key: child for key, child in module.named_children() if is_linear(child)}
     if len(linear) < 2 or len(linear) > 4 or isinstance(module, nn.ModuleList):
@@ -153,48 +205,105 @@ def _tried(name: str, module: nn.Module) -> Region | None:
         counts = tuple(count for count in HEADS if _whole_number(module, count))
         heads = max((_whole_number(module, count) for count in counts), default=0)
         sizes = (("heads", heads),) if heads else (("features", inner),)
-        region = Region(name, tuple(sections.items()), (row,), counts, sizes)
-        if region.fits(2) and _halves_add_up(module, region, outer):
+        region = Region("", tuple(sections.items()), (row,), counts, sizes)
+        if region.fits(2) and _parts_add_up(module, region, 2, plain=True):
+            log.info("a module can be divided", extra={"region": type(module).__name__, "rows": region.rows})
             return region
     return None
 
 
-def _halves_add_up(module: nn.Module, region: Region, width: int) -> bool:
-    """Whether the two halves of a tiny run sum to the whole. Weights are random: the module may be on meta."""
-    trial = copy.deepcopy(module).to_empty(device="cpu").float().eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), torch.device("cpu"):
-        for parameter in trial.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(1, parameter.shape[-1]) ** 0.5)
-        x = torch.randn((2, TRIAL_TOKENS, width), generator=generator)
-        try:
-            expected = trial(x)
-            parts = [_half(trial, region, part)(x) for part in range(2)]
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
-            return False  # it wants other arguments, or its shapes do not survive the cut
-        if not isinstance(expected, Tensor) or expected.shape != x.shape:
+@dataclass(slots=True)
+class _Result:
+    """What a run gave: the output, what each row multiplied, and the gradients of what all ranks have whole."""
+
+    output: Tensor
+    sums: dict[str, Tensor]
+    grads: tuple[Tensor | None, ...]
+
+
+def _parts_add_up(module: nn.Module, region: Region, degree: int, *, plain: bool = False) -> bool | None:
+    """Whether `degree` parts compute what the whole does, as training runs them; None when it wants other arguments.
+
+    Each part gets the sum of all where its own product would be, and the gradients that it finds of the input and of
+    what is not cut must be parts of the whole's. A `plain` module must return a tensor like the one it takes.
+    """
+    shown: bool | None = None
+    for truth in truths(module):
+        trial = on_host(module, truth=truth)
+        generator = torch.Generator().manual_seed(1)
+        width = in_features(trial.get_submodule(region.columns[0][0]))
+        with torch.device("cpu"), torch.enable_grad():
+            x = torch.randn((2, TRIAL_TOKENS, width), generator=generator)
+            try:
+                whole = _run(trial, region, x, {}, plain=plain)
+            except FAILURES:
+                continue
+            shown = shown or False
+            if not tells(whole.output):
+                continue
+            try:
+                found = [_run(_part(trial, region, place, degree), region, x, whole.sums) for place in range(degree)]
+            except FAILURES:
+                return False
+        if not _agree(whole, found):
             return False
-        total = parts[0] + parts[1]
-        agrees = bool((total - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1e-6))
-    if agrees:
-        log.info("a module can be divided", extra={"region": region.name, "rows": region.rows})
-    return agrees
+        shown = True
+    return shown
 
 
-def _half(module: nn.Module, region: Region, part: int) -> nn.Module:
-    """A copy of `module` that computes part `part` of two of its output."""
+def _run(module: nn.Module, region: Region, x: Tensor, sums: dict[str, Tensor], *, plain: bool = False) -> _Result:
+    """Run `module` with `sums` in the place of what its rows give."""
+    own: dict[str, Tensor] = {}
+
+    def multiply(name: str, layer: nn.Module, given: Tensor) -> Tensor:
+        assert name not in own, "a row must run once"
+        own[name] = linear(layer, given)
+        total = own[name] + (sums.get(name, own[name]) - own[name]).detach()
+        return total if (bias := getattr(layer, "bias", None)) is None else total + bias
+
+    x = x.clone().requires_grad_()
+    layers = {*(name for name, _ in region.columns), *region.rows}
+    rest = [p for name, p in module.named_parameters() if name.rpartition(".")[0] not in layers]
+    for name in region.rows:
+        layer = module.get_submodule(name)
+        layer.forward = partial(multiply, name, layer)
+    found = module(x)
+    output = first_output(found)
+    assert output is not None, "nothing to compare"
+    assert not plain or (output is found and output.shape == x.shape), "it hands on more, or something else"
+    generator = torch.Generator().manual_seed(2)
+    wanted = [x, *(p.requires_grad_() for p in rest if p.is_floating_point())]
+    grads = torch.autograd.grad(output, wanted, torch.randn(output.shape, generator=generator), allow_unused=True)
+    return _Result(output.detach(), {name: y.detach() for name, y in own.items()}, grads)
+
+
+def _agree(whole: _Result, parts: Sequence[_Result]) -> bool:
+    if not all(close(part.output, whole.output) and part.sums.keys() == whole.sums.keys() for part in parts):
+        return False
+    if not all(close(_added([part.sums[name] for part in parts]), expected) for name, expected in whole.sums.items()):
+        return False
+    return all(
+        close(_added([part.grads[place] for part in parts]), expected) for place, expected in enumerate(whole.grads)
+    )
+
+
+def _added(parts: Sequence[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.stack(found).sum(0) if found else None
+
+
+def _part(module: nn.Module, region: Region, place: int, degree: int) -> nn.Module:
+    """A copy of `module` that computes part number `place` of `degree` of its output."""
     cut = copy.deepcopy(module)
     for name, sections in region.columns:
         layer = cut.get_submodule(name)
-        rows = torch.cat([s.chunk(2)[part] for s in torch.arange(out_features(layer)).chunk(sections)])
+        rows = torch.cat([s.chunk(degree)[place] for s in torch.arange(out_features(layer)).chunk(sections)])
         _keep(layer, rows, outputs=True)
     for name in region.rows:
         layer = cut.get_submodule(name)
-        _keep(layer, torch.arange(in_features(layer)).chunk(2)[part], outputs=False)
-        if part and getattr(layer, "bias", None) is not None:
-            layer.get_parameter("bias").data.zero_()
+        _keep(layer, torch.arange(in_features(layer)).chunk(degree)[place], outputs=False)
     for count in region.counts:
-        setattr(cut, count, getattr(cut, count) // 2)
+        setattr(cut, count, getattr(cut, count) // degree)
     return cut
 
 
@@ -213,8 +322,8 @@ def _head(model: nn.Module, embedding: nn.Embedding) -> str:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in LOGITS:
             tied = type(module).__name__ == "TiedHead"
-            linear = isinstance(module, nn.Linear) and module.out_features == embedding.num_embeddings
-            if tied or (linear and module.bias is None):
+            plain = isinstance(module, nn.Linear) and is_linear(module) and module.bias is None
+            if tied or (plain and module.out_features == embedding.num_embeddings):
                 return name
     return ""
 
