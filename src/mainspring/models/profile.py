@@ -14,12 +14,14 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mainspring.models.divide import Region, is_transposed, regions, vocabulary
 from mainspring.models.measure import Figures, measured
 from mainspring.models.moe import Mixture
-from mainspring.models.structure import Structure, first_output, outermost_entries, read_structure
+from mainspring.models.sequence import TOKENS, mixing
+from mainspring.models.structure import Structure, first_output, ghost, outermost_entries, read_structure
 from mainspring.spec import BlockSpec, DecoderConfig, ModelSpec, Precision, Rows, RowsKind, SpecError
 
 VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
@@ -145,6 +147,7 @@ def profile_module(
     last = figures[-1 if structure.blocks else 0]
     last.output_bytes = last.widest_bytes
     reader = _Reader(module, found, structure, tokens=lead.shape[0] * length)
+    reader.mixed = _mixed(module, batch, structure, found, length=length) if by_token else set(structure.blocks)
     units = [reader.block(unit, each, names) for unit, each in enumerate(figures)]
     # A parameter that three units need is counted twice too often.
     tied = reader.rows(key for key in structure.shared for _ in range(structure.users(key) - 1))
@@ -159,6 +162,18 @@ def profile_module(
         tied_rows=tied,
         unchained=structure.reason,
     )
+
+
+def _mixed(
+    module: nn.Module, batch: tuple[Tensor, ...], structure: Structure, found: Sequence[Region], *, length: int
+) -> set[str]:
+    """The blocks that must not be cut along the sequence. What a row holds beside its tokens, it always does."""
+    if not structure.blocks or not found:
+        return set(structure.blocks)
+    row = torch.zeros((1, TOKENS + batch[0].shape[1] - length), dtype=batch[0].dtype, device="meta")
+    rest = tuple(tensor.to("meta") for tensor in batch[1:])
+    with torch.device("meta"):
+        return set(mixing(ghost(module), lambda model: model(row, *rest), structure.blocks, found))
 
 
 def _first(output: Any) -> Tensor:
@@ -181,6 +196,7 @@ class _Reader:
         self._parameters = dict(module.named_parameters())
         self._seen: set[str] = set()
         self._kinds: dict[int, RowsKind] = {}
+        self.mixed: set[str] = set()
         for region in found:
             self._read_region(region)
         if self._vocabulary is not None:
@@ -221,6 +237,7 @@ class _Reader:
             rows=self.rows(needs),
         )
         if 0 < unit < last:
+            spec = replace(spec, along_sequence=names[unit - 1] not in self.mixed)
             return self._divided(self._expert(spec, names[unit - 1]), figures, names[unit - 1])
         return self._words(spec, unit)
 

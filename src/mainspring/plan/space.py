@@ -152,7 +152,7 @@ class Space:
                     if ep > 1 and not self.divides_experts(ep):
                         continue
                     along = tp > 1 and self.model.chain and self.config.seq_len % (cp * tp) == 0
-                    along = along and hints.sequence_parallel is not False
+                    along = along and hints.sequence_parallel is not False and cuts_sequence(self.model, whole)
                     yield Inner(tp=tp, cp=cp, ep=ep, sequence_parallel=along, replicate=whole)
 
     def _degrees(self, axis: str, most: int) -> Iterator[int]:
@@ -338,6 +338,13 @@ def tensor_parallel(model: ModelSpec, tp: int, hints: Hints) -> tuple[str, ...] 
     names = [block.name for block in model.blocks]
     whole += [pattern for pattern in hints.replicate if not any(fnmatchcase(name, pattern) for name in names)]
     return tuple(dict.fromkeys(whole)) if divided else None
+
+
+def cuts_sequence(model: ModelSpec, whole: Sequence[str]) -> bool:
+    """Whether sequence parallelism changes nothing: blocks that are left `whole` might look along the sequence."""
+    inner = [block for block in model.blocks if block.name not in ENDS]
+    kept = (block for block in inner if any(fnmatchcase(block.name, pattern) for pattern in whole))
+    return all(block.along_sequence for block in inner) and not any(block.divisions for block in kept)
 
 
 def indivisible(model: ModelSpec, tp: int) -> SpecError:

@@ -95,7 +95,8 @@ class BlockSpec:
     that is not known. `kv_bytes_per_token` are keys and values, which context parallelism passes round; 0 where the
     block does not look along the sequence. `expert_params` of the parameters are in `experts`, `experts_per_token` of
     which work on each token. `rows` are the parameters once more, by how they can be cut; empty where only their number
-    is known.
+    is known. `along_sequence` says that what tensor parallelism does not divide of it works on each token by itself, so
+    that sequence parallelism may cut it.
     """
 
     name: str
@@ -116,6 +117,7 @@ class BlockSpec:
     experts_per_token: int = 0
     expert_params: int = 0
     rows: tuple[Rows, ...] = ()
+    along_sequence: bool = True
 
 
 @spec

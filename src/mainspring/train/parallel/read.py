@@ -5,12 +5,14 @@ Runs the model on meta tensors at most, so that the answer costs nothing and com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mainspring.models.divide import Region, Vocabulary
+from mainspring.models.sequence import TOKENS, mixing
 from mainspring.models.structure import Structure, ghost, read_structure, set_cache
 from mainspring.spec import Plan, SpecError
 from mainspring.train.parallel.along import why_whole
@@ -40,12 +42,15 @@ def read_model(model: nn.Module, loss: Loss, plan: Plan) -> Reading:
         _check_experts(model, mesh.ep)
     if mesh.cp > 1:
         _check_sequences(model, loss)
+    if plan.zero:
+        _check_shapes(model)
     if mesh.tp == 1:
         return Reading(structure=structure)
+    regions = tuple(divisible(model, mesh.tp, plan.replicate))
+    if plan.sequence_parallel:
+        _check_tokens(model, loss, structure, regions)
     return Reading(
-        structure=structure,
-        regions=tuple(divisible(model, mesh.tp, plan.replicate)),
-        vocabulary=divisible_vocabulary(model, mesh.tp, plan.replicate),
+        structure=structure, regions=regions, vocabulary=divisible_vocabulary(model, mesh.tp, plan.replicate)
     )
 
 
@@ -69,6 +74,27 @@ def _structure_of(model: nn.Module, loss: Loss, plan: Plan) -> Structure:
             hint="plan the recipe again",
         )
     return found
+
+
+def _check_tokens(model: nn.Module, loss: Loss, structure: Structure, regions: Sequence[Region]) -> None:
+    row = torch.zeros((1, TOKENS + 1), dtype=torch.int64, device="meta")
+    with torch.device("meta"):
+        copy = set_cache(ghost(model), used=True)
+        found = mixing(copy, lambda module: LossModule(module, loss)(row), structure.blocks, regions)
+    for name, reason in found.items():
+        raise SpecError(
+            f"the plan cuts the sequence, and {name} must not see a part of it: {reason}",
+            hint="set sequence_parallel = false in the plan",
+        )
+
+
+def _check_shapes(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.dim():
+            raise SpecError(
+                f"{name} is a single number without a dimension, which ZeRO cannot share out",
+                hint="make it a parameter of shape (1,), or set zero = 0 in the plan",
+            )
 
 
 def _check_experts(model: nn.Module, ranks: int) -> None:

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from mainspring.models import divide as describe
 from mainspring.models.divide import Region, Vocabulary
+from mainspring.models.sequence import SEQUENCE
 from mainspring.models.structure import first_output, first_tensor
+from mainspring.models.trial import tensors_of
 from mainspring.spec import SpecError
 from mainspring.train.parallel.collectives import enter, enter_joined, join, leave, leave_split, split
 from mainspring.train.parallel.layout import Layout, even_runs
 
 log = logging.getLogger(__name__)
-
-SEQUENCE = 1  # the dimension of a hidden state that runs along the sequence
 
 
 @dataclass(slots=True)
@@ -164,10 +164,12 @@ class _Cutter:
     def _enter(self, module: nn.Module, region: Region) -> None:
         into: Callable[[Tensor], Tensor]
         into = (lambda x: enter_joined(x, SEQUENCE, self._group)) if self._sequence else self._enter_whole
-        if len(region.columns) == 1:
-            rewrite_input(module.get_submodule(region.columns[0][0]), into)
-        else:
-            rewrite_input(module, into)
+        entrance = _Entrance(region.name, None if self._sequence else into)
+        module.register_forward_pre_hook(entrance.arrive, with_kwargs=True)
+        rewrite_input(module, into)
+        for column, _ in region.columns:
+            module.get_submodule(column).register_forward_pre_hook(entrance.read)
+        module.register_forward_hook(entrance.depart)
 
     def _enter_whole(self, x: Tensor) -> Tensor:
         return enter(x, self._group)
@@ -201,6 +203,51 @@ class _Cutter:
         module._parameters[attribute] = self._cut[id(old)][1]  # noqa: SLF001
 
 
+class _Entrance:
+    """Sees to what a region is handed beside the hidden state: what an encoder found, for cross-attention.
+
+    Such a tensor enters where a column reads it. What needs a gradient and is read by none might have been used before
+    a column, where its gradient would be a part only, or after the rows, where it would be all: nobody can tell.
+    """
+
+    def __init__(self, name: str, into: Callable[[Tensor], Tensor] | None) -> None:
+        self._name = name
+        self._into = into
+        self._waiting: dict[int, Tensor] = {}
+        self._entered: dict[int, Tensor] = {}
+
+    def arrive(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note what else is handed over."""
+        hidden = first_tensor(args, kwargs)[1]
+        floating = [each for each in tensors_of([args, kwargs]) if each.is_floating_point()]
+        first = next((place for place, each in enumerate(floating) if each is hidden), len(floating))
+        others = [each for each in (*floating[:first], *floating[first + 1 :]) if each.requires_grad]
+        if others and self._into is None:
+            raise self._refusal()
+        self._waiting, self._entered = {id(each): each for each in others}, {}
+
+    def read(self, _: nn.Module, args: Any) -> Any:
+        """What a column reads, entered if it was handed over."""
+        given = self._waiting.get(id(args[0])) if args else None
+        if given is None or self._into is None:
+            return None
+        if id(given) not in self._entered:
+            self._entered[id(given)] = self._into(given)
+        return (self._entered[id(given)], *args[1:])
+
+    def depart(self, *_: Any) -> None:
+        """Nothing may be left."""
+        if self._waiting.keys() != self._entered.keys():
+            raise self._refusal()
+        self._waiting, self._entered = {}, {}
+
+    def _refusal(self) -> SpecError:
+        return SpecError(
+            f"{self._name} is handed a second tensor that needs a gradient, and its ranks would each find a part of it",
+            hint=f"name {self._name} in replicate, or leave tp and sequence_parallel out",
+        )
+
+
 def rewrite_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
     """Have `change` applied to the first tensor that `module` is called with."""
 
@@ -232,11 +279,17 @@ def _row_forward(layer: nn.Module, out: Callable[[Tensor], Tensor], x: Tensor) -
 
 
 def _look_up(embedding: nn.Embedding, first: int, group: dist.ProcessGroup, ids: Tensor) -> Tensor:
-    """The rows of the words that this rank holds, zero for others, added up over the ranks."""
+    """The rows of the words that this rank holds, zero for others, added up over the ranks.
+
+    A word of padding, which learns nothing, is one on the rank that has it.
+    """
     weight = embedding.weight
     mine = ids - first
     missing = (mine < 0) | (mine >= weight.shape[0])
-    found = F.embedding(mine.masked_fill(missing, 0), weight)
+    padding = None if embedding.padding_idx is None else embedding.padding_idx - first
+    if padding is not None and not 0 <= padding < weight.shape[0]:
+        padding = None
+    found = F.embedding(mine.masked_fill(missing, 0), weight, padding_idx=padding)
     return leave(found.masked_fill(missing[..., None], 0.0), group)
 
 
