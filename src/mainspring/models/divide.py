@@ -11,7 +11,6 @@ A vocabulary is divided by its entries, in the embedding and in the head.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mainspring.models.structure import first_output
-from mainspring.models.trial import FAILURES, close, kind, on_host, tells, truths
+from mainspring.models.trial import FAILURES, FEW, FewInputs, another, close, kind, on_host, tells, truths
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +231,7 @@ def _parts_add_up(module: nn.Module, region: Region, degree: int, *, plain: bool
         trial = on_host(module, truth=truth)
         generator = torch.Generator().manual_seed(1)
         width = in_features(trial.get_submodule(region.columns[0][0]))
-        with torch.device("cpu"), torch.enable_grad():
+        with torch.device("cpu"), torch.enable_grad(), FewInputs():
             x = torch.randn((2, TRIAL_TOKENS, width), generator=generator)
             try:
                 whole = _run(trial, region, x, {}, plain=plain)
@@ -257,24 +256,32 @@ def _run(module: nn.Module, region: Region, x: Tensor, sums: dict[str, Tensor], 
 
     def multiply(name: str, layer: nn.Module, given: Tensor) -> Tensor:
         assert name not in own, "a row must run once"
-        own[name] = linear(layer, given)
+        own[name] = _tiled(layer, given)
         total = own[name] + (sums.get(name, own[name]) - own[name]).detach()
         return total if (bias := getattr(layer, "bias", None)) is None else total + bias
 
     x = x.clone().requires_grad_()
     layers = {*(name for name, _ in region.columns), *region.rows}
     rest = [p for name, p in module.named_parameters() if name.rpartition(".")[0] not in layers]
+    wanted = [x, *(p.requires_grad_() for p in rest if p.is_floating_point())]
     for name in region.rows:
         layer = module.get_submodule(name)
         layer.forward = partial(multiply, name, layer)
     found = module(x)
     output = first_output(found)
     assert output is not None, "nothing to compare"
+    assert own.keys() == set(region.rows), "every row must run"
     assert not plain or (output is found and output.shape == x.shape), "it hands on more, or something else"
     generator = torch.Generator().manual_seed(2)
-    wanted = [x, *(p.requires_grad_() for p in rest if p.is_floating_point())]
     grads = torch.autograd.grad(output, wanted, torch.randn(output.shape, generator=generator), allow_unused=True)
     return _Result(output.detach(), {name: y.detach() for name, y in own.items()}, grads)
+
+
+def _tiled(layer: nn.Module, x: Tensor) -> Tensor:
+    """What `layer` would give without its bias, if its outputs repeated the first few."""
+    weight, outputs = layer.get_parameter("weight"), out_features(layer)
+    few = x @ (weight[:, :FEW] if is_transposed(layer) else weight[:FEW].T)
+    return few.repeat(*(1,) * (x.dim() - 1), -(-outputs // FEW))[..., :outputs]
 
 
 def _agree(whole: _Result, parts: Sequence[_Result]) -> bool:
@@ -294,7 +301,7 @@ def _added(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 def _part(module: nn.Module, region: Region, place: int, degree: int) -> nn.Module:
     """A copy of `module` that computes part number `place` of `degree` of its output."""
-    cut = copy.deepcopy(module)
+    cut = another(module)
     for name, sections in region.columns:
         layer = cut.get_submodule(name)
         rows = torch.cat([s.chunk(degree)[place] for s in torch.arange(out_features(layer)).chunk(sections)])
@@ -310,7 +317,10 @@ def _part(module: nn.Module, region: Region, place: int, degree: int) -> nn.Modu
 def _keep(layer: nn.Module, indices: Tensor, *, outputs: bool) -> None:
     weight = layer.get_parameter("weight")
     dim = int(outputs == is_transposed(layer))
-    layer.weight = nn.Parameter(weight.data.index_select(dim, indices))
+    first, count = int(indices[0]), len(indices)
+    together = int(indices[-1]) - first + 1 == count  # then nothing need be copied
+    kept = weight.data.narrow(dim, first, count) if together else weight.data.index_select(dim, indices)
+    layer.weight = nn.Parameter(kept)
     if outputs and getattr(layer, "bias", None) is not None:
         layer.bias = nn.Parameter(layer.get_parameter("bias").data[indices])
     if outputs and hasattr(layer, "nf"):

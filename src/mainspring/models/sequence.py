@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mainspring.models.divide import Region
 from mainspring.models.structure import first_output, first_tensor
-from mainspring.models.trial import FAILURES, close, kind, on_host, tells, tensors_of, truths
+from mainspring.models.trial import FAILURES, FewInputs, another, close, kind, on_host, tells, tensors_of, truths
 
 TOKENS = 14  # two halves of an odd number: what looks at a power of two of tokens looks across
 SEQUENCE = 1  # the dimension of a hidden state that runs along the sequence
@@ -96,7 +96,7 @@ def _why_not(block: nn.Module, regions: Inside, call: Call) -> str:
         return f"it is not handed one row of tokens, but {None if x is None else list(x.shape)}"
     compared = False
     for truth in truths(block):
-        with torch.device("cpu"), torch.no_grad():
+        with torch.device("cpu"), torch.no_grad(), FewInputs():
             trial, seen = on_host(block, truth=truth), _Seen()
             try:
                 whole = _run(_watched(trial, regions, seen), call)
@@ -122,7 +122,7 @@ def _run(block: nn.Module, call: Call) -> Tensor:
 
 def _watched(block: nn.Module, regions: Inside, seen: _Seen) -> nn.Module:
     """A copy of `block` that writes down what its regions are handed."""
-    watched = copy.deepcopy(block)
+    watched = another(block)
 
     def arrive(_: nn.Module, args: Any, kwargs: Any) -> None:
         seen.regions.append((args, kwargs))
@@ -140,7 +140,7 @@ def _watched(block: nn.Module, regions: Inside, seen: _Seen) -> nn.Module:
 
 def _halved(block: nn.Module, regions: Inside, seen: _Seen, half: int) -> nn.Module:
     """A copy of `block` that a half of the sequence can be handed: its regions work on the whole of it."""
-    halved = copy.deepcopy(block)
+    halved = another(block)
     handed, gave = iter(seen.regions), iter(seen.rows)
 
     def arrive(name: str, _: nn.Module, args: Any, kwargs: Any) -> Call:

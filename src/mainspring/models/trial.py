@@ -4,7 +4,8 @@ A profile is made of a model without values, training of one that has them, and 
 a copy takes nothing of the original but its code and its shapes: parameters and buffers are random, the same ones each
 time, and what holds for them holds for any. Truth values are all true, then all false: both must agree.
 
-Numbers overlap in memory (a matrix's row is the one above, moved by one), so that a large layer costs little.
+Large layers cost little: their numbers overlap in memory (a matrix's row is the one above, moved by one), and
+`few_inputs` has matrices multiply the first entries of their input only, as if the rest were zero in the matrix.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # every kind of batch and instance norm
+from torch.overrides import TorchFunctionMode
 
 TOLERANCE = 1e-4  # of the largest value
+FEW = 64  # entries of an input that matrices multiply
 FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """What a module raises that wants other arguments, or whose shapes do not survive a cut."""
 PLACES = ("layer", "idx", "index")  # parts of names of numbers that say which of its likes a module is
@@ -39,6 +43,23 @@ def on_host(thing: Any, *, seed: int = 0, truth: bool = True) -> Any:
         if hasattr(config, "_experts_implementation"):
             config._experts_implementation = "eager"  # noqa: SLF001 the others copy matrices for each token
     return copied
+
+
+def another(module: nn.Module) -> nn.Module:
+    """A copy of `module` with the same parameters."""
+    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
+
+
+class FewInputs(TorchFunctionMode):
+    """Has every matrix multiply `FEW` entries of its input."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Multiplies by a part of a matrix, passes on everything else."""
+        return (_multiply if func is F.linear else func)(*args, **(kwargs or {}))
+
+
+def _multiply(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 torch's names
+    return F.linear(input[..., :FEW], weight[..., :FEW], bias)
 
 
 def truths(module: nn.Module) -> tuple[bool, ...]:
