@@ -72,7 +72,7 @@ class Normalising(Block):
         self.batch = nn.BatchNorm1d(WIDTH)
 
     def between(self, x: Tensor) -> Tensor:
-        return self.batch(x.flatten(0, 1)).view_as(x)
+        return self.batch(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class Counting(Block):

@@ -12,7 +12,7 @@ Parameters that every rank of a region holds whole get different gradients on ea
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -33,6 +33,8 @@ from mainspring.train.parallel.collectives import enter, enter_joined, join, lea
 from mainspring.train.parallel.layout import Layout, even_runs
 
 log = logging.getLogger(__name__)
+
+ENTRANCE, EXIT = "_EnterBackward", "_LeaveBackward"  # what torch calls the backward of `enter` and `leave`
 
 
 @dataclass(slots=True)
@@ -169,7 +171,9 @@ class _Cutter:
         rewrite_input(module, into)
         for column, _ in region.columns:
             module.get_submodule(column).register_forward_pre_hook(entrance.read)
-        module.register_forward_hook(entrance.depart)
+        for row in region.rows:
+            module.get_submodule(row).register_forward_pre_hook(entrance.check)
+        module.register_forward_hook(partial(entrance.depart, region.rows))
 
     def _enter_whole(self, x: Tensor) -> Tensor:
         return enter(x, self._group)
@@ -206,15 +210,16 @@ class _Cutter:
 class _Entrance:
     """Sees to what a region is handed beside the hidden state: what an encoder found, for cross-attention.
 
-    Such a tensor enters where a column reads it. What needs a gradient and is read by none might have been used before
-    a column, where its gradient would be a part only, or after the rows, where it would be all: nobody can tell.
+    Such a tensor enters where a column reads it. One that gets to the rows another way would have a part of its
+    gradient on each rank; one that does not get there, as a residual that is added to their sum, has all of it.
     """
 
     def __init__(self, name: str, into: Callable[[Tensor], Tensor] | None) -> None:
         self._name = name
         self._into = into
-        self._waiting: dict[int, Tensor] = {}
+        self._others: dict[int, Tensor] = {}
         self._entered: dict[int, Tensor] = {}
+        self._seen = False
 
     def arrive(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Note what else is handed over."""
@@ -224,28 +229,65 @@ class _Entrance:
         others = [each for each in (*floating[:first], *floating[first + 1 :]) if each.requires_grad]
         if others and self._into is None:
             raise self._refusal()
-        self._waiting, self._entered = {id(each): each for each in others}, {}
+        self._others, self._entered = {id(each): each for each in others}, {}
 
     def read(self, _: nn.Module, args: Any) -> Any:
         """What a column reads, entered if it was handed over."""
-        given = self._waiting.get(id(args[0])) if args else None
+        given = self._others.get(id(args[0])) if args else None
         if given is None or self._into is None:
             return None
         if id(given) not in self._entered:
             self._entered[id(given)] = self._into(given)
         return (self._entered[id(given)], *args[1:])
 
-    def depart(self, *_: Any) -> None:
-        """Nothing may be left."""
-        if self._waiting.keys() != self._entered.keys():
+    def check(self, _: nn.Module, args: Any) -> None:
+        """Nothing may come to a row but what has entered."""
+        if self._others and _depends(args[0], list(self._others.values())):
             raise self._refusal()
-        self._waiting, self._entered = {}, {}
+
+    def depart(self, rows: Sequence[str], module: nn.Module, _: Any, output: Any) -> None:
+        """After the rows all ranks do the same: what is used there must not be taken for a part, nor added up.
+
+        Seen once, in the first step: a trial has shown it before for modules that can be run alone.
+        """
+        found = first_output(output)
+        if self._seen or self._into is None or found is None or not found.requires_grad:
+            return
+        self._seen = True
+        weights = {id(p) for name, p in module.named_parameters() if name.rpartition(".")[0] not in rows}
+        borders = [each.grad_fn for each in self._others.values()]
+        for node in _nodes(found, EXIT, borders):
+            if node.name() == ENTRANCE or id(getattr(node, "variable", None)) in weights:
+                raise SpecError(
+                    f"{self._name} goes on with its input or its weights after {', '.join(rows)}, where ranks have all",
+                    hint=f"name {self._name} in replicate, or leave tp out",
+                )
 
     def _refusal(self) -> SpecError:
         return SpecError(
-            f"{self._name} is handed a second tensor that needs a gradient, and its ranks would each find a part of it",
-            hint=f"name {self._name} in replicate, or leave tp and sequence_parallel out",
+            f"{self._name} is handed a second tensor that needs a gradient, of which each rank would find a part",
+            hint=f"name {self._name} in replicate, or leave tp out",
         )
+
+
+def _depends(x: Tensor, others: Sequence[Tensor]) -> bool:
+    """Whether the gradient of `x` reaches one of `others` without leaving the region."""
+    leaves, nodes = {id(each) for each in others}, {each.grad_fn for each in others}
+    return any(node in nodes or id(getattr(node, "variable", None)) in leaves for node in _nodes(x, ENTRANCE, ()))
+
+
+def _nodes(x: Tensor, last: str, borders: Sequence[object]) -> Iterator[Any]:
+    """The nodes that the gradient of `x` goes through, up to those called `last` and to `borders`, these too."""
+    waiting: list[Any] = [x.grad_fn]
+    seen: set[object] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if node.name() != last and node not in borders:
+            waiting += [following for following, _ in node.next_functions]
 
 
 def rewrite_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
