@@ -6,8 +6,8 @@ billion parameters take seconds on a laptop. Messages are counted as torch dispa
 planner predicted.
 
 A pipeline's schedule is not run, because ranks learn shapes at the cuts from each other; its micro-batches are, each
-forward followed by its backward, which sends the same messages. Experts on several ranks and plain replicas cannot be
-tried like this: how many tokens an expert gets depends on values, and DistributedDataParallel wants real memory.
+forward followed by its backward, which sends the same messages. Experts on several ranks cannot be tried like this:
+how many tokens an expert gets depends on values.
 """
 # torch re-exports these names without saying so in its type information.
 # pyright: reportPrivateImportUsage=false
@@ -120,11 +120,6 @@ def _check(plan: Plan, rank: int) -> None:
             f"a dry run cannot spread experts over {mesh.ep} ranks: their tokens depend on values",
             hint="plan with -s ep=1, or read the predicted exchange in `plan explain`",
         )
-    if not plan.zero and mesh.dp > 1 and mesh.pp == mesh.cp == 1:
-        raise SpecError(
-            f"a dry run cannot replicate over {mesh.dp} ranks: DistributedDataParallel wants real memory",
-            hint="plan with -s zero=1, 2 or 3; replicas send one all-reduce of their gradients, as predicted",
-        )
     if dist.is_initialized():
         raise Unavailable("this process is a member of a process group", hint="make dry runs in a process of their own")
 
@@ -180,6 +175,10 @@ class _Rank(Parallel):
         """From now on a step has `count` micro-batches."""
         self._share = replace(self._share, count=count)
         return self._share
+
+    def _replicated(self, root: nn.Module, group: dist.ProcessGroup) -> nn.Module:
+        """DistributedDataParallel wants real memory: gradients are added up as other replicas' are, after backward."""
+        return root
 
     def _make_pipeline(self) -> Any:
         group = self._axes.group("pp")

@@ -66,11 +66,36 @@ def test_what_a_rank_sends_and_holds_is_what_was_predicted(recipe: Path, case: s
         assert len(held.whole) == len(held.here)
 
 
+def test_replicas_send_their_gradients_once(recipe: Path) -> None:
+    _, found = plan_and_run(recipe, 0, fsdp=1, dp=8, tp=1, pp=1, cp=1)
+    (each,) = found.messages
+    assert (each.operation, each.group_ranks) == ("all_reduce", 8)
+    assert each.payload_bytes == each.predicted_bytes > found.held_bytes
+
+
+TRANSFORMERS = """
+import mainspring as ms
+from transformers import GPT2Config, GPT2LMHeadModel
+
+def model(vocab):
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_embd=64, n_layer=2, n_head=4, n_positions=1024,
+                                      bos_token_id=0, eos_token_id=0))
+
+recipe = ms.Recipe(model=model, config=ms.TrainConfig(steps=1, global_batch=8, seq_len=1024))
+"""
+
+
+def test_parts_of_sequences_are_tried_of_a_model_of_transformers_too(recipe: Path) -> None:
+    recipe.write_text(TRANSFORMERS)
+    _, found = plan_and_run(recipe, 3, fsdp=4, dp=1, tp=1, pp=1, cp=2, zero=2)
+    assert {each.operation for each in found.messages} == {"all_gather", "all_reduce", "reduce_scatter"}
+    for each in found.messages:
+        assert (each.messages, each.payload_bytes) == (each.predicted_messages, each.predicted_bytes), each
+
+
 def test_what_cannot_be_tried_is_said(recipe: Path) -> None:
     with pytest.raises(SpecError, match="rank 8 is none of the plan's 8"):
         plan_and_run(recipe, 8, fsdp=8, dp=1, tp=1, pp=1, cp=1)
-    with pytest.raises(SpecError, match="cannot replicate over 8 ranks"):
-        plan_and_run(recipe, 0, fsdp=1, dp=8, tp=1, pp=1, cp=1)
     with pytest.raises(SpecError, match="needs a plan or a number of ranks"):
         launch.dry_run_of(recipe, facts=FACTS, plan=None, cluster=CLUSTER, world=0)
 
