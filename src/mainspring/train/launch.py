@@ -193,11 +193,13 @@ def train(
     # Torch is imported by what follows, which is why planning comes without it.
     from mainspring.train.profile import check_recipe
     from mainspring.train.travel import settings_for_ranks, sources_of, split_secret
+    from mainspring.train.trial import try_recipe
 
     loaded = load_recipe(recipe_path, split_hints(overrides)[1])
     source = open_tokens(store, tokens_ref)
     facts = facts_of(store, tokens_ref)
     config = _agreed(loaded.recipe.config, plan)
+    try_recipe(loaded.recipe, facts)  # the plan may be from a file, and the recipe have changed since
     for each in (plan, *menu):
         _agreed(config, each)
         check_recipe(loaded.recipe, facts, each)

@@ -16,12 +16,13 @@ from mainspring.models.moe import MoeDecoder, describe_moe
 from mainspring.models.profile import profile_decoder, profile_module
 from mainspring.models.structure import set_cache
 from mainspring.models.transformer import Decoder
-from mainspring.spec import Hints, MainspringError, ModelSpec, Plan, Precision, SpecError, TrainConfig
+from mainspring.spec import Hints, ModelSpec, Plan, SpecError
 from mainspring.train.parallel import LossModule
 from mainspring.train.parallel.along import why_whole
 from mainspring.train.parallel.read import read_model
 from mainspring.train.parallel.share import check_plan
-from mainspring.train.recipe import Facts, Recipe, adamw
+from mainspring.train.recipe import Facts, Recipe, adamw, line_of_user
+from mainspring.train.trial import not_profiled, try_recipe
 
 ENDS = ("embedding", "head")  # what profiles call the two units round the blocks of a language model
 FREE = Hints()
@@ -42,9 +43,8 @@ def study_recipe(recipe: Recipe, facts: Facts, *, name: str, hints: Hints) -> tu
     Raises `SpecError` for a model or loss that cannot run on the meta device, for a model that could not be exported
     once it is trained, and for patterns that mean nothing in it.
     """
-    config = recipe.config
+    model = try_recipe(recipe, facts)
     with torch.device("meta"):
-        model = _built(recipe, {**facts, "seq_len": config.seq_len, "seed": config.seed})
         _check_export(model)
         hints = _with_marks(model, hints)
         found = _profiled(recipe, model, name=name, hints=hints)
@@ -64,14 +64,14 @@ def _profiled(recipe: Recipe, model: nn.Module, *, name: str, hints: Hints) -> M
     config = recipe.config
     patterns = tuple(pattern for pattern in hints.replicate if pattern not in ENDS)
     if type(model) is Decoder and not patterns:
-        return _profile_decoder(model, config, name=name, precision=config.precision)
+        return profile_decoder(model.config, seq_len=config.seq_len, name=name, precision=config.precision)
     row = torch.zeros((1, config.seq_len + 1), dtype=torch.int64)
     module = LossModule(set_cache(model, used=True), recipe.loss)
     whole = (*patterns, *(f"model.{pattern}" for pattern in patterns))
     try:
         return profile_module(module, (row,), name=name, seq_len=config.seq_len, whole=whole)
     except (NotImplementedError, RuntimeError) as error:
-        raise _not_profiled(error) from error
+        raise not_profiled(error, model) from error
 
 
 def _optimizer_bytes(recipe: Recipe, model: nn.Module) -> float:
@@ -93,7 +93,9 @@ def _optimizer_bytes(recipe: Recipe, model: nn.Module) -> float:
     except (ImportError, NotImplementedError, RuntimeError):
         return ADAM_BYTES
     except Exception as error:  # the user's code: anything may come out of it
-        raise SpecError(f"the recipe's optimizer makes no step: {type(error).__name__}: {error}") from error
+        raise SpecError(
+            f"{line_of_user(error)}the recipe's optimizer makes no step: {type(error).__name__}: {error}"
+        ) from error
     kept = (value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor))
     return sum(value.nbytes for value in kept if value.ndim) / max(1, sum(p.numel() for p in trained))
 
@@ -106,24 +108,6 @@ def _materialise(model: nn.Module) -> None:
             if old not in made:
                 made[old] = nn.Parameter(torch.empty_like(old, device="cpu"), requires_grad=old.requires_grad)
             setattr(module, name, made[old])
-
-
-def _built(recipe: Recipe, facts: Facts) -> nn.Module:
-    try:
-        return recipe.build(facts)
-    except MainspringError:
-        raise
-    except (NotImplementedError, RuntimeError) as error:
-        raise _not_profiled(error) from error
-    except Exception as error:  # the user's code: anything may come out of it
-        raise SpecError(f"the recipe's model cannot be built: {type(error).__name__}: {error}") from error
-
-
-def _not_profiled(error: Exception) -> SpecError:
-    return SpecError(
-        f"the recipe's model cannot be profiled without computing: {error}",
-        hint="a model must not look at tensor values (.item(), if tensor > 0) in __init__ or forward",
-    )
 
 
 def _with_marks(model: nn.Module, hints: Hints) -> Hints:
@@ -178,12 +162,3 @@ def check_recipe(recipe: Recipe, facts: Facts, plan: Plan) -> None:
     with torch.device("meta"):
         model = recipe.build({**facts, "seq_len": plan.seq_len, "seed": recipe.config.seed})
     read_model(model, recipe.loss, plan)
-
-
-def _profile_decoder(model: Decoder, config: TrainConfig, *, name: str, precision: Precision) -> ModelSpec:
-    if config.seq_len > model.config.context:
-        raise SpecError(
-            f"seq_len is {config.seq_len}, the model's context {model.config.context}",
-            hint="raise context in the recipe or lower seq_len",
-        )
-    return profile_decoder(model.config, seq_len=config.seq_len, name=name, precision=precision)

@@ -19,8 +19,10 @@ Deliberately absent: devices, process groups, wrappers, autocast, accumulation. 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import inspect
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, int | None]
 Loss = Callable[["nn.Module", "Tensor"], "Tensor | tuple[Tensor, Tensor | int]"]
+LIBRARIES = (*(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")), str(Path(__file__).parents[1]))
 FACTS = ("vocab", "seq_len", "eos_id", "bos_id", "seed")
 OTHER_FILES = {
     ".toml": "a flow runs with `mainspring run {0}`, and its training step names its recipe",
@@ -53,6 +56,11 @@ def next_token_loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor | i
 
     found, targets_BT = model(batch[:, :-1]), batch[:, 1:]
     logits_BTV = getattr(found, "logits", found)
+    if not hasattr(logits_BTV, "flatten"):
+        raise SpecError(
+            f"{defined_at(model)}the model returns a {type(found).__name__}, next-token cross-entropy wants its scores",
+            hint="return the scores as a tensor or as .logits, or give the recipe a loss: loss(model, batch)",
+        )
     total = cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="sum")
     return total, targets_BT.numel()
 
@@ -158,6 +166,29 @@ def _execute(file: Path, source: bytes) -> Mapping[str, Any]:
         raise SpecError(f"{_where(error, file)}: {error}", hint=error.hint) from error
     except Exception as error:  # the user's code: anything may come out of it
         raise SpecError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
+
+
+def line_of_user(error: BaseException) -> str:
+    """`file:line: ` of the innermost call of a failure that is no library's; empty when there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f"{frame.filename}:{frame.lineno}: " for frame in frames if not is_library(frame.filename)]
+    return mine[-1] if mine else ""
+
+
+def defined_at(part: object) -> str:
+    """`file:line: ` where a user wrote a function, or the forward of a module; empty for what a library has."""
+    function: Any = getattr(type(part), "forward", part)
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, type):
+        function = function.__init__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}: " if code and not is_library(code.co_filename) else ""
+
+
+def is_library(file: str) -> bool:
+    """Whether the code of `file` is Python's, an installed package's, or ours: nothing a user wrote or can change."""
+    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in LIBRARIES)
 
 
 def _where(error: BaseException, file: Path) -> str:
