@@ -144,7 +144,7 @@ class ModelSpec:
 
     @property
     def params(self) -> int:
-        """Trainable parameters, counting a shared one once."""
+        """All parameters, a shared one once; plans charge gradients and optimiser state for frozen ones too."""
         return sum(block.count * block.params for block in self.blocks) - self.tied_params
 
     @property
