@@ -37,6 +37,13 @@ class TrainConfig:
         for name in ("steps", "global_batch", "seq_len", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        floats = ("lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "clip_norm")
+        for name in ("microbatch", "warmup_steps", "checkpoint_every", "eval_every", *floats):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not getattr(self, name) < 1:
+                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
         if self.microbatch and self.global_batch % self.microbatch:
             raise ValueError(f"global_batch ({self.global_batch}) is not a multiple of microbatch ({self.microbatch})")
 

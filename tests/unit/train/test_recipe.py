@@ -93,6 +93,22 @@ def test_overrides_change_the_config_and_a_typo_names_the_nearest_field(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lr=-1", "lr must be at least 0, got -1"),
+        ("checkpoint_every=-5", "checkpoint_every must be at least 0, got -5"),
+        ("warmup_steps=-1", "warmup_steps must be at least 0"),
+        ("clip_norm=-0.5", "clip_norm must be at least 0"),
+        ("beta2=1.0", "beta2 must be below 1"),
+        ("lr=nan", "lr is nan, which is no finite number"),
+    ],
+)
+def test_a_number_that_no_training_can_have_is_refused(tmp_path, override, said):
+    with pytest.raises(SpecError, match=said):
+        load_recipe(recipe_file(tmp_path, GOOD), (override,))
+
+
+@pytest.mark.parametrize(
     ("source", "said", "hint"),
     [
         ("import mainspring as ms\n\nx = 1 / 0\n", "recipe.py:3: ZeroDivisionError: division by zero", ""),
