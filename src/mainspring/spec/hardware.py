@@ -44,10 +44,14 @@ class Device:
     def __post_init__(self) -> None:
         for field in ("matmul_share", "attention_share", "activation_share"):
             if not 0 < getattr(self, field) <= 1:
-                raise ValueError(f"{field} must be above 0 and at most 1, got {getattr(self, field)}")
+                raise ValueError(f"{field} of {self.name} must be above 0 and at most 1, got {getattr(self, field)}")
         for field in ("memory_bytes", "memory_bytes_per_s", "fp32_flops_per_s", "bf16_flops_per_s"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} of {self.name} must be positive, got {getattr(self, field)}")
+        costs = ("block_overhead_s", "message_s", "unit_s", "handover_s", "price_usd_per_hour")
+        for field in ("int8_ops_per_s", "power_watts", *costs):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"{field} of {self.name} must be at least 0, got {getattr(self, field)}")
 
     @property
     def ridge_flops_per_byte(self) -> float:
@@ -182,6 +186,12 @@ class NodeEntry:
     link: LinkEntry | None = None
     measured: Device | None = None
     price_usd_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.price_usd_per_hour is not None and not self.price_usd_per_hour >= 0:
+            raise ValueError(f"price_usd_per_hour of {self.device} must be at least 0, got {self.price_usd_per_hour}")
+        if self.measured is not None and not self.measured.power_watts:  # 0 is what a probe says that cannot know it
+            raise ValueError(f"power_watts of {self.device} must be positive, got {self.measured.power_watts}")
 
 
 @spec

@@ -14,7 +14,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from mainspring.spec import MainspringError, NotFound, Plan, SpecError
 
 T = TypeVar("T")
 Key = str | int
+MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def load_toml(path: str | Path, kind: type[T], overrides: Sequence[str] = ()) -> T:
@@ -31,7 +32,12 @@ def load_toml(path: str | Path, kind: type[T], overrides: Sequence[str] = ()) ->
 
     Raises `NotFound` when there is no such file, and `SpecError` naming file, line or dotted path otherwise.
     """
-    return read_dict(apply_overrides(read_toml(path), overrides), kind, where=str(path))
+    tables = read_toml(path)
+    try:
+        plain = to_dict(tables)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}", hint=error.hint) from error
+    return read_dict(apply_overrides(plain, overrides), kind, where=str(path))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def to_dict(value: object) -> Any:
 
 def _plain(value: Any, path: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        raise SpecError(f"{path.lstrip('.') or 'value'} is {value}, which is not a number JSON can hold")
+        raise SpecError(f"{path.lstrip('.') or 'value'} is {value}, which is no finite number")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -167,13 +173,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def _explained(error: ValidationError, kind: Any, where: str) -> MainspringError:
     complaints: list[str] = []
     hints: list[str] = []
-    for found in error.errors(include_url=False):
+    errors = error.errors(include_url=False)
+    missing = {found["loc"] for found in errors if found["type"] in MISSING}
+    for found in errors:
         path = ".".join(str(part) for part in _visible(found["loc"], kind))
         said = found["msg"].removeprefix("Value error, ")
         if found["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             said = "no such key"
-            hints.append(_nearest(kind, found["loc"]))
-        elif found["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            hints.append(_nearest(kind, found["loc"], missing))
+        elif found["type"] in MISSING:
             said = "is required"
         elif not isinstance(found["input"], dict | list) and found["type"] != "value_error":
             said = f"{said}, got {found['input']!r}"
@@ -199,12 +207,14 @@ def _is_branch(kinds: Sequence[Any], part: Key) -> bool:
     return len(branches) > len(kinds) and part not in {name for branch in branches for name in _fields(branch)}
 
 
-def _nearest(kind: Any, loc: Sequence[Key]) -> str:
+def _nearest(kind: Any, loc: Sequence[Key], missing: Collection[tuple[Key, ...]]) -> str:
+    """The key that was probably meant, best one that is required and missing: the others may well be there."""
     kinds = [kind]
     for part in loc[:-1]:
         kinds = [inner for outer in kinds for inner in _below(outer, part)] or kinds
     known = sorted({name for outer in kinds for branch in _alternatives(outer) for name in _fields(branch)})
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    near = difflib.get_close_matches(str(loc[-1]), known, n=len(known) or 1)
+    near.sort(key=lambda name: (*loc[:-1], name) not in missing)
     if near:
         return f"did you mean {near[0]}?"
     return "known keys: " + ", ".join(known) if known else ""

@@ -91,6 +91,63 @@ def test_a_value_the_spec_itself_refuses_is_told_in_its_own_words() -> None:
         read_json('{"steps": 1, "global_batch": 10, "seq_len": 8, "microbatch": 3}', TrainConfig)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_a_number_that_is_none_is_told_with_its_file_and_its_field(cluster: Path, number: str) -> None:
+    cluster.write_text(CLUSTER.replace("12.5", number))
+    with pytest.raises(SpecError) as caught:
+        load_toml(cluster, ClusterFile)
+    assert str(caught.value) == f"{cluster}: link.gigabytes_per_s is {number}, which is no finite number"
+
+
+def test_of_several_keys_that_were_perhaps_meant_a_missing_one_is_named(cluster: Path) -> None:
+    cluster.write_text(CLUSTER.replace("devices = 4", "device_count = 4"))
+    with pytest.raises(SpecError, match=r"nodes\.0\.devices: is required") as caught:
+        load_toml(cluster, ClusterFile)
+    assert caught.value.hint == "did you mean devices?"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "devices = 4",
+            "devices = 4\nprice_usd_per_hour = -3.5",
+            "price_usd_per_hour of L4 must be at least 0, got -3.5",
+        ),
+        ("power_watts = 300", "power_watts = 0", "power_watts of Q7 must be positive, got 0"),
+        ("power_watts = 300", "power_watts = -300", "power_watts of Q7 must be at least 0, got -300"),
+        ("power_watts = 300", "power_watts = 300\nblock_overhead_s = -1", "block_overhead_s of Q7 must be at least 0"),
+        (
+            "power_watts = 300",
+            "power_watts = 300\nprice_usd_per_hour = -1",
+            "price_usd_per_hour of Q7 must be at least",
+        ),
+        ("int8_ops_per_s = 0", "int8_ops_per_s = -1", "int8_ops_per_s of Q7 must be at least 0, got -1"),
+        ("memory_bytes = 1", "memory_bytes = 0", "memory_bytes of Q7 must be positive, got 0"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_told_with_file_device_field_and_value(cluster: Path, old: str, new: str, said: str):
+    measured = """
+[nodes.measured]
+vendor = "acme"
+name = "Q7"
+memory_bytes = 1
+memory_bytes_per_s = 1e12
+fp32_flops_per_s = 1e13
+bf16_flops_per_s = 1e14
+int8_ops_per_s = 0
+power_watts = 300
+"""
+    text = CLUSTER + measured.replace("\n[", '\n[[nodes]]\ndevice = "Q7"\ndevices = 1\n[')
+    cluster.write_text(text)
+    load_toml(cluster, ClusterFile)
+    cluster.write_text(text.replace(old, new, 1))
+    with pytest.raises(SpecError) as caught:
+        load_toml(cluster, ClusterFile)
+    assert str(cluster) in str(caught.value)
+    assert said in str(caught.value)
+
+
 def test_files_that_are_not_toml_are_explained(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no file"):
         load_toml(tmp_path / "none.toml", ClusterFile)
@@ -111,7 +168,7 @@ def test_what_json_cannot_hold_is_named_by_its_path() -> None:
         to_json({"a": [1, object()]})
     with pytest.raises(SpecError, match="keys are text"):
         to_json({"a": {1: 2}})
-    with pytest.raises(SpecError, match="not a number"):
+    with pytest.raises(SpecError, match="no finite number"):
         to_json({"a": {"b": float("nan")}})
 
 
