@@ -88,7 +88,8 @@ def _link(entry: NodeEntry, where: str) -> Link:
 
 def _read_link(entry: LinkEntry, name: str, where: str) -> Link:
     if entry.gigabytes_per_s <= 0 or entry.microseconds < 0:
-        raise SpecError(f"link of {where} must have a positive speed and a latency of at least 0, got {entry}")
+        got = f"gigabytes_per_s = {entry.gigabytes_per_s:g}, microseconds = {entry.microseconds:g}"
+        raise SpecError(f"link of {where} must have a positive speed and a latency of at least 0, got {got}")
     return Link(name=name, bytes_per_s=entry.gigabytes_per_s * 1e9, latency_s=entry.microseconds * 1e-6)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from mainspring.spec import (
 )
 from mainspring.store import Store, parse
 from mainspring.train.recipe import Facts, load_recipe
-from mainspring.train.resume import checkpoints_of
+from mainspring.train.resume import check_unchanged, checkpoints_of
 
 if TYPE_CHECKING:
     from mainspring.train.dryrun import DryRun
@@ -199,12 +199,13 @@ def train(
     source = open_tokens(store, tokens_ref)
     facts = facts_of(store, tokens_ref)
     config = _agreed(loaded.recipe.config, plan)
-    try_recipe(loaded.recipe, facts)  # the plan may be from a file, and the recipe have changed since
     for each in (plan, *menu):
         _agreed(config, each)
         check_recipe(loaded.recipe, facts, each)
-    progress(0.0, _reading(source, config))
     run_id = run or f"train-{name}"
+    saved = check_unchanged(store, resume or run_id, config)
+    progress(0.0, _reading(source, config, saved.get("data")))
+    try_recipe(loaded.recipe, facts)  # the plan may be from a file, and the recipe have changed since
     payload = TrainPayload(
         run_id=run,
         sources=sources_of(loaded),
@@ -231,10 +232,21 @@ def train(
     return store.resolve(json.loads(result.read_text("utf-8"))["ref"])
 
 
-def _reading(source: TokenSource, config: TrainConfig) -> str:
-    """What will be read. Too few tokens for one sample is known now, not when every rank has started."""
+def check_resumes(store: Store, run: str, recipe: str | Path, overrides: Sequence[str] = ()) -> None:
+    """Raise `SpecError` when `recipe` cannot go on from the checkpoints of `run`, for callers about to start one."""
+    check_unchanged(store, run, load_recipe(recipe, split_hints(overrides)[1]).recipe.config)
+
+
+def _reading(source: TokenSource, config: TrainConfig, saved: Mapping[str, int | str] | None) -> str:
+    """What will be read. Too few tokens for one sample is known now, not when every rank has started.
+
+    So is that a checkpoint was reading something else.
+    """
     given = {"seq_len": config.seq_len, "global_batch": config.global_batch, "seed": config.seed}
-    reading = TokenLoader(source.tokens, TRAIN, **given).reading(config.steps)
+    loader = TokenLoader(source.tokens, TRAIN, **given)
+    if saved:
+        loader.load_state(saved)
+    reading = loader.reading(config.steps)
     if config.eval_every:
         TokenLoader(source.tokens, HELD_OUT, **given)
     return reading

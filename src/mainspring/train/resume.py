@@ -6,10 +6,11 @@ continuation, writes there too. So "resume the last run" is right however often 
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from mainspring.spec import TERMINAL, Failed, RunRecord, SpecError, Unavailable
+from mainspring.spec import TERMINAL, Failed, RunRecord, SpecError, TrainConfig, Unavailable
 from mainspring.store import Store
 from mainspring.train.marks import committed
 
@@ -44,6 +45,30 @@ def first_attempt(store: Store, run_id: str) -> str:
     return owner
 
 
+def check_unchanged(store: Store, run_id: str, config: TrainConfig) -> Mapping[str, Any]:
+    """The notes in the newest checkpoint of run `run_id`; nothing when it has none, or none that can be read.
+
+    Raises `SpecError` when it was trained with other numbers than those of `config`: its ranks would refuse it.
+    """
+    # Torch is imported by both, which is why the question whether a run may be resumed comes without it.
+    from mainspring.train.loop import numerics
+    from mainspring.train.place import MANIFEST, open_place
+
+    place = open_place(checkpoints_of(store, run_id))
+    try:
+        notes = next((json.loads(place.read(f"{name}/{MANIFEST}"))["notes"] for name in place.committed()), {})
+    except (OSError, ValueError, KeyError):
+        return {}  # damaged: the ranks look for an older one
+    then, now = notes.get("config", {}), numerics(config)
+    changed = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
+    if changed:
+        raise SpecError(
+            f"cannot go on from run {run_id}: the configuration changed ({', '.join(changed)})",
+            hint="undo the change, or leave --resume out to train anew",
+        )
+    return notes
+
+
 def same_step(store: Store, run_id: str) -> str:
     """The newest earlier run of the same step of a flow, with the same inputs, that left checkpoints; "" for none."""
     key = _step_key(store.run(run_id))
@@ -66,19 +91,30 @@ def can_resume(store: Store, record: RunRecord) -> bool:
 
 @contextmanager
 def tell_how_to_resume(store: Store, owner: str, run_id: str) -> Iterator[None]:
-    """Add to a failure how to go on from the checkpoints of run `owner`, when it has left some."""
+    """Add to a failure of `run_id` how to go on from the checkpoints of run `owner`, when there are some.
+
+    The run to go on from is the one that failed if it has made some itself, else the one that it went on from: what
+    made this one fail may be how it was started.
+    """
+    before = _left(store, owner) if owner != run_id else []
     try:
         yield
     except Failed as error:
-        try:
-            left = _has_checkpoint(store, owner)
-        except Unavailable as silent:  # the failure is what the caller must hear of
-            log.warning("cannot ask for checkpoints", extra={"run": owner, "reason": str(silent)})
-            left = False
+        left = _left(store, owner)
         if left:
-            how = f"to go on from the last checkpoint: mainspring train --resume {run_id}"
+            last = run_id if left[0] not in before else owner
+            how = f"to go on from the last checkpoint: mainspring train --resume {last}"
             error.hint = "\n".join(filter(None, (error.hint, how)))
         raise
+
+
+def _left(store: Store, run_id: str) -> list[str]:
+    """The complete checkpoints of a run, newest first; none when nobody can say: a failure is what counts then."""
+    try:
+        return committed(checkpoints_of(store, run_id))
+    except Unavailable as silent:
+        log.warning("cannot ask for checkpoints", extra={"run": run_id, "reason": str(silent)})
+        return []
 
 
 def _has_checkpoint(store: Store, run_id: str) -> bool:

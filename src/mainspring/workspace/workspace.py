@@ -143,6 +143,8 @@ class Workspace(Jobs, Plans):
         chosen = plan or next(iter(menu), None) or self.plan(recipe, data=data, vocab=vocab, overrides=overrides)
         name, source = name or Path(recipe).stem, self.artifact(data).ref
         first = attempts.first_attempt(self.store, resume) if resume else ""
+        if first:
+            launch.check_resumes(self.store, first, recipe, overrides)
 
         def body(work: Execution) -> Artifact:
             launch.check_reach(self.store, self.launcher, plan=chosen, run=work.id)

@@ -1,5 +1,6 @@
 """Which checkpoints a continuation uses: those of the first attempt, however often training was interrupted."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from mainspring.spec import Failed, Settings, SpecError
+from mainspring.spec import Failed, Settings, SpecError, TrainConfig
 from mainspring.store import Store
 from mainspring.train import resume
+from mainspring.train.loop import numerics
 from mainspring.train.marks import MARKER
 
 
@@ -106,3 +108,50 @@ def test_a_store_that_does_not_answer_does_not_hide_why_training_failed(
         monkeypatch.setattr(fsspec.filesystem("memory"), "exists", out_of_reach)
         with pytest.raises(Failed, match="a rank died"), resume.tell_how_to_resume(store, run, run):
             raise Failed("a rank died")
+
+
+def trained(store: Store, run: str, *, step: int, config: TrainConfig) -> None:
+    """A complete checkpoint of `run` that says with which numbers it was trained."""
+    folder = Path(resume.checkpoints_of(store, run).removeprefix("local://")) / f"step-{step:08}-1f3a5c7e"
+    folder.mkdir(parents=True)
+    notes = {"config": numerics(config), "data": {"position": step}}
+    (folder / "manifest.json").write_text(json.dumps({"step": step, "notes": notes}))
+    (folder / MARKER).write_text("x")
+
+
+CONFIG = TrainConfig(steps=400, global_batch=8, seq_len=16)
+
+
+def test_a_changed_configuration_is_refused_before_any_rank_starts(store: Store) -> None:
+    run = attempt(store)
+    trained(store, run, step=20, config=CONFIG)
+    with pytest.raises(SpecError, match=rf"from run {run}: the configuration changed \(steps 400 -> 60\)") as caught:
+        resume.check_unchanged(store, run, replace(CONFIG, steps=60, checkpoint_every=20))
+    assert "leave --resume out" in caught.value.hint
+
+
+def test_a_run_goes_on_with_the_same_numbers_and_may_write_at_other_times(store: Store) -> None:
+    run = attempt(store)
+    assert resume.check_unchanged(store, run, CONFIG) == {}
+    trained(store, run, step=20, config=CONFIG)
+    assert resume.check_unchanged(store, run, replace(CONFIG, checkpoint_every=7))["data"] == {"position": 20}
+
+
+def test_a_checkpoint_that_cannot_be_read_is_left_to_the_ranks_which_know_older_ones(store: Store) -> None:
+    run = attempt(store, saved=True)
+    assert resume.check_unchanged(store, run, CONFIG) == {}
+
+
+def test_a_continuation_that_fails_before_it_saves_points_to_the_run_it_went_on_from(store: Store) -> None:
+    first, second = attempt(store, saved=True), attempt(store, state="RUNNING")
+    with pytest.raises(Failed) as caught, resume.tell_how_to_resume(store, first, second):
+        raise Failed("a rank died")
+    assert f"train --resume {first}" in caught.value.hint
+
+    def save_and_fail() -> None:
+        trained(store, first, step=20, config=CONFIG)
+        raise Failed("a rank died")
+
+    with pytest.raises(Failed) as caught, resume.tell_how_to_resume(store, first, second):
+        save_and_fail()
+    assert f"train --resume {second}" in caught.value.hint
