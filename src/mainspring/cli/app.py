@@ -138,8 +138,17 @@ def main() -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(128 + received[0])
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
-        sys.exit(128 + signal.SIGPIPE)
+        _reader_left()
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer exits with 1 when it meets one inside a verb
+            _reader_left()
+        raise
+
+
+def _reader_left() -> NoReturn:
+    """Exit as a program does that SIGPIPE has ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def report(error: MainspringError) -> int:
