@@ -181,7 +181,7 @@ def _plan_of(context: typer.Context, path: str, *, cluster: str = "", overrides:
         return workspace_of(context).plan(path, cluster=cluster, overrides=overrides or ())
     if not Path(path).is_file():
         raise NotFound(f"no file {path}", hint="save one with `mainspring plan RECIPE --json > plan.json`")
-    return parse.read_json(Path(path).read_text("utf-8"), Plan, where=path)
+    return parse.read_json(Path(path).read_bytes(), Plan, where=path)
 
 
 def _print_dry_run(found: "DryRun") -> None:

@@ -10,9 +10,9 @@ from mainspring.cli.completion import complete_run, refs
 from mainspring.cli.follow import follow
 from mainspring.cli.gang import Priority
 from mainspring.cli.output import print_json
-from mainspring.cli.plan import Optimize, Ranks, print_menu
+from mainspring.cli.plan import Ranks, print_menu
 from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
-from mainspring.spec import NotFound, Plan, SpecError, Turn
+from mainspring.spec import NotFound, Objective, Plan, SpecError, Turn
 
 
 def add_to(cli: typer.Typer) -> None:
@@ -27,7 +27,9 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A Python file that defines `recipe`.")] = "",
     data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
     name: Annotated[str, typer.Option(help="Name of the model; the recipe's file name by default.")] = "",
-    optimize: Optimize = "time",
+    optimize: Annotated[
+        Objective | None, typer.Option(help="What the plan shall spend least of; time by default.")
+    ] = None,
     ranks: Ranks = None,
     plan_file: Annotated[
         str, typer.Option("--plan", help="Run as this file says, as written by plan --json; do not plan again.")
@@ -51,7 +53,8 @@ def train(
     """Plan RECIPE, run it on its ranks, and publish the model with its lineage."""
     workspace = workspace_of(context)
     if resume and not recipe:
-        if data or name or overrides or ranks or dry_run or priority or menu or queue != "default":
+        given = (data, name, overrides, ranks, dry_run, priority, menu, optimize, plan_file, queue != "default")
+        if any(given):
             raise SpecError("a run resumed by its id alone takes no other options", hint="give RECIPE and --data too")
         run = workspace.resume(resume)
     else:
@@ -64,14 +67,21 @@ def train(
             raise SpecError(
                 "--menu has a plan for each number of ranks", hint="leave --plan and --ranks out, or --menu"
             )
+        if plan_file and (ranks or optimize):
+            raise SpecError(
+                f"{plan_file} says already on how many ranks it runs and what it spends least of",
+                hint=f"leave {'--ranks' if ranks else '--optimize'} out, or --plan to plan again",
+            )
         plans: Sequence[Plan] = ()
         if menu:
-            plans = workspace.menu(recipe, data=data, optimize=optimize, overrides=overrides or ())
+            plans = workspace.menu(recipe, data=data, optimize=optimize or "time", overrides=overrides or ())
             plan = plans[0]
         elif plan_file:
             plan = _read_plan(Path(plan_file))
         else:
-            plan = workspace.plan(recipe, data=data, optimize=optimize, ranks=ranks, overrides=overrides or ())
+            plan = workspace.plan(
+                recipe, data=data, optimize=optimize or "time", ranks=ranks, overrides=overrides or ()
+            )
         if dry_run or not as_json:
             _show(plans, plan, as_json=as_json)
         if dry_run:
@@ -97,7 +107,7 @@ def _read_plan(path: Path) -> Plan:
     from mainspring.store import parse
 
     try:
-        return parse.read_json(path.read_text("utf-8"), Plan, where=str(path))
+        return parse.read_json(path.read_bytes(), Plan, where=str(path))
     except OSError as error:
         raise NotFound(
             f"cannot read the plan {path}: {error.strerror}", hint="mainspring plan RECIPE --json > plan.json"

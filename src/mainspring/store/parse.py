@@ -183,7 +183,7 @@ def _explained(error: ValidationError, kind: Any, where: str) -> MainspringError
             hints.append(_nearest(kind, found["loc"], missing))
         elif found["type"] in MISSING:
             said = "is required"
-        elif not isinstance(found["input"], dict | list) and found["type"] != "value_error":
+        elif not isinstance(found["input"], dict | list) and found["type"] not in ("value_error", "json_invalid"):
             said = f"{said}, got {found['input']!r}"
         complaints.append(f"{path}: {said}" if path else said)
     message = "; ".join(dict.fromkeys(complaints))

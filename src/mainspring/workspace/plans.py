@@ -14,6 +14,7 @@ from mainspring.spec import (
     NotFound,
     Objective,
     Plan,
+    SpecError,
 )
 from mainspring.store import parse
 from mainspring.workspace.capacity import Capacity
@@ -111,7 +112,13 @@ class Plans(Capacity):
 
         if not Path(runs).is_file():
             raise NotFound(f"no file {runs}", hint="a CSV table with one measured run in each row")
-        return validate(list(csv.DictReader(Path(runs).read_text("utf-8").splitlines())), machine)
+        try:
+            rows = list(csv.DictReader(Path(runs).read_text("utf-8").splitlines()))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise SpecError(
+                f"cannot read {runs}: {error}", hint="it should be a table in CSV, as UTF-8 text"
+            ) from error
+        return validate(rows, machine)
 
     def _facts(self, data: Named, vocab: int) -> dict[str, Any]:
         from mainspring.train import launch

@@ -84,6 +84,30 @@ def test_what_is_wrong_is_said_before_anything_is_done(call: Call, line: tuple[s
     assert bool(err) is bool(told), "help alone is no error to be told"
 
 
+@pytest.mark.parametrize(
+    "verb", [("plan", "validate"), ("plan", "explain"), ("train", "r.py", "--data", "d", "--plan")]
+)
+def test_a_file_that_is_no_text_is_an_error_and_no_traceback(call: Call, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    file = tmp_path / "noise.json"
+    file.write_bytes(b"\xc5?vTO\x8c" * 100)
+    code, _, err = call(*verb, str(file))
+    assert code == 2
+    assert err.startswith("error: ")
+    assert str(file) in err
+    assert len(err) < len(str(file)) + 200
+
+
+@pytest.mark.parametrize(("option", "value"), [("--ranks", "1"), ("--optimize", "energy")])
+def test_a_plan_from_a_file_is_not_planned_again(call: Call, tmp_path: Path, option: str, value: str) -> None:
+    plan = str(tmp_path / "plan.json")
+    code, _, err = call("train", "recipe.py", "--data", "dataset:x", "--plan", plan, option, value)
+    assert code == 2
+    assert f"hint: leave {option} out, or --plan to plan again" in err
+    code, _, err = call("train", "--resume", "x", option, value)
+    assert code == 2
+    assert "takes no other options" in err
+
+
 def test_a_run_that_has_ended_is_not_asked_to_stop(call: Call, store: Store) -> None:
     record = store.start_run("train", "lm", config={})
     assert call("stop", record.id)[1] == f"asked {record.id} to stop\n"
