@@ -25,6 +25,7 @@ from mainspring.evaluate.perplexity import (
     share_tokenizer,
 )
 from mainspring.evaluate.report import Plot, publish_report, read_report, with_baseline
+from mainspring.models.config import check_readable
 from mainspring.spec import Artifact, NotFound, Progress, Report, Score, SpecError, TokenSet, silent
 from mainspring.store import Store
 from mainspring.store.parse import read_json
@@ -50,8 +51,8 @@ def evaluate_model(
     original = _model(store, compare_to) if compare_to else None
     snapshot = snapshot_of(store, data or _training_data(store, model.ref))
     documents, of = _held_out(store, snapshot)
-    folder = store.fetch(model)
-    other = store.fetch(original) if original else None
+    folder = _folder(store, model)
+    other = _folder(store, original) if original else None
     bits, against = _measured(folder, other, documents, _part(progress, 0.0, 0.8))
     progress(0.8, "xz and n-gram on the same documents")
     raw = [text.encode("utf-8", "replace") for text in documents]
@@ -90,6 +91,12 @@ def _model(store: Store, ref: str) -> Artifact:
     if artifact.kind != "model":
         raise SpecError(f"{artifact.ref} is of kind {artifact.kind}, only a model can be evaluated")
     return artifact
+
+
+def _folder(store: Store, model: Artifact) -> Path:
+    folder = store.fetch(model)
+    check_readable(folder, model.ref)
+    return folder
 
 
 def report_of(store: Store, model_ref: str) -> Report | None:

@@ -62,6 +62,17 @@ def read_config(folder: Path | str) -> DecoderConfig:
     return parse_config(read_json(Path(folder) / "config.json"), where=str(Path(folder) / "config.json"))
 
 
+def check_readable(folder: Path | str, name: str) -> None:
+    """Raise the error of `read_config` by the model's name, where nobody knows the folder that it was fetched to."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise NotFound(
+            f"{name} has no config.json: what its weights mean, its recipe.py alone knows",
+            hint="a Decoder and the models of transformers are published with one; load this one with its recipe",
+        )
+    parse_config(read_json(path), where=f"config.json of {name}")
+
+
 def parse_config(raw: Mapping[str, Any], *, where: str) -> DecoderConfig:
     """The architecture described by a parsed `config.json`; `where` names it in errors."""
     kind = raw.get("model_type")

@@ -4,6 +4,7 @@ Names and shapes are checked against the architecture from the file headers befo
 tensor is read once, straight to its place.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,7 +23,16 @@ from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
 from mainspring.spec import MoeConfig, NotFound, SpecError, Unavailable
 
-__all__ = ["load_pretrained", "locate", "read_config", "save_moe", "save_pretrained", "save_tensors"]
+__all__ = [
+    "is_transformers",
+    "load_pretrained",
+    "locate",
+    "read_config",
+    "save_moe",
+    "save_pretrained",
+    "save_tensors",
+    "save_transformers",
+]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 1024**3
@@ -79,6 +89,29 @@ def save_moe(config: MoeConfig, state: Mapping[str, Tensor], folder: Path | str)
     described = describe_moe(config, dtype=DTYPES[tensors["model.embed_tokens.weight"].dtype], biased=biased)
     save_tensors(tensors, folder)
     (Path(folder) / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def save_transformers(model: torch.nn.Module, state: Mapping[str, Tensor], folder: Path | str) -> None:
+    """Write `state`, the whole weights of a model of transformers under its own names, so that transformers loads it.
+
+    A weight that is tied to another and not in `state` is tied again by `from_pretrained`.
+    """
+    config = copy.deepcopy(_config_of(model))
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]  # what sharding puts before a class's name
+    config.dtype = DTYPES.get(next(tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
+    if hasattr(config, "use_cache"):
+        config.use_cache = True  # training had switched it off
+    save_tensors(state, folder)
+    (Path(folder) / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+
+
+def is_transformers(model: torch.nn.Module) -> bool:
+    """Whether transformers can write and read `model`, which this module never imports."""
+    return hasattr(model, "save_pretrained") and hasattr(_config_of(model), "to_json_string")
+
+
+def _config_of(model: torch.nn.Module) -> Any:
+    return getattr(model, "config", None)
 
 
 def load_pretrained(

@@ -111,8 +111,19 @@ class EngineServable:
 
 def open_folder(name: str, folder: Path | str, config: EngineConfig | None = None) -> Servable:
     """The model in `folder` under `name`: an embedder where its files say so, a decoder otherwise."""
-    embeds = any(Path(folder, mark).is_file() for mark in EMBEDDER_MARKS)
-    return EmbedderServable(name, folder) if embeds else EngineServable(name, folder, config)
+    return EmbedderServable(name, folder) if _embeds(folder) else EngineServable(name, folder, config)
+
+
+def check_folder(folder: Path | str, name: str) -> None:
+    """Raise why the model in `folder` cannot be served, by its name, before anything is loaded or started."""
+    from mainspring.models.config import check_readable
+
+    if not _embeds(folder):
+        check_readable(folder, name)
+
+
+def _embeds(folder: Path | str) -> bool:
+    return any(Path(folder, mark).is_file() for mark in EMBEDDER_MARKS)
 
 
 def embed_with(embedder: "Embedder", inputs: Sequence[Embeddable]) -> Embeddings:

@@ -19,7 +19,7 @@ from mainspring.hardware import limits
 from mainspring.models.moe import MoeDecoder
 from mainspring.models.tokenizer import Tokenizer
 from mainspring.models.transformer import Decoder
-from mainspring.models.weights import save_moe, save_pretrained, save_tensors
+from mainspring.models.weights import is_transformers, save_moe, save_pretrained, save_tensors, save_transformers
 from mainspring.spec import SAVED, Plan, Task, TrainConfig, TrainPayload
 from mainspring.store import Store, parse
 from mainspring.train.loop import Trainer, TrainingData
@@ -151,14 +151,14 @@ def _write_result(run_dir: Path, ref: str, *, meta: Mapping[str, Any], recorder:
 
 
 def export(model: nn.Module, state: Mapping[str, Tensor], folder: Path, *, tokenizer: Path) -> None:
-    """Write `state`, the whole weights of `model`, to `folder`: a `Decoder` in the Hugging Face layout."""
+    """Write `state`, the whole weights of `model`, to `folder`, in the Hugging Face layout if it has one."""
     words = Tokenizer.load(tokenizer)
     if isinstance(model, MoeDecoder):
         save_moe(model.moe, state, folder)
         words.save(folder)
         return
     if not isinstance(model, Decoder):
-        save_tensors(state, folder)
+        save_transformers(model, state, folder) if is_transformers(model) else save_tensors(state, folder)
         words.save(folder)
         return
     with torch.device("meta"):

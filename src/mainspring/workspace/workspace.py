@@ -242,9 +242,13 @@ class Workspace(Jobs, Plans):
     def serve(self, model: Named, *, port: int = 0, name: str = "") -> Run:
         """Serve a model on a process of its own until the run is stopped; its progress tells the address."""
         from mainspring.serve import deploy
+        from mainspring.serve.models import check_folder
+
+        folder = self._model_folder(model)
+        check_folder(folder, ref_of(model))
 
         def body(work: Execution) -> Deployment:
-            offered = ((name or _short(model), self._model_folder(model)),)
+            offered = ((name or _short(model), folder),)
             handle, deployment = deploy.deploy(self.launcher, offered, run=work.id, port=port)
             deploy.follow(handle, work.progress, deployment)
             return deployment
@@ -259,6 +263,7 @@ class Workspace(Jobs, Plans):
         name, folder = name or _short(model), self._model_folder(model)
         offered = models.Models({name: lambda: models.open_folder(name, folder)})
         app = http.create_app(offered, check_token=self.guard(host))
+        models.check_folder(folder, ref_of(model))
         try:
             offered.get(name)  # loads now, so that a broken model is an error here and not at the first request
             http.serve_forever(app, host=host, port=port, on_ready=on_ready)

@@ -8,6 +8,7 @@ from torch import nn
 
 from mainspring.models.transformer import Decoder
 from mainspring.spec import DecoderConfig, SpecError, TrainConfig
+from mainspring.train.parallel import LossModule
 from mainspring.train.profile import profile_recipe
 from mainspring.train.recipe import Recipe, load_recipe
 from mainspring.train.trial import try_recipe
@@ -146,6 +147,21 @@ def test_a_loss_may_look_at_the_scores_of_a_decoder_whose_figures_are_known():
         return scores.sum(), int((batch > 3).sum())
 
     try_recipe(Recipe(model=decoder, config=CONFIG, loss=loss), FACTS)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_number_may_have_dimensions_and_is_handed_on_without(shape: tuple[int, ...]):
+    weight = nn.Parameter(torch.ones(1))
+    batch = torch.zeros((3, 2), dtype=torch.int64)
+    for loss in (
+        lambda model, batch: (weight * 6).reshape(shape) / 3,
+        lambda model, batch: ((weight * 6).reshape(shape), torch.tensor(3).reshape(shape)),
+        lambda model, batch: ((weight * 6).reshape(shape), 3),
+    ):
+        total, count = LossModule(nn.Identity(), loss)(batch)
+        assert (total.shape, count.shape) == ((), ())
+        assert (total.item(), count.item()) == (6, 3)
+        total.detach_()  # as a pipeline does, which a view does not stand
 
 
 class Counting(nn.Module):

@@ -25,14 +25,19 @@ class LossModule(nn.Module):
         found: Any = self.loss(self.model, batch)
         if isinstance(found, Tensor) and found.numel() == 1:
             rows = torch.tensor(float(len(batch)), device=found.device)
-            return found.float().reshape(()) * rows, rows
+            return _plain(found) * rows, rows
         if not _is_sum(found):
             raise SpecError(
                 f"{defined_at(self.loss)}the recipe's loss returned {_told(found)}",
                 hint="return one number as a tensor, the mean over the rows of the batch, or (sum, count)",
             )
         total, count = found
-        return total.float().reshape(()), torch.as_tensor(count, dtype=torch.float32, device=total.device).reshape(())
+        return _plain(total), _plain(torch.as_tensor(count, device=total.device))
+
+
+def _plain(number: Tensor) -> Tensor:
+    """A tensor of one number without dimensions, and no view: a pipeline detaches it where it is."""
+    return number.float().sum()
 
 
 def _is_sum(found: Any) -> bool:
