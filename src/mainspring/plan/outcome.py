@@ -197,19 +197,3 @@ def too_large(model: ModelSpec, least: Estimate, remedy: str) -> DoesNotFit:
         f"{readable_bytes(need - usable)} short"
     )
     return DoesNotFit(message, hint=remedy)
-
-
-def remedy(least: Estimate, config: TrainConfig, enough: Mesh | None, floor_bytes: int) -> str:
-    """The fewest such devices that would hold the model, or that no number would."""
-    rows = config.microbatch or 1
-    share = least.usable_bytes[least.tightest] / min(c.ranks[least.tightest].memory_bytes for c in least.layout.columns)
-    if enough is not None:
-        short = enough.replicas * rows - config.global_batch
-        batch = f" (and a global_batch of {enough.replicas * rows})" if short > 0 else ""
-        need = least.memory[least.tightest].total_bytes / share
-        return f"{enough.world} such devices{batch}, or as many with {readable_bytes(need)} each, would hold it"
-    smaller = f"a microbatch below {rows}" if rows > 1 else f"a seq_len below {config.seq_len}"
-    return (
-        f"sharding further does not help: what cannot be sharded needs {readable_bytes(floor_bytes)}; "
-        f"{smaller} or devices with {readable_bytes(floor_bytes / share)} would"
-    )

@@ -166,7 +166,7 @@ class Refiner:
         yield first
         if self._enumerable(stages):
             yield from (cuts for cuts in self._all(frame, schedule, stages, exchange_s) if cuts != first)
-        elif self._beat_s < beat_s and (own := self._best_cut(frame, schedule, stages)) != first:
+        elif self._beat_s < beat_s and (own := self.best_cut(frame, schedule, stages)) != first:
             yield own  # what is remembered was for another micro-batch
 
     def _all(self, frame: Frame, schedule: Schedule, stages: int, exchange_s: float) -> Iterator[tuple[int, ...]]:
@@ -217,10 +217,11 @@ class Refiner:
         ranks = tuple(column.ranks for column in frame.layout.columns)
         key = (ranks, cut.tp, cut.cp, cut.ep, cut.recompute, stages, schedule in V_SHAPED)
         if key not in self._known:
-            self._known[key] = self._best_cut(frame, schedule, stages)
+            self._known[key] = self.best_cut(frame, schedule, stages)
         return self._known[key]
 
-    def _best_cut(self, frame: Frame, schedule: Schedule, stages: int) -> tuple[int, ...]:
+    def best_cut(self, frame: Frame, schedule: Schedule, stages: int) -> tuple[int, ...]:
+        """The cut whose slowest rank is fastest, whatever fits."""
         parts, places = self._parts(frame), stage_ranks(stages, frame.mesh.pp, schedule)
         found = partition.best_cut(
             [parts[place].both_s for place in places],

@@ -14,7 +14,8 @@ from typing import get_args
 from mainspring.plan import price
 from mainspring.plan.bounds import Bounds
 from mainspring.plan.copies import in_copies
-from mainspring.plan.estimate import Choice, Estimate, Estimator
+from mainspring.plan.estimate import Estimate
+from mainspring.plan.floor import estimator_of, remedies, smallest
 from mainspring.plan.layout import Layout
 from mainspring.plan.limits import EXECUTABLE, Limits
 from mainspring.plan.offers import Offer
@@ -25,7 +26,6 @@ from mainspring.plan.outcome import (
     plan_of,
     rank_key,
     rejected,
-    remedy,
     too_large,
 )
 from mainspring.plan.refine import CLOSE, Refiner
@@ -44,7 +44,6 @@ from mainspring.spec import (
     Unavailable,
 )
 
-MOST_RANKS = 1 << 16
 FREE = Hints()
 RATES = {"time": price.nothing, "cost": price.usd_per_hour, "energy": price.watts}
 
@@ -82,12 +81,11 @@ def plan_training(
     space = Space(model, cluster, config, hints=hints, limits=limits, ranks=ranks)
     check(space, objective)
     found = search(space, objective)
-    if found.best is None or found.offer is None:
-        least = smallest(space) or found.least()
-        if least is None:
-            raise indivisible_batch(config, ranks, hints)
-        raise too_large(model, least, _remedy(space, least))
-    estimator = _estimator(space)
+    if found.best is None:
+        _settle(found, space)
+    assert found.best is not None
+    assert found.offer is not None
+    estimator = estimator_of(space)
     plan = plan_of(estimator, cluster, config, found.best, offer=found.offer, objective=objective)
     plan = in_copies(plan, estimator, found.best, hints)
     others = (*found.by_mesh.values(), *alternatives(space, found.best.choice.mesh, objective))
@@ -125,7 +123,7 @@ def menu(
 def search(space: Space, objective: Objective) -> Found:
     """Every frame that could hold the best plan, refined."""
     found = Found()
-    bounds = Bounds(_estimator(space))
+    bounds = Bounds(estimator_of(space))
     refiner = Refiner(space, bounds)
     best = math.inf
 
@@ -147,8 +145,17 @@ def search(space: Space, objective: Objective) -> Found:
     return found
 
 
-def _estimator(space: Space) -> Estimator:
-    return Estimator(space.model, global_batch=space.config.global_batch, memory_share=space.hints.memory_share)
+def _settle(found: Found, space: Space) -> None:
+    """Take what fits at all where the search, whose cuts are fast ones, has found nothing; refuse what cannot fit."""
+    floor = smallest(space)
+    if floor is not None and floor.estimate.fits:
+        found.best, found.offer = floor.estimate, floor.offer
+        return
+    nearest = [each for each in (floor and floor.estimate, found.least()) if each is not None]
+    if not nearest:
+        raise indivisible_batch(space.config, space.ranks, space.hints)
+    least = min(nearest, key=lacking)
+    raise too_large(space.model, least, remedies(space, least))
 
 
 def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Estimate]:
@@ -163,54 +170,16 @@ def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Est
         tried.add(mesh)
         asked = _narrowed(space, mesh)
         found = search(asked, objective)
-        shown = found.best or smallest(asked) or found.least()
-        if shown is not None:
-            yield shown
+        if found.best is not None:
+            yield found.best
+        elif (floor := smallest(asked)) is not None:
+            yield floor.estimate
 
 
 def _narrowed(space: Space, mesh: Mesh) -> Space:
     """`space` with no other mesh than `mesh`."""
     hints = replace(space.hints, **{axis: getattr(mesh, axis) for axis in AXES})
     return Space(space.model, space.cluster, space.config, hints=hints, limits=space.limits, ranks=mesh.world)
-
-
-def _remedy(space: Space, least: Estimate) -> str:
-    """What would hold the model: more such devices, or larger ones."""
-    config, hints = space.config, replace(space.hints, dp=0, fsdp=0, pp=0)
-    at = least.tightest
-    rank = min((column.ranks[at] for column in least.layout.columns), key=lambda rank: rank.memory_bytes)
-    node = next(n for n in space.cluster.nodes if rank.device in n.devices)
-    floor_bytes = least.memory[at].total_bytes
-    world = least.choice.mesh.world
-    while world < MOST_RANKS:
-        world *= 2
-        count = -(-world // len(node.devices))
-        larger = replace(space.cluster, nodes=(node,) * count)
-        enough = replace(config, global_batch=max(config.global_batch, world * max(1, config.microbatch)))
-        tried = Space(space.model, larger, enough, hints=hints, limits=space.limits, ranks=world)
-        found = smallest(tried)
-        if found is None:
-            continue
-        floor_bytes = min(floor_bytes, found.memory[found.tightest].total_bytes)
-        if found.fits:
-            return remedy(least, config, found.choice.mesh, floor_bytes)
-    return remedy(least, config, None, floor_bytes)
-
-
-def smallest(space: Space) -> Estimate | None:
-    """The choice that needs least memory: one sequence at a time, all recomputed, sharded as far as can be."""
-    estimator, found = _estimator(space), list[Estimate]()
-    rows = space.config.microbatch or 1
-    for _, frame in space.ordered(Bounds(estimator), price.nothing):
-        if frame.cut.rows != rows or frame.cut.recompute != space.limits.recompute[-1] or frame.mesh.pp > 1:
-            continue
-        for mesh, zero in space.meshes(frame):
-            if mesh.dp == max(1, space.hints.dp):
-                cuts = (0, space.unit_count)
-                choice = Choice(mesh=mesh, cut=frame.cut, zero=zero, schedule="1f1b", cuts=cuts)
-                estimate = estimator(choice, frame.layout)
-                found += [estimate] if estimate else []
-    return min(found, key=lacking, default=None)
 
 
 def check(space: Space, objective: Objective) -> None:

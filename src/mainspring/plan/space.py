@@ -99,7 +99,7 @@ class Space:
         self.hints, self.limits, self.ranks = hints, limits, ranks
         self.kinds = offers.kinds(cluster)
         self.unit_count = len(units(model))
-        self._recomputes = tuple(self._recompute())
+        self.recomputes = tuple(self._recompute())
         self._known: dict[object, Cut] = {}
         self._arrangements: dict[object, tuple[tuple[Mesh, tuple[Zero, ...]], ...]] = {}
 
@@ -122,6 +122,12 @@ class Space:
                 cost = bounds.floor_s(cut, top.layout) * rate(top.layout, top.mesh)
                 heapq.heappush(queue, (cost, number, frame))
                 number += 1
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame, in no order."""
+        for place in self._places():
+            for cut in self._cuts(place, every=True):
+                yield Frame(offer=place.offer, layout=place.layout, mesh=place.mesh, cut=cut)
 
     def _places(self) -> Iterator[Place]:
         for kind in self.kinds:
@@ -224,7 +230,7 @@ class Space:
         rows_of = (config.microbatch,) if config.microbatch else divisors(config.global_batch)
         rows_of = [rows for rows in rows_of if rows * place.mesh.replicas <= config.global_batch]
         for rows in rows_of if every else rows_of[-1:]:
-            for recompute in self._recomputes if every else self._recomputes[:1]:
+            for recompute in self.recomputes if every else self.recomputes[:1]:
                 yield self._cut(rows, recompute, inner)
 
     def _cut(self, rows: int, recompute: Recompute, inner: Inner) -> Cut:
