@@ -218,11 +218,38 @@ def _within(lacks: Sequence[Callable[[int, int], int]], units: int, limit: int) 
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if lack(cuts[-1], middle) <= limit else (low, middle)
+        if low == cuts[-1]:  # too large for this stage alone: one before may have to leave it something smaller
+            return _within_any(lacks, units, limit)
         blocked = min(blocked, lack(cuts[-1], high))
-        if low == cuts[-1]:
-            return None, blocked
         cuts.append(low)
     return (tuple(cuts) if cuts[-1] == units else None), blocked
+
+
+def _within_any(
+    lacks: Sequence[Callable[[int, int], int]], units: int, limit: int
+) -> tuple[tuple[int, ...] | None, int]:
+    """The same where stages from the front are not enough: every end that each stage can have, and whence."""
+    blocked, since = 1 << 62, list[dict[int, int]]()
+    starts = [0]
+    for stage, lack in enumerate(lacks):
+        reached: dict[int, int] = {}
+        for end in range(starts[0] + 1, units - (len(lacks) - stage - 1) + 1):
+            start = max(at for at in starts if at < end)
+            size = lack(start, end)
+            if size <= limit:
+                reached[end] = start
+            else:
+                blocked = min(blocked, size)
+        since.append(reached)
+        starts = sorted(reached)
+        if not starts:
+            return None, blocked
+    if units not in since[-1]:
+        return None, blocked
+    cuts = [units]
+    for reached in reversed(since):
+        cuts.append(reached[cuts[-1]])
+    return tuple(reversed(cuts)), blocked
 
 
 def remedies(space: Space, least: Estimate) -> str:
