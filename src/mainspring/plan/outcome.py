@@ -13,13 +13,11 @@ from mainspring.plan.traffic import traffic_of
 from mainspring.spec import (
     Cluster,
     DoesNotFit,
-    Hints,
     Mesh,
     ModelSpec,
     Objective,
     Plan,
     Rejected,
-    SpecError,
     Stage,
     TrainConfig,
 )
@@ -163,27 +161,6 @@ def _reject(estimate: Estimate, best: Estimate, objective: Objective) -> Rejecte
     step_s = estimate.time.step_s
     reason = f"{step_s:.3g} s a step, {ratio:.2f} times the {word}" if ratio >= 1.005 else "no better, and less simple"
     return Rejected(mesh=mesh, reason=reason, step_s=step_s)
-
-
-def indivisible_batch(config: TrainConfig, ranks: int | None, hints: Hints) -> SpecError:
-    """No choice at all: the batch has no even cut."""
-    batch = config.global_batch
-    replicas = max(1, hints.dp) * max(1, hints.fsdp) * max(1, hints.ep)
-    count = replicas if replicas > 1 else (ranks or 1)
-    unit = count * max(1, config.microbatch)
-    word = "replicas" if replicas > 1 else "ranks"
-    said = f"{count} {word}" + (f" x micro-batches of {config.microbatch}" if config.microbatch else "")
-    if batch % unit == 0:
-        return SpecError(
-            f"no plan has the shape that was asked for on {ranks or 'any number of'} ranks",
-            hint="ask for fewer degrees at once; their product must be the number of ranks",
-        )
-    below, above = batch // unit * unit, -(-batch // unit) * unit
-    near = f"{below} or {above}" if below else str(above)
-    return SpecError(
-        f"a global batch of {batch} sequences is not a multiple of {said} = {unit}",
-        hint=f"set global_batch to {near}, or let the plan choose microbatch and ranks",
-    )
 
 
 def too_large(model: ModelSpec, least: Estimate, remedy: str) -> DoesNotFit:

@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 from mainspring.plan import price
 from mainspring.plan.bounds import Bounds
@@ -20,7 +19,6 @@ from mainspring.plan.layout import Layout
 from mainspring.plan.limits import EXECUTABLE, Limits
 from mainspring.plan.offers import Offer
 from mainspring.plan.outcome import (
-    indivisible_batch,
     keep_best,
     lacking,
     plan_of,
@@ -29,11 +27,11 @@ from mainspring.plan.outcome import (
     too_large,
 )
 from mainspring.plan.refine import CLOSE, Refiner
-from mainspring.plan.space import Space, indivisible, tensor_parallel
+from mainspring.plan.space import Space
+from mainspring.plan.wishes import check, impossible
 from mainspring.spec import (
     AXES,
     Cluster,
-    DoesNotFit,
     Hints,
     Mesh,
     ModelSpec,
@@ -41,7 +39,6 @@ from mainspring.spec import (
     Plan,
     SpecError,
     TrainConfig,
-    Unavailable,
 )
 
 FREE = Hints()
@@ -153,7 +150,7 @@ def _settle(found: Found, space: Space) -> None:
         return
     nearest = [each for each in (floor and floor.estimate, found.least()) if each is not None]
     if not nearest:
-        raise indivisible_batch(space.config, space.ranks, space.hints)
+        raise impossible(space)
     least = min(nearest, key=lacking)
     raise too_large(space.model, least, remedies(space, least))
 
@@ -165,7 +162,7 @@ def alternatives(space: Space, best: Mesh, objective: Objective) -> Iterator[Est
         degree: int = getattr(best, source)
         mesh = replace(best, **{source: 1, target: getattr(best, target) * degree}) if source != target else best
         wanted = all(getattr(space.hints, axis) in (0, getattr(mesh, axis)) for axis in AXES)
-        if mesh in tried or not wanted or not space.limits.allows(mesh):
+        if mesh in tried or not wanted or not space.limits.allows(mesh) or space.needs(mesh):
             continue
         tried.add(mesh)
         asked = _narrowed(space, mesh)
@@ -180,82 +177,3 @@ def _narrowed(space: Space, mesh: Mesh) -> Space:
     """`space` with no other mesh than `mesh`."""
     hints = replace(space.hints, **{axis: getattr(mesh, axis) for axis in AXES})
     return Space(space.model, space.cluster, space.config, hints=hints, limits=space.limits, ranks=mesh.world)
-
-
-def check(space: Space, objective: Objective) -> None:
-    """Refuse a request that makes no sense, with its numbers."""
-    model, cluster, config, ranks = space.model, space.cluster, space.config, space.ranks
-    if objective not in get_args(Objective):
-        raise SpecError(f"no objective {objective!r}", hint="known: " + ", ".join(get_args(Objective)))
-    if not model.blocks or model.params < 1:
-        raise SpecError(f"model {model.name!r} has no parameters to train")
-    for block in model.blocks:
-        if block.experts and not block.expert_params:
-            raise SpecError(f"block {block.name!r} of {model.name!r} has {block.experts} experts without parameters")
-    most = space.capacity()
-    if not most:
-        raise Unavailable(f"cluster {cluster.name!r} has no healthy device", hint=_sickness(cluster))
-    if objective == "cost":
-        free = {d.name for node in cluster.nodes for d in node.devices if not d.price_usd_per_hour}
-        if free:
-            raise SpecError(
-                f"no price is known for {', '.join(sorted(free))}, so plans cannot be compared by cost",
-                hint="give price_usd_per_hour in the cluster file, or choose by time or energy",
-            )
-    if ranks is not None:
-        _check_ranks(cluster, config, ranks, most, alone=space.limits.axes <= {"dp", "fsdp"})
-    _check_hints(space)
-
-
-def _check_ranks(cluster: Cluster, config: TrainConfig, ranks: int, most: int, *, alone: bool) -> None:
-    if ranks < 1:
-        raise SpecError(f"ranks must be at least 1, got {ranks}")
-    if ranks > most:
-        raise DoesNotFit(
-            f"{ranks} ranks were asked for, cluster {cluster.name!r} has room for {most}",
-            hint="one rank needs one accelerator, or one core of a host without accelerators",
-        )
-    if alone and config.global_batch < ranks:
-        raise SpecError(
-            f"a global batch of {config.global_batch} sequences is smaller than {ranks} ranks",
-            hint=f"raise global_batch to a multiple of {ranks}, or use {config.global_batch} ranks",
-        )
-
-
-def _check_hints(space: Space) -> None:
-    """Refuse degrees that the model or what can be executed does not have."""
-    hints, model, limits = space.hints, space.model, space.limits
-    for axis in ("pp", "cp", "ep", "tp"):
-        asked: int = getattr(hints, axis)
-        if asked > 1 and axis not in limits.axes:
-            raise SpecError(f"{axis} {asked} was asked for, and training cannot execute the axis {axis} yet")
-    if hints.tp > 1 and tensor_parallel(model, hints.tp, hints) is None:
-        raise indivisible(model, hints.tp)
-    experts = sorted({block.experts for block in model.blocks if block.experts})
-    if hints.ep > 1 and not space.divides_experts(hints.ep):
-        said = f"{experts} experts" if experts else "no experts"
-        raise SpecError(f"ep {hints.ep} was asked for, {model.name} has {said}", hint="ep must divide their number")
-    if hints.pp > 1 and not model.chain:
-        said = f": {model.unchained}" if model.unchained else ""
-        raise SpecError(
-            f"pp {hints.pp} was asked for, {model.name} is no chain of blocks that could be cut{said}",
-            hint="leave pp out, or have the model hand one tensor on through a ModuleList, each entry called once",
-        )
-    if hints.cp > 1 and model.unshared:
-        raise SpecError(
-            f"cp {hints.cp} was asked for, and ranks cannot share a sequence of {model.name}: {model.unshared}",
-            hint="leave cp out",
-        )
-    if hints.pp > space.unit_count:
-        raise SpecError(f"pp {hints.pp} was asked for, {model.name} has {space.unit_count} blocks to cut between")
-    replicas = math.prod(max(1, getattr(hints, axis)) for axis in ("dp", "fsdp", "ep"))
-    if replicas > space.config.global_batch:
-        raise SpecError(
-            f"a global batch of {space.config.global_batch} sequences is smaller than {replicas} replicas",
-            hint=f"raise global_batch to a multiple of {replicas}",
-        )
-
-
-def _sickness(cluster: Cluster) -> str:
-    said = [f"{h.device}: {', '.join(h.reasons)}" for node in cluster.nodes for h in node.health if h.reasons]
-    return "; ".join(said) or "describe machines in a cluster file to plan for them"

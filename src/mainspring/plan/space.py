@@ -138,6 +138,8 @@ class Space:
     def _on(self, mix: Sequence[Kind]) -> Iterator[Place]:
         most = min(kind.most_per_node for kind in mix)
         for inner in self._inner(most):
+            if self.hints.sequence_parallel and not inner.sequence_parallel:
+                continue
             for pp in self._stage_counts(mixed=len(mix) > 1):
                 for offer, replicas in self._offers(mix, pp, inner):
                     if replicas % inner.ep == 0:
@@ -168,12 +170,23 @@ class Space:
             yield asked
             return
         degree = 1
-        yield degree
+        if not self.needs(Mesh(), axis):
+            yield degree
         if axis not in self.limits.axes:
             return
         while degree * 2 <= min(most, self.capacity()):
             degree *= 2
             yield degree
+
+    def needs(self, mesh: Mesh, *axes: str) -> bool:
+        """Whether what was asked for needs some of `axes` that `mesh` lacks; of all, if none are named."""
+        wishes = {"pp": self.hints.schedule or self.hints.chunks > 1, "tp": self.hints.sequence_parallel}
+        return any(wishes.get(axis) and getattr(mesh, axis) == 1 for axis in axes or wishes)
+
+    def cuts_along(self) -> bool:
+        """Whether some degrees that may be tried cut along the sequence what tensor parallelism leaves whole."""
+        widest = max(kind.most_per_node for kind in self.kinds)
+        return any(inner.sequence_parallel for inner in self._inner(widest))
 
     def capacity(self) -> int:
         """The most ranks the cluster can hold: one per accelerator, one per core of a host CPU."""
@@ -189,7 +202,8 @@ class Space:
         if self.hints.pp:
             yield self.hints.pp
             return
-        yield 1
+        if not self.needs(Mesh(), "pp"):
+            yield 1
         if "pp" in self.limits.axes and self.model.chain:
             for pp in range(2, min(self.unit_count, self.capacity()) + 1):
                 few = pp <= 8 or self.unit_count <= FEW_UNITS
@@ -294,11 +308,14 @@ class Space:
         for schedule in (asked,) if asked else self.limits.schedules:
             if count < mesh.pp and schedule != "gpipe":
                 continue
-            for chunks in self._chunks(schedule):
+            for chunks in self.chunk_counts(schedule):
                 if mesh.pp * chunks <= self.unit_count and self.hints.chunks in (0, chunks):
                     yield schedule, chunks
 
-    def _chunks(self, schedule: Schedule) -> Sequence[int]:
+    def chunk_counts(self, schedule: Schedule | None) -> tuple[int, ...]:
+        """How many stages a rank may hold under `schedule`, or under any."""
+        if schedule is None:
+            return tuple(sorted({count for each in self.limits.schedules for count in self.chunk_counts(each)}))
         if schedule in V_SHAPED:
             return (2,)
         if schedule == "interleaved":
