@@ -1,6 +1,7 @@
 """`mainspring plan`: how a recipe would run, before spending anything, and how good such answers are."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +91,9 @@ def plan(
 def explain(
     context: typer.Context,
     plan: PlanFile,
+    data: Annotated[str, typer.Option(help="Dataset or tokens, e.g. dataset:handbook.", autocompletion=refs())] = "",
+    optimize: Annotated[Objective | None, typer.Option(help="What the plan shall spend least of.")] = None,
+    ranks: Ranks = None,
     cluster: ClusterPath = "",
     overrides: Overrides = None,
     html: Annotated[str, typer.Option(help="Write a page with timeline and memory bars to this file.")] = "",
@@ -99,9 +103,11 @@ def explain(
     from mainspring.plan import explain as reasons
     from mainspring.plan.page import page
 
-    found = _plan_of(context, plan, cluster=cluster, overrides=overrides)
-    if html:
-        Path(html).write_text(page(found), encoding="utf-8")
+    asked = {"data": data, "optimize": optimize, "ranks": ranks, "cluster": cluster, "overrides": overrides}
+    page_path = _writable(html) if html else None
+    found = _plan_of(context, plan, **{name: value for name, value in asked.items() if value})
+    if page_path:
+        page_path.write_text(page(found), encoding="utf-8")
     told = reasons.explain(found)
     if as_json:
         print_json(told)
@@ -172,16 +178,34 @@ def validate(
     print_json(found) if as_json else _print_validation(found)
 
 
-def _plan_of(context: typer.Context, path: str, *, cluster: str = "", overrides: list[str] | None = None) -> Plan:
-    """The plan in a JSON file, or that of a recipe."""
+def _plan_of(context: typer.Context, path: str, **asked: Any) -> Plan:
+    """The plan in a JSON file, or that of a recipe with what was `asked`."""
     from mainspring.spec import NotFound
     from mainspring.store import parse
 
     if not path.endswith(".json"):
-        return workspace_of(context).plan(path, cluster=cluster, overrides=overrides or ())
+        return workspace_of(context).plan(path, **asked)
+    if asked:
+        options = ", ".join("-s" if name == "overrides" else f"--{name}" for name in asked)
+        raise SpecError(
+            f"{path} is a plan that was made, and {options} would have made another",
+            hint=f"leave {options} out, or give the recipe instead of its plan",
+        )
     if not Path(path).is_file():
         raise NotFound(f"no file {path}", hint="save one with `mainspring plan RECIPE --json > plan.json`")
     return parse.read_json(Path(path).read_bytes(), Plan, where=path)
+
+
+def _writable(path: str) -> Path:
+    """`path`, where a file may be written: known before anything is planned for it."""
+    target = Path(path)
+    if target.is_dir():
+        raise SpecError(f"--html {path} is a folder", hint="name a file in it, e.g. plan.html")
+    if not target.parent.is_dir():
+        raise SpecError(f"--html {path}: there is no folder {target.parent}", hint="make it, or name another file")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise SpecError(f"--html {path} may not be written", hint="name a file in a folder of your own")
+    return target
 
 
 def _print_dry_run(found: "DryRun") -> None:
@@ -266,6 +290,12 @@ def _print_calibration(ref: str, found: "Calibration") -> None:
 def _print_explanation(told: "Explanation") -> None:
     print(f"limit     {told.bottleneck}; {size(told.spare_bytes)} to spare on the fullest rank")
     print(f"advice    {told.advice}")
+    for note in told.notes:
+        print(f"note      {note}")
+    spent = " + ".join(f"{part.what} {part.seconds:.3g}" for part in told.parts if part.seconds)
+    print(
+        f"step      {sum(part.seconds for part in told.parts):.3g} s of rank {told.busiest_rank}, the busiest: {spent}"
+    )
     print_table(
         ("stage", "rank", "device", "blocks", "recompute", "forward", "backward", "sending", "memory"),
         [
@@ -309,15 +339,14 @@ def _print_validation(found: "Validation") -> None:
             for s in found.sources
         ],
     )
-    print(
-        f"all       {len(found.rows)} rows, mean error {found.mean_absolute:.1%}, median {found.median_absolute:.1%}, "
-    )
+    print(f"all       {len(found.rows)} rows, mean error {found.mean_absolute:.1%}, median {found.median_absolute:.1%}")
     print(f"          held out {found.held_out:.1%}, rank correlation {found.rank_correlation:.4f}")
     print(f"memory    at most {found.worst_memory_underestimate:.1%} too low")
-    print(
-        f"ranking   the fastest of the published alternatives is first in {found.ranked_right:.0%} of "
-        f"{len(found.rankings)} groups"
-    )
+    if found.rankings:
+        print(
+            f"ranking   the fastest of the published alternatives is first in {found.ranked_right:.0%} of "
+            f"{len(found.rankings)} groups"
+        )
     for wrong in (r for r in found.rankings if not r.right):
         print(f"          not {wrong.ids[0]}, but {wrong.predicted} was predicted")
     for left_out in found.excluded:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from mainspring.plan import blocks
 from mainspring.plan.estimate import Estimate, Estimator
 from mainspring.plan.slices import Slice
-from mainspring.spec import Hints, Plan, SpecError
+from mainspring.spec import Hints, Plan, SpecError, Stage
 
 COPIES = 2
 
@@ -41,15 +41,30 @@ def in_copies(plan: Plan, estimator: Estimator, best: Estimate, hints: Hints) ->
         compute_s=plan.time.compute_s + count * (computing - before[0]),
         communication_s=max(0.0, plan.time.communication_s + count * (exposed - before[1])),
     )
-    share = exposed / (COPIES * (half.forward_network_s[-1] + half.backward_network_s[-1]))
+    sums_s = COPIES * (half.forward_network_s[-1] + half.backward_network_s[-1])
     traffic = tuple(
-        replace(each, messages=COPIES * each.messages, exposed_s=share * each.seconds)
+        replace(
+            each,
+            messages=COPIES * each.messages,
+            seconds=each.seconds * sums_s / before[1],
+            exposed_s=each.exposed_s * exposed / before[1],
+        )
         if each.axis in ("tp", "cp")
         else each
         for each in plan.traffic
     )
+    slower = (computing + exposed) / sum(before)
+    stages = tuple(_scaled(stage, slower) for stage in plan.stages)
     faster = plan.time.step_s / time.step_s
-    return replace(plan, copies=COPIES, time=time, traffic=traffic, mfu=plan.mfu * faster)
+    return replace(plan, copies=COPIES, time=time, stages=stages, traffic=traffic, mfu=plan.mfu * faster)
+
+
+def _scaled(stage: Stage, factor: float) -> Stage:
+    """`stage` with passes that take `factor` times as long."""
+    forward, backward, weight = (
+        tuple(factor * each for each in seconds) for seconds in (stage.forward_s, stage.backward_s, stage.weight_s)
+    )
+    return replace(stage, forward_s=forward, backward_s=backward, weight_s=weight)
 
 
 def _possible(plan: Plan) -> bool:

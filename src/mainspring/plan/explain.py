@@ -6,17 +6,17 @@ to help against it.
 
 from collections.abc import Iterator, Sequence
 
-from mainspring.plan.pipeline import StageTimes
+from mainspring.plan.critical import NOTHING, busiest_rank, replica_times, sends, slowest_replica
 from mainspring.plan.simulate import Span, timeline
-from mainspring.spec import MemoryEstimate, Plan, spec
-from mainspring.spec.plan import readable_bytes
+from mainspring.spec import MemoryEstimate, Plan, Traffic, spec
+from mainspring.spec.plan import readable_bytes, readable_usd
 
 SHOWN_MICROBATCHES = 24  # of a timeline; a pipeline repeats itself long before
 
 
 @spec
 class StageShare:
-    """One stage: seconds of its slowest replica's step, and bytes of its fullest rank."""
+    """One stage: seconds of the slowest replica's step, and bytes of its fullest rank."""
 
     stage: int
     pipeline_rank: int
@@ -31,8 +31,16 @@ class StageShare:
 
 
 @spec
+class StepPart:
+    """Some of the seconds of a step."""
+
+    what: str
+    seconds: float
+
+
+@spec
 class AxisTraffic:
-    """What one rank of the busiest stage sends along one axis in a step."""
+    """What the busiest rank sends along one axis in a step."""
 
     axis: str
     operation: str
@@ -45,10 +53,13 @@ class AxisTraffic:
 
 @spec
 class Explanation:
-    """A plan taken apart."""
+    """A plan taken apart. `parts` are the seconds of `busiest_rank` of the slowest replica, and add up to the step."""
 
     bottleneck: str
     advice: str
+    busiest_rank: int
+    parts: tuple[StepPart, ...]
+    notes: tuple[str, ...]
     stages: tuple[StageShare, ...]
     traffic: tuple[AxisTraffic, ...]
     spare_bytes: int
@@ -66,51 +77,93 @@ class Difference:
 def explain(plan: Plan) -> Explanation:
     """Where the time and the memory of `plan` go."""
     bottleneck, advice = _bottleneck(plan)
-    usable = plan.device_memory_bytes
+    replica, rank = _waited_for(plan) or (0, 0)
+    shares = tuple(_stage_shares(plan, replica))
     return Explanation(
         bottleneck=bottleneck,
         advice=advice,
-        stages=tuple(_stage_shares(plan)),
-        traffic=tuple(_axis_traffic(plan)),
-        spare_bytes=usable - plan.memory.total_bytes,
+        busiest_rank=rank,
+        parts=tuple(_parts(plan, [share for share in shares if share.pipeline_rank == rank])),
+        notes=tuple(_notes(plan)),
+        stages=shares,
+        traffic=tuple(_axis_traffic(plan, rank)),
+        spare_bytes=plan.spare_bytes,
     )
 
 
-def _stage_shares(plan: Plan) -> Iterator[StageShare]:
+def _waited_for(plan: Plan) -> tuple[int, int] | None:
+    """The replica and the pipeline rank that a step waits for; None for a plan without times."""
+    if any(not stage.forward_s for stage in plan.stages):
+        return None
+    replica = slowest_replica(plan)
+    return replica, busiest_rank(plan, replica)
+
+
+def _stage_shares(plan: Plan, replica: int) -> Iterator[StageShare]:
     for number, stage in enumerate(plan.stages):
-        busiest = max(
-            range(len(stage.forward_s)),
-            key=lambda r: stage.microbatches[r] * (stage.forward_s[r] + stage.backward_s[r]),
-            default=None,
-        )
-        count = 0 if busiest is None else stage.microbatches[busiest]
+        count = stage.microbatches[replica] if stage.forward_s else 0
         yield StageShare(
             stage=number,
             pipeline_rank=plan.pipeline_rank(number),
             device=stage.device,
             blocks=stage.blocks,
             recompute=stage.recompute,
-            forward_s=0.0 if busiest is None else count * stage.forward_s[busiest],
-            backward_s=0.0 if busiest is None else count * stage.backward_s[busiest],
-            send_s=count * stage.send_s,
+            forward_s=count * stage.forward_s[replica] if count else 0.0,
+            backward_s=count * stage.backward_s[replica] if count else 0.0,
+            send_s=count * sends(plan, number) * stage.send_s,
             memory=stage.memory or plan.memory,
             device_memory_bytes=stage.device_memory_bytes or plan.device_memory_bytes,
         )
 
 
-def _axis_traffic(plan: Plan) -> Iterator[AxisTraffic]:
-    """The stage that spends most on each axis and operation."""
-    busiest = {(each.axis, each.operation): each for each in sorted(plan.traffic, key=lambda each: each.seconds)}
-    for each in sorted(busiest.values(), key=lambda each: -each.seconds):
-        yield AxisTraffic(
-            axis=each.axis,
-            operation=each.operation,
-            group_ranks=each.group_ranks,
-            messages=each.messages,
-            payload_bytes=each.payload_bytes,
-            seconds=each.seconds,
-            exposed_s=each.exposed_s,
+def _parts(plan: Plan, mine: Sequence[StageShare]) -> Iterator[StepPart]:
+    """The step of one rank whose stages are `mine`."""
+    found = {
+        "forward": sum(share.forward_s for share in mine),
+        "backward": sum(share.backward_s for share in mine),
+        "sending": sum(share.send_s for share in mine),
+        "exchanging state": 0.0,
+        "optimiser": plan.time.optimizer_s,
+        "waiting": plan.time.bubble_s,
+    }
+    left = plan.time.step_s - sum(found.values())
+    found["exchanging state"] = left if left > NOTHING * plan.time.step_s else 0.0
+    yield from (StepPart(what=what, seconds=seconds) for what, seconds in found.items())
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    """What figures say that could surprise."""
+    if plan.zero == 2:
+        gradients = (
+            f"gradients are whole while {max(plan.microbatches)} micro-batches add up"
+            if max(plan.microbatches) > 1
+            else "gradients are spread with them"
         )
+        yield (
+            f"ZeRO-2: parameters and the optimiser's state are spread over {plan.mesh.shards} ranks, and parameters "
+            f"gathered once a step; {gradients}"
+        )
+
+
+def _axis_traffic(plan: Plan, rank: int) -> Iterator[AxisTraffic]:
+    """What the stages of `rank` spend together on each axis and operation."""
+    found: dict[tuple[str, str, int], list[Traffic]] = {}
+    for each in plan.traffic:
+        if plan.pipeline_rank(each.stage) == rank:
+            found.setdefault((each.axis, each.operation, each.group_ranks), []).append(each)
+    sums = [
+        AxisTraffic(
+            axis=axis,
+            operation=operation,
+            group_ranks=group_ranks,
+            messages=sum(each.messages for each in alike),
+            payload_bytes=sum(each.payload_bytes for each in alike),
+            seconds=sum(each.seconds for each in alike),
+            exposed_s=sum(each.exposed_s for each in alike),
+        )
+        for (axis, operation, group_ranks), alike in found.items()
+    ]
+    yield from sorted(sums, key=lambda each: -each.seconds)
 
 
 def _bottleneck(plan: Plan) -> tuple[str, str]:
@@ -124,7 +177,7 @@ def _bottleneck(plan: Plan) -> tuple[str, str]:
     name = max(parts, key=parts.__getitem__)
     said = f"{name}: {parts[name]:.3g} of {time.step_s:.3g} s"
     if name == "communication":
-        heaviest = max(plan.traffic, key=lambda each: each.seconds, default=None)
+        heaviest = max(plan.traffic, key=lambda each: each.exposed_s, default=None)
         where = f" ({heaviest.operation} over {heaviest.axis})" if heaviest else ""
         return said + where, "a faster network, a larger micro-batch, or fewer ranks on that axis would help"
     if name == "waiting":
@@ -135,32 +188,18 @@ def _bottleneck(plan: Plan) -> tuple[str, str]:
             )
         return said, "replicas differ in speed; more micro-batches could be shared out more finely"
     if name == "computing" and plan.recompute != "none":
-        spare = plan.device_memory_bytes - plan.memory.total_bytes
-        return said, f"{plan.recompute} recomputation is part of it; {readable_bytes(spare)} a rank are left"
+        return said, f"{plan.recompute} recomputation is part of it; {readable_bytes(plan.spare_bytes)} a rank are left"
     return said, f"the arithmetic itself; MFU is {plan.mfu:.1%}"
 
 
 def steps_of(plan: Plan) -> tuple[Span, ...]:
     """The timeline of the first micro-batches of the plan's slowest replica; empty for a plan without times."""
-    if any(not stage.forward_s for stage in plan.stages):
+    if (waited_for := _waited_for(plan)) is None:
         return ()
-    replica = max(range(len(plan.microbatches)), key=lambda r: _busy_s(plan, r))
-    times = [
-        StageTimes(
-            forward_s=stage.forward_s[replica],
-            backward_s=stage.backward_s[replica],
-            weight_s=stage.weight_s[replica],
-            send_s=stage.send_s,
-        )
-        for stage in plan.stages
-    ]
+    replica, _ = waited_for
     count = plan.microbatches[replica]
     shown = min(count, max(SHOWN_MICROBATCHES // plan.mesh.pp, 2) * plan.mesh.pp)
-    return timeline(times, pp=plan.mesh.pp, schedule=plan.schedule, microbatches=shown)
-
-
-def _busy_s(plan: Plan, replica: int) -> float:
-    return plan.microbatches[replica] * max(s.forward_s[replica] + s.backward_s[replica] for s in plan.stages)
+    return timeline(replica_times(plan, replica), pp=plan.mesh.pp, schedule=plan.schedule, microbatches=shown)
 
 
 def difference(first: Plan, second: Plan) -> tuple[Difference, ...]:
@@ -176,7 +215,7 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
         ("cluster", plan.cluster),
         ("mesh", plan.mesh.label),
         ("sharding", plan.sharding),
-        ("schedule", f"{plan.schedule}, {plan.chunks} stages a rank" if plan.mesh.pp > 1 else "none"),
+        ("schedule", _schedule(plan)),
         ("stages", " ".join(f"{stage.blocks}" for stage in plan.stages)),
         ("devices", " | ".join(dict.fromkeys(stage.device for stage in plan.stages))),
         ("micro-batch", f"{plan.microbatch} x {plan.seq_len} tokens"),
@@ -192,8 +231,17 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
         ("memory a rank", readable_bytes(memory.total_bytes)),
         ("  activations", readable_bytes(memory.activations_bytes)),
         ("  state", readable_bytes(memory.params_bytes + memory.grads_bytes + memory.optimizer_bytes)),
+        ("  logits", readable_bytes(memory.logits_bytes)),
+        ("  gathered", readable_bytes(memory.gathered_bytes)),
+        ("  runtime", readable_bytes(memory.runtime_bytes)),
         ("tokens/s", f"{plan.tokens_per_s:,.0f}"),
         ("MFU", f"{plan.mfu:.1%}"),
         ("energy", f"{plan.energy_joules / 3.6e6:.3g} kWh"),
-        ("price", f"{plan.price_usd:.2f} USD"),
+        ("price", readable_usd(plan.price_usd) if plan.price_usd_per_hour else "unknown"),
     )
+
+
+def _schedule(plan: Plan) -> str:
+    if plan.mesh.pp == 1:
+        return "no pipeline"
+    return f"{plan.schedule}, {plan.chunks} stage{'s' if plan.chunks > 1 else ''} a rank"

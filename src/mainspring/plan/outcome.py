@@ -1,9 +1,12 @@
 """What a search says: the plan with its figures, why others lost, or what is missing for any."""
 
+import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 
 from mainspring.plan import price
 from mainspring.plan.blocks import Rank
+from mainspring.plan.critical import busiest_rank, parts, slowest_replica
 from mainspring.plan.estimate import Estimate, Estimator
 from mainspring.plan.flops import model_flops, peak_flops_per_s
 from mainspring.plan.layout import HOST
@@ -62,7 +65,7 @@ def plan_of(
     at = best.tightest
     nodes = offer.nodes(pp=mesh.pp, inner=inner)
     on_host = any(rank.device.vendor == HOST for column in layout.columns for rank in column.ranks)
-    return Plan(
+    plan = Plan(
         model=model.name,
         cluster=cluster.name,
         mesh=mesh,
@@ -83,10 +86,29 @@ def plan_of(
         schedule=choice.schedule,
         sequence_parallel=choice.cut.sequence_parallel,
         replicate=choice.cut.replicate,
-        traffic=traffic_of(estimator, best),
         nodes=tuple(cluster.nodes[node].name for node in nodes),
         accelerators=0 if on_host else 1,
+        memory_share=estimator.memory_share,
     )
+    return _timed(plan, estimator, best)
+
+
+def _timed(plan: Plan, estimator: Estimator, best: Estimate) -> Plan:
+    """`plan` with the traffic, and the parts of the step, of the rank that the step waits for."""
+    replica = slowest_replica(plan)
+    ends = itertools.accumulate(column.replicas for column in best.layout.columns)
+    column = next(number for number, end in enumerate(ends) if replica < end)
+    rank, count = busiest_rank(plan, replica), plan.microbatches[replica]
+    traffic, updates_s = traffic_of(estimator, best, column=column, count=count)
+    mine = [number for number in range(len(plan.stages)) if plan.pipeline_rank(number) == rank]
+    spent = best.spent[column]
+    time = parts(
+        best.time.step_s,
+        compute_s=count * sum(spent[stage].forward_s + spent[stage].backward_s for stage in mine),
+        communication_s=sum(each.exposed_s for each in traffic if each.stage in mine),
+        optimizer_s=updates_s[rank],
+    )
+    return replace(plan, time=time, traffic=traffic)
 
 
 def _stages(best: Estimate) -> tuple[Stage, ...]:

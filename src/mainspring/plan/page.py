@@ -3,15 +3,17 @@
 Drawn as SVG in the page, readable without scripts; colours follow the reader's light or dark setting.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
+from mainspring.plan.critical import slowest_replica
 from mainspring.plan.explain import Explanation, StageShare, explain, steps_of
 from mainspring.plan.simulate import Span
 from mainspring.spec import Plan
 from mainspring.spec.plan import readable_bytes
 
 WIDTH, ROW, LABEL, MARGIN = 1000, 22, 150, 110
+LETTER = 7  # the width of one in a label, at most
 TICKS = 5
 PARTS = {
     "params": "parameters",
@@ -29,7 +31,8 @@ body { max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 pre { white-space: pre-wrap; padding: 1rem; border: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
-svg.chart { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 11px; }
+.wide { overflow-x: auto; } svg.chart { width: 100%; min-width: 720px; height: auto; }
+svg text { fill: currentColor; font-size: 11px; }
 svg text.end { text-anchor: end; } svg text.mid { text-anchor: middle; }
 .F { fill: #4c8bf5; } .B { fill: #f5934c; } .W { fill: #58b368; } .later { opacity: .65; }
 .params { fill: #4c8bf5; } .grads { fill: #f5934c; } .optimizer { fill: #8e6cc9; } .activations { fill: #58b368; }
@@ -44,15 +47,23 @@ def page(plan: Plan) -> str:
     found = explain(plan)
     title = f"{plan.model} on {plan.cluster}: {plan.mesh.label}"
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
+        f"<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>",
         f"<h1>{escape(title)}</h1><pre>{escape(str(plan))}</pre>",
-        f"<p><b>What limits a step.</b> {escape(found.bottleneck)}. {escape(found.advice)}.</p>",
+        f"<p><b>What limits a step.</b> {escape(_sentence(found.bottleneck))} {escape(_sentence(found.advice))}</p>",
+        *(f"<p>{escape(_sentence(note))}</p>" for note in found.notes),
         *_timeline(plan),
         *_memory(plan, found),
+        *_stages(found),
         *_traffic(found),
         "</html>",
     ]
     return "\n".join(parts)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _timeline(plan: Plan) -> Iterator[str]:
@@ -62,32 +73,42 @@ def _timeline(plan: Plan) -> Iterator[str]:
     end_s = max(span.end_s for span in spans)
     shown = 1 + max(span.microbatch for span in spans)
     kinds = {span.kind for span in spans}
-    yield f"<h2>Pipeline</h2><p>The first {shown} of {max(plan.microbatches)} micro-batches, {end_s:.3g} s. "
+    count = plan.microbatches[slowest_replica(plan)]
+    which = "The slowest replica's one micro-batch" if count == 1 else f"The first {shown} of {count} micro-batches"
+    if count > 1 and len(set(plan.microbatches)) > 1:
+        which += " of the slowest replica"
+    yield f"<h2>Pipeline</h2><p>{which}, {end_s:.3g} s. "
     if len(plan.stages) > plan.mesh.pp:
         yield "A rank's later stages are paler. "
     yield " ".join(_key(kind, word) for kind, word in PASSES.items() if kind in kinds)
     height = ROW * plan.mesh.pp
-    yield f'</p><svg class="chart" viewBox="0 0 {LABEL + WIDTH + MARGIN} {height + 20}" role="img" '
+    left = _margin(plan)
+    yield f'</p><div class="wide"><svg class="chart" viewBox="0 0 {left + WIDTH + MARGIN} {height + 20}" role="img" '
     yield 'aria-label="pipeline timeline">'
     for tick in range(TICKS + 1):
-        x = LABEL + WIDTH * tick / TICKS
+        x = left + WIDTH * tick / TICKS
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>'
         yield f'<text class="mid" x="{x:.1f}" y="{height + 14}">{end_s * tick / TICKS:.3g} s</text>'
     for rank in range(plan.mesh.pp):
         busy = sum(span.end_s - span.start_s for span in spans if span.rank == rank)
         yield f'<text x="0" y="{ROW * rank + 15}">{escape(_rank_label(plan, rank))}</text>'
-        yield f'<text class="end" x="{LABEL + WIDTH + MARGIN}" y="{ROW * rank + 15}">{busy / end_s:.0%} busy</text>'
-    yield from (_bar(span, end_s, plan.mesh.pp) for span in spans)
-    yield "</svg>"
+        yield f'<text class="end" x="{left + WIDTH + MARGIN}" y="{ROW * rank + 15}">{busy / end_s:.0%} busy</text>'
+    yield from (_bar(span, end_s, plan.mesh.pp, left) for span in spans)
+    yield "</svg></div>"
 
 
 def _rank_label(plan: Plan, rank: int) -> str:
     device = next(stage.device for number, stage in enumerate(plan.stages) if plan.pipeline_rank(number) == rank)
-    return f"{rank}  {device}"[:24]
+    return f"{rank}  {device}"
 
 
-def _bar(span: Span, end_s: float, ranks: int) -> str:
-    x, width = LABEL + WIDTH * span.start_s / end_s, WIDTH * (span.end_s - span.start_s) / end_s
+def _margin(plan: Plan) -> int:
+    """Room for the longest label left of the bars."""
+    return max(LABEL, *(LETTER * len(_rank_label(plan, rank)) for rank in range(plan.mesh.pp)))
+
+
+def _bar(span: Span, end_s: float, ranks: int, left: int) -> str:
+    x, width = left + WIDTH * span.start_s / end_s, WIDTH * (span.end_s - span.start_s) / end_s
     said = f"{PASSES[span.kind]} of stage {span.stage}, micro-batch {span.microbatch}: "
     said += f"{span.start_s:.4g} to {span.end_s:.4g} s"
     later = " later" if span.stage >= ranks else ""
@@ -107,11 +128,13 @@ def _memory(plan: Plan, found: Explanation) -> Iterator[str]:
     used = [name for name in PARTS if any(getattr(s.memory, f"{name}_bytes") for s in found.stages)]
     yield "<h2>Memory</h2><p>The fullest device of each pipeline rank; the red line is what it has. "
     yield " ".join(_key(name, PARTS[name]) for name in used) + "</p>"
-    yield f'<svg class="chart" viewBox="0 0 {LABEL + WIDTH + MARGIN} {ROW * len(by_rank) + 20}" role="img" '
+    left = _margin(plan)
+    box = f"0 0 {left + WIDTH + MARGIN} {ROW * len(by_rank) + 20}"
+    yield f'<div class="wide"><svg class="chart" viewBox="{box}" role="img" '
     yield 'aria-label="memory by rank">'
     for row, rank in enumerate(sorted(by_rank)):
         yield f'<text x="0" y="{ROW * row + 15}">{escape(_rank_label(plan, rank))}</text>'
-        at = float(LABEL)
+        at = float(left)
         for name in used:
             size = sum(getattr(stage.memory, f"{name}_bytes") for stage in by_rank[rank])
             if size:
@@ -121,28 +144,61 @@ def _memory(plan: Plan, found: Explanation) -> Iterator[str]:
                 )
                 at += size * scale
         room = by_rank[rank][0].device_memory_bytes
-        x = LABEL + room * scale
+        x = left + room * scale
         yield f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{ROW * row}" y2="{ROW * (row + 1)}"/>'
         share = f"{totals[rank] / max(1, room):.0%} of {readable_bytes(room)}"
-        yield f'<text class="end" x="{LABEL + WIDTH + MARGIN}" y="{ROW * row + 15}">{share}</text>'
-    yield "</svg>"
+        yield f'<text class="end" x="{left + WIDTH + MARGIN}" y="{ROW * row + 15}">{share}</text>'
+    yield "</svg></div>"
+
+
+def _stages(found: Explanation) -> Iterator[str]:
+    """Where the busiest rank's step goes, and the stages."""
+    steps = [(part.what, f"{part.seconds:.3g} s") for part in found.parts if part.seconds]
+    yield f"<h2>Step</h2><p>Of pipeline rank {found.busiest_rank}, which the others wait for.</p>"
+    yield from _table(("part", "seconds"), steps)
+    rows = [
+        (
+            f"{s.stage}",
+            f"{s.pipeline_rank}",
+            s.device,
+            f"{s.blocks}",
+            s.recompute,
+            f"{s.forward_s:.3g} s",
+            f"{s.backward_s:.3g} s",
+            f"{s.send_s:.3g} s",
+            readable_bytes(s.memory.total_bytes),
+        )
+        for s in found.stages
+    ]
+    yield "<h2>Stages</h2>"
+    head = ("stage", "rank", "device", "blocks", "recompute", "forward", "backward", "sending", "memory")
+    yield from _table(head, rows)
 
 
 def _traffic(found: Explanation) -> Iterator[str]:
     if not found.traffic:
         return
-    yield "<h2>Communication</h2><table><tr><th>axis<th>operation<th>ranks<th>calls<th>bytes<th>seconds</tr>"
-    for each in found.traffic:
-        cells = (
+    yield "<h2>Communication</h2>"
+    rows = [
+        (
             each.axis,
             each.operation,
             str(each.group_ranks),
             f"{each.messages:,}",
             readable_bytes(each.payload_bytes),
             f"{each.seconds:.3g}",
+            f"{each.exposed_s:.3g}",
         )
-        yield "<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) + "</tr>"
-    yield "</table>"
+        for each in found.traffic
+    ]
+    yield from _table(("axis", "operation", "ranks", "calls", "bytes", "seconds", "not hidden"), rows)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    yield '<div class="wide"><table><tr>' + "".join(f"<th>{word}" for word in head) + "</tr>"
+    for row in rows:
+        yield "<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) + "</tr>"
+    yield "</table></div>"
 
 
 def _key(name: str, word: str) -> str:

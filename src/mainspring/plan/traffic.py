@@ -4,34 +4,73 @@ Counts are those of what `train` runs: per micro-batch for tensor, context and e
 a step for the rest.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mainspring.plan import blocks, network
 from mainspring.plan.estimate import Estimate, Estimator
 from mainspring.plan.flops import ELEMENT_BYTES
 from mainspring.plan.network import Ring
-from mainspring.plan.pipeline import rank_of
+from mainspring.plan.pipeline import stage_ranks
 from mainspring.plan.slices import Slice, Sync, sync_rings
 from mainspring.spec import Operation, Traffic
 
 
-def traffic_of(estimator: Estimator, best: Estimate) -> tuple[Traffic, ...]:
-    """The traffic of every stage, in the order of the stages."""
-    found: list[Traffic] = []
-    choice = best.choice
+def traffic_of(
+    estimator: Estimator, best: Estimate, *, column: int, count: int
+) -> tuple[tuple[Traffic, ...], tuple[float, ...]]:
+    """The traffic of every stage of a replica of `column` that runs `count` micro-batches, in the order of the stages.
+
+    What is not hidden adds up, over the stages of a rank, to what the step takes longer by. Also the seconds that each
+    pipeline rank's update takes.
+    """
+    choice, cuts = best.choice, best.choice.cuts
     sync = sync_rings(best.layout.fabric, choice.mesh)
-    for stage in range(len(choice.cuts) - 1):
-        place = rank_of(stage, pp=choice.mesh.pp, schedule=choice.schedule)
-        part = estimator.slices(choice.cut, best.layout)[0][place]
-        found += _inside(estimator, best, stage, part)
-        found += _sharding(best, stage, part, sync)
-    return tuple(found)
+    hidden = estimator.hidden(best.layout)
+    found: list[list[Traffic]] = [[] for _ in cuts[1:]]
+    updates: list[float] = []
+    places = stage_ranks(len(cuts) - 1, choice.mesh.pp, choice.schedule)
+    for place, part in enumerate(estimator.slices(choice.cut, best.layout)[column]):
+        mine = [stage for stage in range(len(found)) if places[stage] == place]
+        load = part.load([(cuts[stage], cuts[stage + 1]) for stage in mine])
+        shards = choice.mesh.shards if choice.zero else 1
+        updates.append(part.update_s((load.params + load.expert_params) / shards))
+        once_s = part.step_sync_s(load, zero=choice.zero, sync=sync, hidden=hidden, count=count)
+        state: list[Traffic] = []
+        for stage in mine:
+            spent, first, end = best.spent[column][stage], cuts[stage], cuts[stage + 1]
+            network_s = part.forward_network_s[end] - part.forward_network_s[first]
+            network_s += part.backward_network_s[end] - part.backward_network_s[first]
+            inside = list(_inside(estimator, best, stage, part, count))
+            found[stage] += _shared_out(inside, count * network_s, seconds=count * network_s)
+            found[stage] += _sent(best, stage, part, count, spent.send_s)
+            exchanged = list(_sharding(best, stage, part, sync, count))
+            if choice.zero == 3:  # in every micro-batch
+                more_s = spent.forward_network_s + spent.backward_network_s - network_s
+                exchanged = _shared_out(exchanged, count * max(0.0, more_s))
+            state += exchanged
+        for each in state if choice.zero == 3 else _shared_out(state, once_s):
+            found[each.stage].append(each)
+    return tuple(itertools.chain.from_iterable(found)), tuple(updates)
 
 
-def _inside(estimator: Estimator, best: Estimate, stage: int, part: Slice) -> Iterator[Traffic]:
-    """Tensor, context and expert parallelism, and handing on."""
+def _shared_out(found: Sequence[Traffic], exposed_s: float, *, seconds: float | None = None) -> list[Traffic]:
+    """`found` with `exposed_s` shared out by the seconds of each; and `seconds` too, if they are known."""
+    total = sum(each.seconds for each in found)
+    shared: list[Traffic] = []
+    for each in found:
+        share = each.seconds / total if total else 1 / len(found)
+        mine = exposed_s * share
+        took = max(each.seconds if seconds is None else seconds * share, mine)  # packing and calls count as well
+        shared.append(replace(each, seconds=took, exposed_s=mine))
+    return shared
+
+
+def _inside(estimator: Estimator, best: Estimate, stage: int, part: Slice, count: int) -> Iterator[Traffic]:
+    """Tensor, context and expert parallelism."""
     choice, model = best.choice, estimator.model
-    cut, mesh, count = choice.cut, choice.mesh, max(best.counts)
+    cut, mesh = choice.cut, choice.mesh
     here = blocks.units(model)[choice.cuts[stage] : choice.cuts[stage + 1]]
     rings = blocks.inner_rings(best.layout.fabric, mesh)
     width = ELEMENT_BYTES[cut.precision] / model.element_bytes
@@ -77,22 +116,34 @@ def _inside(estimator: Estimator, best: Estimate, stage: int, part: Slice) -> It
         each = part.stream_bytes * choosing[0].experts_per_token
         messages = len(choosing) * (4 + 2 * repeats) * count
         yield one("ep", "all_to_all", rings.ep, messages, each, messages * network.exchange_s(rings.ep, each))
-    stages = len(choice.cuts) - 1
-    if mesh.pp > 1:
-        messages = count * ((stage < stages - 1) + (stage > 0))
-        pair = Ring(ranks=2, per_node=2, nodes=1, inner=None, outer=None)
-        send_s = best.spent[0][stage].send_s
-        divided = mesh.tp if cut.sequence_parallel else 1
-        each = blocks.widening(cut, part.stack) * part.stream_bytes / divided
-        yield one("pp", "send", pair, messages, each, messages * send_s)
 
 
-def _sharding(best: Estimate, stage: int, part: Slice, sync: Sync) -> Iterator[Traffic]:
+def _sent(best: Estimate, stage: int, part: Slice, count: int, send_s: float) -> Iterator[Traffic]:
+    """Handing micro-batches on, and their gradients back."""
+    choice = best.choice
+    if choice.mesh.pp == 1:
+        return
+    messages = count * ((stage < len(choice.cuts) - 2) + (stage > 0))
+    divided = choice.mesh.tp if choice.cut.sequence_parallel else 1
+    each = blocks.widening(choice.cut, part.stack) * part.stream_bytes / divided
+    yield Traffic(
+        stage=stage,
+        axis="pp",
+        operation="send",
+        group_ranks=2,
+        messages=messages,
+        payload_bytes=round(messages * each),
+        seconds=messages * send_s,
+        exposed_s=messages * send_s,
+    )
+
+
+def _sharding(best: Estimate, stage: int, part: Slice, sync: Sync, count: int) -> Iterator[Traffic]:
     """What replicas and shards exchange of parameters and gradients."""
     choice = best.choice
     first, end = choice.cuts[stage], choice.cuts[stage + 1]
     params = sum(part.held(first, end))
-    count, stack = max(best.counts), part.stack
+    stack = part.stack
     times = count if choice.zero == 3 else 1
     gathers = 2 * times if choice.zero == 3 else times
 

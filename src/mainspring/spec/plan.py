@@ -114,7 +114,7 @@ class Stage:
 
 @spec
 class Traffic:
-    """Collectives of one kind that one rank of stage `stage` takes part in during a step.
+    """Collectives of one kind that one rank of stage `stage`, of the slowest replica, takes part in during a step.
 
     `group_ranks` members, `messages` calls, `payload_bytes` in all calls together: of the whole tensor for a gather,
     of the input for the others. `exposed_s` of the `seconds` are not hidden behind arithmetic.
@@ -196,11 +196,13 @@ class Plan:
     `global_batch` and `microbatch` count sequences of `seq_len` tokens. `stages` are in the model's order; with more
     of them than `mesh.pp`, each rank holds several (`chunks`): stage `i` is on pipeline rank `i % pp`, or on a V there
     and back where the schedule is `zbv` or `dualpipev`. `zero` says what each rank holds only its part of, spread over
-    `mesh.shards` ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too. `replicate` names the blocks that
-    `tp` leaves whole; `sequence_parallel` cuts along the sequence what lies between those that it divides.
+    `mesh.shards` ranks: 1 the optimiser's state; 2 parameters too, gathered once a step, and gradients, which are whole
+    while several micro-batches add up; 3 gradients always, and parameters gathered for each pass. `replicate` names the
+    blocks that `tp` leaves whole; `sequence_parallel` cuts along the sequence what lies between those that it divides.
     Each micro-batch is cut into `copies`, whose passes take turns so that one computes while the other's sums travel.
     `traffic` is what each stage's ranks send in a step. `nodes` names the machine each rank is counted on;
     `accelerators` is how many each rank holds, 0 on host CPUs; `calibrations` are what its figures were measured by.
+    Of `device_memory_bytes` a rank may fill `memory_share`. `time` is that of the rank that the step waits for.
     """
 
     model: str
@@ -229,6 +231,7 @@ class Plan:
     nodes: tuple[str, ...] = ()
     accelerators: int = 0
     calibrations: tuple[str, ...] = ()
+    memory_share: float = 0.9
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -273,6 +276,11 @@ class Plan:
         return self.mesh.pp - 1 - place if turn % 2 and self.schedule in V_SHAPED else place
 
     @property
+    def spare_bytes(self) -> int:
+        """What the fullest rank may fill and does not."""
+        return int(self.memory_share * self.device_memory_bytes) - self.memory.total_bytes
+
+    @property
     def tokens_per_s(self) -> float:
         """Tokens per second of the whole job."""
         return self.global_batch * self.seq_len / self.time.step_s
@@ -313,7 +321,7 @@ class Plan:
         world = self.mesh.world
         kinds = " | ".join(dict.fromkeys(stage.device for stage in self.stages))
         where = f"{_count(world, 'rank')} on {_count(machines, 'node')} of {kinds}"
-        price = f", {self.price_usd:.2f} USD" if self.price_usd_per_hour else ""
+        price = f", {readable_usd(self.price_usd)}" if self.price_usd_per_hour else ""
         lines = [
             f"plan      {self.model} on {self.cluster}: {self.mesh.label} ({self.sharding}), {self.precision}, "
             f"recompute {self.recompute}, chosen for {self.objective}",
@@ -348,6 +356,11 @@ def readable_bytes(count: float) -> str:
             return f"{count:.3g} {unit}" if abs(count) < 999.5 else f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.3g} TiB" if abs(count) < 999.5 else f"{count:.0f} TiB"
+
+
+def readable_usd(amount: float) -> str:
+    """`amount` in cents, or with two digits where it is less than a few."""
+    return f"{amount:.2f} USD" if amount >= 0.1 or not amount else f"{amount:.2g} USD"
 
 
 def _count(number: int, noun: str) -> str:

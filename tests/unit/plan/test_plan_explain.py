@@ -3,13 +3,17 @@
 import itertools
 import re
 from dataclasses import replace
+from html import escape
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from mainspring.plan.explain import difference, explain, steps_of
 from mainspring.plan.page import page
 from mainspring.plan.search import plan_training
-from mainspring.spec import Hints, Plan, TrainConfig
+from mainspring.spec import Hints, Plan, SpecError, TrainConfig
+from mainspring.spec.plan import readable_bytes
 from mainspring.testing.machines import GIB, build_cluster, build_device, build_model
 
 MODEL = build_model(layers=16, hidden=1024)
@@ -33,9 +37,86 @@ def test_the_stages_add_up_to_the_model_and_to_the_fullest_rank(pipeline: Plan) 
     assert sum(stage.blocks for stage in told.stages) == 18
     by_rank = [sum(s.memory.total_bytes for s in told.stages if s.pipeline_rank == rank) for rank in range(4)]
     assert pipeline.memory.total_bytes in by_rank
-    assert told.spare_bytes == pipeline.device_memory_bytes - pipeline.memory.total_bytes > 0
+    assert told.spare_bytes == int(0.9 * pipeline.device_memory_bytes) - pipeline.memory.total_bytes > 0
     assert {stage.device_memory_bytes for stage in told.stages} <= {24 * GIB, 8 * GIB}
     assert "send" in {each.operation for each in told.traffic}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=st.sampled_from([1, 4, 9]),
+    hidden=st.sampled_from([256, 1024]),
+    experts=st.sampled_from([0, 0, 4]),
+    slow=st.integers(0, 4),
+    wishes=st.sampled_from(
+        [
+            {},
+            {"fsdp": 2, "zero": 1},
+            {"fsdp": 2, "zero": 2},
+            {"fsdp": 4, "zero": 3},
+            {"tp": 2},
+            {"tp": 2, "copies": 2, "zero": 0},
+            {"cp": 2},
+            {"pp": 2, "schedule": "1f1b"},
+            {"pp": 2, "schedule": "interleaved", "fsdp": 2},
+            {"schedule": "zbv"},
+        ]
+    ),
+    network=st.floats(0.1, 50),
+    precision=st.sampled_from(["fp32", "bf16"]),
+)
+def test_the_parts_of_a_step_add_up_to_it_and_what_is_not_hidden_to_its_communication(
+    layers: int, hidden: int, experts: int, slow: int, wishes: dict[str, object], network: float, precision: str
+) -> None:
+    kinds = [(FAST, 4, 1)] + ([(SLOW, slow, 1)] if slow else [])
+    model = build_model(layers=layers, hidden=hidden, experts=experts)
+    config = replace(CONFIG, precision=precision, seq_len=1024, microbatch=0)
+    try:
+        plan = plan_training(
+            model, build_cluster(*kinds, network_gbps=network), config, hints=replace(Hints(), **wishes)
+        )
+    except SpecError:
+        assume(False)  # what the model or the machines do not have
+        raise
+    told, time = explain(plan), plan.time
+    seconds = {part.what: part.seconds for part in told.parts}
+    assert all(each >= 0 for each in seconds.values())
+    assert sum(seconds.values()) == pytest.approx(time.step_s)
+    assert sum(each.exposed_s for each in told.traffic) == pytest.approx(time.communication_s)
+    assert all(0 <= each.exposed_s <= each.seconds * (1 + 1e-9) for each in told.traffic)
+    work_s = sum(seconds[what] for what in ("forward", "backward", "sending", "exchanging state"))
+    assert work_s == pytest.approx(time.compute_s + time.communication_s)
+    mine = [stage for stage in told.stages if stage.pipeline_rank == told.busiest_rank]
+    assert seconds["forward"] == pytest.approx(sum(stage.forward_s for stage in mine))
+
+
+def test_a_rank_with_several_stages_is_told_the_traffic_of_all_of_them(pipeline: Plan) -> None:
+    told = explain(pipeline)
+    sent = next(each for each in told.traffic if each.operation == "send")
+    mine = [each for each in pipeline.traffic if each.operation == "send"]
+    mine = [each for each in mine if pipeline.pipeline_rank(each.stage) == told.busiest_rank]
+    assert len(mine) == pipeline.chunks > 1
+    assert sent.messages == sum(each.messages for each in mine)
+
+
+def test_what_is_to_spare_is_what_may_still_be_filled() -> None:
+    plan = planned(pp=1, recompute="full")
+    told = explain(plan)
+    usable = int(0.9 * plan.device_memory_bytes)
+    assert told.spare_bytes == usable - plan.memory.total_bytes
+    assert explain(replace(plan, memory_share=0.5)).spare_bytes < told.spare_bytes
+    computing = explain(replace(plan, time=replace(plan.time, compute_s=99.0)))
+    assert readable_bytes(told.spare_bytes) in computing.advice
+
+
+def test_why_gradients_are_whole_under_zero_2_is_said() -> None:
+    plan = plan_training(MODEL, build_cluster((FAST, 4, 1)), CONFIG, hints=Hints(fsdp=4, zero=2))
+    (note,) = explain(plan).notes
+    assert "spread over 4 ranks" in note
+    assert f"gradients are whole while {max(plan.microbatches)} micro-batches add up" in note
+    assert escape(note) in page(plan)
+    once = plan_training(MODEL, build_cluster((FAST, 4, 1)), replace(CONFIG, microbatch=8), hints=Hints(fsdp=4, zero=2))
+    assert "gradients are spread with them" in explain(once).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +163,38 @@ def test_the_page_draws_every_pass_and_every_rank_with_its_own_memory(pipeline: 
     held = [stage.memory.activations_bytes for stage in explain(pipeline).stages]
     by_rank = [sum(held[rank::4]) for rank in range(4)]
     assert [w / max(widths) for w in widths] == pytest.approx([b / max(by_rank) for b in by_rank], abs=0.01)
+
+
+def test_a_comparison_shows_every_part_of_memory_and_no_price_of_nothing(pipeline: Plan) -> None:
+    grown = replace(pipeline, memory=replace(pipeline.memory, logits_bytes=GIB, gathered_bytes=2 * GIB))
+    found = {row.what: (row.first, row.second) for row in difference(pipeline, grown)}
+    assert found["  logits"][1] == "1 GiB"
+    assert found["  gathered"][1] == "2 GiB"
+    dear = replace(pipeline, price_usd_per_hour=0.001)
+    prices = {row.what: row for row in difference(pipeline, dear)}["price"]
+    assert prices.first == "unknown"
+    assert "0.00 USD" not in prices.second
+    assert "0.00 USD" not in str(dear)
+    assert {row.what: row for row in difference(pipeline, planned(pp=1))}["schedule"].second == "no pipeline"
+
+
+def test_waiting_for_nothing_is_not_shown_as_a_moment() -> None:
+    for size in (6, 10, 14, 22):
+        plan = plan_training(MODEL, build_cluster((FAST, 1, 1)), replace(CONFIG, global_batch=size))
+        assert plan.time.bubble_s == 0
+
+
+def test_the_page_of_two_kinds_of_device_names_both_and_tells_what_it_draws() -> None:
+    plan = planned(pp=1, fsdp=1)
+    plan = replace(plan, stages=tuple(replace(s, device="H100-SXM5-80GB + A100-SXM4-80GB") for s in plan.stages))
+    drawn = page(plan)
+    assert ">0  H100-SXM5-80GB + A100-SXM4-80GB<" in drawn
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in drawn
+    assert "<th>not hidden" in drawn
+    assert "<h2>Stages</h2>" in drawn
+    assert re.search(r"What limits a step\.</b> [A-Z]", drawn)
+    shown, count = map(int, re.search(r"The first (\d+) of (\d+) micro-batches", drawn).groups())
+    assert shown <= count
 
 
 def test_names_cannot_break_the_page() -> None:
