@@ -28,7 +28,7 @@ VERBS = {
     "plan recipe": "RECIPE --data --optimize --ranks --cluster --set --menu --json",
     "plan calibrate": "--json",
     "plan dryrun": "RECIPE --world --rank --plan --data --cluster --set --json",
-    "plan explain": "PLAN --cluster --set --html --json",
+    "plan explain": "PLAN --data --optimize --ranks --cluster --set --html --json",
     "plan diff": "FIRST SECOND --json",
     "plan validate": "RUNS --json",
     "train": "RECIPE --data --name --optimize --ranks --plan --resume --menu --queue --priority --set --dry-run --json",
