@@ -58,20 +58,8 @@ def train(
             raise SpecError("a run resumed by its id alone takes no other options", hint="give RECIPE and --data too")
         run = workspace.resume(resume)
     else:
-        if not recipe or not data:
-            missing = "RECIPE" if not recipe else "--data"
-            raise SpecError(
-                f"{missing} is missing", hint="mainspring train RECIPE --data dataset:NAME, or --resume RUN"
-            )
-        if menu and (plan_file or ranks):
-            raise SpecError(
-                "--menu has a plan for each number of ranks", hint="leave --plan and --ranks out, or --menu"
-            )
-        if plan_file and (ranks or optimize):
-            raise SpecError(
-                f"{plan_file} says already on how many ranks it runs and what it spends least of",
-                hint=f"leave {'--ranks' if ranks else '--optimize'} out, or --plan to plan again",
-            )
+        _check_complete(recipe, data)
+        _check_together(plan_file, ranks=bool(ranks), optimize=bool(optimize), menu=menu)
         plans: Sequence[Plan] = ()
         if menu:
             plans = workspace.menu(recipe, data=data, optimize=optimize or "time", overrides=overrides or ())
@@ -92,6 +80,22 @@ def train(
         )
     artifact = follow(run, quiet=as_json)
     print_json(artifact) if as_json else print(artifact.ref)
+
+
+def _check_complete(recipe: str, data: str) -> None:
+    if not recipe or not data:
+        missing = "RECIPE" if not recipe else "--data"
+        raise SpecError(f"{missing} is missing", hint="mainspring train RECIPE --data dataset:NAME, or --resume RUN")
+
+
+def _check_together(plan_file: str, *, ranks: bool, optimize: bool, menu: bool) -> None:
+    if menu and (plan_file or ranks):
+        raise SpecError("--menu has a plan for each number of ranks", hint="leave --plan and --ranks out, or --menu")
+    if plan_file and (ranks or optimize):
+        raise SpecError(
+            f"{plan_file} says already on how many ranks it runs and what it spends least of",
+            hint=f"leave {'--ranks' if ranks else '--optimize'} out, or --plan to plan again",
+        )
 
 
 def _show(menu: Sequence[Plan], plan: Plan, *, as_json: bool) -> None:

@@ -176,7 +176,8 @@ class _Rank(Parallel):
         self._share = replace(self._share, count=count)
         return self._share
 
-    def _replicated(self, root: nn.Module, group: dist.ProcessGroup) -> nn.Module:  # noqa: ARG002
+    @staticmethod
+    def replicated(root: nn.Module, _: dist.ProcessGroup) -> nn.Module:
         """DistributedDataParallel wants real memory: gradients are added up as other replicas' are, after backward."""
         return root
 

@@ -219,13 +219,8 @@ def train(
         settings_json=parse.to_json(settings_for_ranks(store)),
     )
     open_part, secret = split_secret(payload)
-    job = replace(
-        _job(store, plan, run_id, menu=menu),
-        payload_json=open_part,
-        secret_json=secret,
-        queue=turn.queue,
-        priority=turn.priority,
-    )
+    job = replace(_job(store, plan, run_id, menu=menu), payload_json=open_part, secret_json=secret)
+    job = replace(job, queue=turn.queue, priority=turn.priority)
     result = launcher.run_root / job.id / RESULT
     result.unlink(missing_ok=True)
     _follow(launcher.submit(job), steps=plan.steps, progress=progress)

@@ -146,7 +146,7 @@ def test_a_loss_may_look_at_the_scores_of_a_decoder_whose_figures_are_known():
         scores = model(batch[:, :-1])
         return scores.sum(), int((batch > 3).sum())
 
-    try_recipe(Recipe(model=decoder, config=CONFIG, loss=loss), FACTS)
+    assert isinstance(try_recipe(Recipe(model=decoder, config=CONFIG, loss=loss), FACTS), nn.Module)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
@@ -178,7 +178,8 @@ class Counting(nn.Module):
 
 def counted(positions, *, seq_len: int, vocab: int = 48) -> None:
     config = TrainConfig(steps=1, global_batch=2, seq_len=seq_len)
-    try_recipe(Recipe(model=lambda vocab: Counting(vocab, positions), config=config), FACTS | {"vocab": vocab})
+    recipe = Recipe(model=lambda vocab: Counting(vocab, positions), config=config)
+    assert isinstance(try_recipe(recipe, FACTS | {"vocab": vocab}), Counting)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_a_model_of_transformers_is_not_given_more_positions_than_it_has(family:
         config = OPTConfig(vocab_size=vocab, num_hidden_layers=1, max_position_embeddings=32, **sizes)
         return OPTForCausalLM(config)
 
-    try_recipe(Recipe(model=model, config=CONFIG), FACTS)
+    assert isinstance(try_recipe(Recipe(model=model, config=CONFIG), FACTS), nn.Module)
     with pytest.raises(SpecError, match=f"seq_len is 40, the model has 32 positions in {table}"):
         try_recipe(Recipe(model=model, config=TrainConfig(steps=1, global_batch=2, seq_len=40)), FACTS)
 
@@ -242,4 +243,4 @@ def test_rotations_go_on_beyond_what_a_model_was_configured_for():
     def model(vocab: int) -> nn.Module:
         return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, max_position_embeddings=16, **sizes))
 
-    try_recipe(Recipe(model=model, config=CONFIG), FACTS)
+    assert isinstance(try_recipe(Recipe(model=model, config=CONFIG), FACTS), nn.Module)

@@ -53,6 +53,8 @@ from mainspring.train.recipe import Loss
 class Parallel:
     """`model` is what an optimiser is made for: the recipe's model with this rank's parameters in it."""
 
+    replicated: Callable[[nn.Module, dist.ProcessGroup], nn.Module] = staticmethod(data.replicate)
+
     def __init__(
         self,
         make: Callable[[], nn.Module],
@@ -92,7 +94,7 @@ class Parallel:
         group = axes.group("dp")
         if group is not None and not plan.zero and axes.degree("pp", "cp", "ep") == 1 and plan.copies == 1:
             for piece in self._pieces.values():
-                piece.root = self._replicated(piece.root, group)
+                piece.root = self.replicated(piece.root, group)
         self._state, mirrors = join_pieces(list(self._pieces.values()))
         self.model = self._merged(model) if plan.mesh.pp > 1 else model
         self._trained = [p for p in (*self._state.parameters.values(), *(m for _, m in mirrors)) if p.requires_grad]
@@ -302,9 +304,6 @@ class Parallel:
         if isinstance(piece.root, StageModule):
             piece.root.attach()
         return piece
-
-    def _replicated(self, root: nn.Module, group: dist.ProcessGroup) -> nn.Module:
-        return data.replicate(root, group)
 
     def _root(self, model: nn.Module, loss: Loss, plan: Plan, number: int) -> nn.Module:
         if plan.mesh.pp == 1:
