@@ -250,7 +250,7 @@ class Trainer:
 
     def _make_optimizer(self) -> Optimizer:
         try:
-            return self.recipe.optimizer(self.model, self.config)
+            made = self.recipe.optimizer(self.model, self.config)
         except ValueError as error:
             if any(parameter.requires_grad for parameter in self.model.parameters()):
                 raise
@@ -259,6 +259,12 @@ class Trainer:
                 f"{stage} has no parameter to train, and the recipe's optimizer takes that for a mistake: {error}",
                 hint="lower pp in the plan, or have it take groups of parameters, which may be empty",
             ) from error
+        if self._plan.mesh.tp > 1 and getattr(made, "whole_matrices", False):
+            raise SpecError(
+                f"{type(made).__name__} updates whole matrices, the plan divides them over {self._plan.mesh.tp} ranks",
+                hint="plan the recipe again",
+            )
+        return made
 
     def _dissolve(self) -> None:
         self._checkpoints.close()

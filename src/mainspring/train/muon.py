@@ -5,11 +5,14 @@ the strongest. Its steps are scaled to the size of AdamW's (Liu et al. 2025, "Mu
 equation 4). Embeddings, heads and norms stay with AdamW, as both have it, and learn faster: `config.lr` is the rate of
 the matrices, a good one is around 1.5e-3.
 
+Tensor parallelism would give it parts to orthogonalise: `whole_matrices` keeps it out of plans, as it does for any
+optimiser that has it.
+
 Where ZeRO shards the matrices, each rank orthogonalises some of them, whole, for all: their parts travel to it in one
 message and come back in another (Liu et al. 2025, section 2.3, with owners instead of a gather to everyone). torch's
 own Muon does every product of every matrix on `DTensor`s, with messages of its own: for a model of 42 matrices under
-ZeRO-1 on two ranks over gloo that was 0.8 s of processor time a step, and is 0.28 s so; replicas, which
-orthogonalise everything themselves and send nothing for it, need 0.24 s.
+ZeRO-1 on two ranks over gloo that was 0.8 s of processor time a step, and is 0.28 s so; replicas, which orthogonalise
+everything themselves and send nothing for it, need 0.24 s.
 """
 # torch re-exports these names without saying so in its type information.
 # pyright: reportPrivateImportUsage=false
@@ -48,7 +51,7 @@ def muon(model: nn.Module, config: TrainConfig) -> Optimizer:
     blocks = repeated_blocks(model)
     matrices = {id(p): p for block in blocks for p in block.parameters() if p.requires_grad and p.ndim == 2}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in matrices]
-    return _Pair(
+    return MuonAndAdamW(
         Muon(matrices.values(), lr=config.lr, weight_decay=config.weight_decay),
         AdamW(
             [{"params": rest}], lr=REST * config.lr, weight_decay=0.0, betas=(config.beta1, config.beta2), fused=True
@@ -56,8 +59,10 @@ def muon(model: nn.Module, config: TrainConfig) -> Optimizer:
     )
 
 
-class _Pair(Optimizer):
+class MuonAndAdamW(Optimizer):
     """Two optimisers of different parameters, with their groups and their state in one place."""
+
+    whole_matrices = True
 
     def __init__(self, first: Optimizer, second: Optimizer) -> None:
         super().__init__([*first.param_groups, *second.param_groups], {})

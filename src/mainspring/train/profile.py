@@ -49,7 +49,13 @@ def study_recipe(recipe: Recipe, facts: Facts, *, name: str, hints: Hints) -> tu
         hints = _with_marks(model, hints)
         found = _profiled(recipe, model, name=name, hints=hints)
     unshared = "" if type(model) is Decoder else why_whole(model, recipe.loss)
-    return replace(found, optimizer_bytes=_optimizer_bytes(recipe, model), unshared=unshared), hints
+    kept_bytes, whole = _optimizer_state(recipe, model)
+    if whole and hints.tp > 1:
+        raise SpecError(
+            f"tp {hints.tp} was asked for, the recipe's optimizer updates whole matrices",
+            hint="leave tp out, or use an optimizer that updates each number for itself",
+        )
+    return replace(found, optimizer_bytes=kept_bytes, unshared=unshared), replace(hints, tp=1) if whole else hints
 
 
 def _check_export(model: nn.Module) -> None:
@@ -74,14 +80,14 @@ def _profiled(recipe: Recipe, model: nn.Module, *, name: str, hints: Hints) -> M
         raise not_profiled(error, model) from error
 
 
-def _optimizer_bytes(recipe: Recipe, model: nn.Module) -> float:
-    """Bytes of state that the recipe's optimiser keeps of a parameter after a step, in the mean.
+def _optimizer_state(recipe: Recipe, model: nn.Module) -> tuple[float, bool]:
+    """Bytes of state that the recipe's optimiser keeps of a parameter, in the mean, and whether it wants whole matrices.
 
     Counted on tensors without values; those of Adam for an optimiser that looks at values, as Adafactor does, or is
     not installed here. Raises `SpecError` when the recipe's code fails.
     """
     if recipe.optimizer is adamw:
-        return ADAM_BYTES
+        return ADAM_BYTES, False
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             _materialise(model)
@@ -91,13 +97,14 @@ def _optimizer_bytes(recipe: Recipe, model: nn.Module) -> float:
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
     except (ImportError, NotImplementedError, RuntimeError):
-        return ADAM_BYTES
+        return ADAM_BYTES, False
     except Exception as error:  # the user's code: anything may come out of it
         raise SpecError(
             f"{line_of_user(error)}the recipe's optimizer makes no step: {type(error).__name__}: {error}"
         ) from error
     kept = (value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor))
-    return sum(value.nbytes for value in kept if value.ndim) / max(1, sum(p.numel() for p in trained))
+    each = sum(value.nbytes for value in kept if value.ndim) / max(1, sum(p.numel() for p in trained))
+    return each, getattr(optimizer, "whole_matrices", False)
 
 
 def _materialise(model: nn.Module) -> None:

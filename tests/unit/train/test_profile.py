@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from training_gang import CONFIG, decoder, masked_loss, tied
 
-from mainspring.spec import SpecError
+from mainspring.spec import Hints, SpecError
 from mainspring.train.muon import muon
-from mainspring.train.profile import profile_recipe
+from mainspring.train.profile import profile_recipe, study_recipe
 from mainspring.train.recipe import Recipe, adamw
 
 FACTS = {"vocab": 48, "eos_id": None, "bos_id": None}
@@ -86,3 +86,10 @@ def test_an_optimizer_that_makes_no_step_is_refused():
 
     with pytest.raises(SpecError, match=r"the recipe's optimizer makes no step: TypeError: .* 'closure'"):
         profile_recipe(Recipe(model=decoder, config=CONFIG, optimizer=optimizer), FACTS, name="m")
+
+
+def test_an_optimizer_of_whole_matrices_keeps_tensor_parallelism_out():
+    recipe = Recipe(model=decoder, config=CONFIG, optimizer=muon)
+    assert study_recipe(recipe, FACTS, name="m", hints=Hints())[1] == Hints(tp=1)
+    with pytest.raises(SpecError, match="tp 2 was asked for, the recipe's optimizer updates whole matrices"):
+        study_recipe(recipe, FACTS, name="m", hints=Hints(tp=2))
