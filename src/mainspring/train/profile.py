@@ -81,7 +81,7 @@ def _profiled(recipe: Recipe, model: nn.Module, *, name: str, hints: Hints) -> M
 
 
 def _optimizer_state(recipe: Recipe, model: nn.Module) -> tuple[float, bool]:
-    """Bytes of state that the recipe's optimiser keeps of a parameter, in the mean, and whether it wants whole matrices.
+    """Bytes of state that the recipe's optimiser keeps of a parameter in the mean, and whether it wants whole matrices.
 
     Counted on tensors without values; those of Adam for an optimiser that looks at values, as Adafactor does, or is
     not installed here. Raises `SpecError` when the recipe's code fails.
