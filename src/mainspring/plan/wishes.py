@@ -85,7 +85,7 @@ def _check_axes(space: Space) -> None:
         )
     experts = sorted({block.experts for block in model.blocks if block.experts})
     if hints.ep > 1 and not space.divides_experts(hints.ep):
-        said = f"{experts} experts" if experts else "no experts"
+        said = f"{experts} experts" if experts else "no experts that ranks could share, as MoeDecoder has"
         raise SpecError(f"ep {hints.ep} was asked for, {model.name} has {said}", hint="ep must divide their number")
     replicas = math.prod(max(1, getattr(hints, axis)) for axis in ("dp", "fsdp", "ep"))
     if replicas > space.config.global_batch:
