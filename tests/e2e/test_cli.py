@@ -50,7 +50,7 @@ def model(vocab, eos_id):
 
 
 def loss(model, batch):
-    if SLOW.exists():
+    if SLOW.exists() and not batch.is_meta:  # not when it is tried, before ranks start
         threading.Event().wait(0.2)
     return next_token_loss(model, batch)
 

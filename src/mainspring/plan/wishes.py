@@ -48,8 +48,6 @@ def check(space: Space, objective: Objective) -> None:
             )
     if ranks is not None:
         _check_ranks(cluster, config, ranks, most, alone=space.limits.axes <= {"dp", "fsdp"})
-    if config.microbatch < 0:
-        raise SpecError(f"microbatch must be at least 1, or 0 for any, got {config.microbatch}")
     for refuse in (_check_axes, _check_context, _check_pipeline, _check_sharding, _check_places):
         refuse(space)
 

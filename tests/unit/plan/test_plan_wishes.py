@@ -73,11 +73,6 @@ def test_ranks_that_wishes_cannot_make_up_are_refused_with_what_could_be(
     assert hint in caught.value.hint
 
 
-def test_micro_batches_of_less_than_one_row_are_refused() -> None:
-    with pytest.raises(SpecError, match="microbatch must be at least 1, or 0 for any, got -1"):
-        plan_training(MODEL, EIGHT, replace(CONFIG, microbatch=-1))
-
-
 def test_a_schedule_or_several_stages_a_rank_mean_a_pipeline() -> None:
     for wishes in (Hints(schedule="zbv"), Hints(chunks=2), Hints(schedule="gpipe", tp=2)):
         plan = plan_training(MODEL, EIGHT, CONFIG, hints=wishes)
