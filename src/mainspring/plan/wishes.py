@@ -283,8 +283,8 @@ def _indivisible_batch(space: Space) -> SpecError:
     batch = config.global_batch
     replicas = max(1, hints.dp) * max(1, hints.fsdp) * max(1, hints.ep)
     inner = max(1, hints.pp) * max(1, hints.tp) * max(1, hints.cp)
-    count = replicas if replicas > 1 else (ranks or 1) // inner
-    unit = count * max(1, config.microbatch)
+    count = replicas if replicas > 1 else (ranks or inner) // inner
+    unit = max(1, count) * max(1, config.microbatch)
     word = "replicas" if replicas > 1 or inner > 1 else "ranks"
     said = f"{count} {word}" + (f" x micro-batches of {config.microbatch}" if config.microbatch else "")
     if batch % unit == 0:

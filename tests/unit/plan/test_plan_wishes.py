@@ -93,3 +93,9 @@ def test_a_menu_grants_wishes_on_every_number_of_ranks_that_can() -> None:
     plans = menu(MODEL, EIGHT, CONFIG, hints=Hints(schedule="1f1b"))
     assert [plan.mesh.world for plan in plans] == [2, 4, 8]
     assert all(plan.mesh.pp > 1 for plan in plans)
+
+
+def test_degrees_that_nothing_here_makes_up_are_refused_also_where_no_number_of_ranks_was_asked_for() -> None:
+    pairs = build_cluster((build_device(), 2, 2))
+    with pytest.raises(SpecError, match="pp 3 does not lie on the ranks of 'c'"):
+        plan_training(build_model(layers=10, hidden=64), pairs, replace(CONFIG, global_batch=4), hints=Hints(pp=3))
