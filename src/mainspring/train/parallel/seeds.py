@@ -32,8 +32,7 @@ MOST = 2**63 - 1
 def start(seed: int) -> None:
     """Start every generator that a recipe may draw from without one of its own."""
     torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFF_FFFF)
+    _start_others(seed)
 
 
 def begin(*numbers: int) -> None:
@@ -57,7 +56,7 @@ def attach(
     # A stage has the blocks of others too, empty. A hook is not among what is recomputed: torch repeats that with the
     # generators as they were.
     for number, (_, block) in enumerate(outermost_entries(model)):
-        block.register_forward_pre_hook(partial(_start_block, number=number, part=part))
+        block.register_forward_pre_hook(partial(_start_block, number=number, part=part, device=device))
     if plan.mesh.tp == 1 or plan.sequence_parallel:
         return
     modules = dict(model.named_modules())
@@ -89,10 +88,24 @@ def _mixed(numbers: tuple[int, ...]) -> int:
     return hash(numbers) & MOST  # integers hash alike in every process
 
 
-def _start_block(block: nn.Module, _: Any, *, number: int, part: int) -> None:
+def _start_block(block: nn.Module, _: Any, *, number: int, part: int, device: torch.device) -> None:
     numbers: tuple[int, ...] | None = getattr(_thread, "numbers", None)
     if numbers is not None and block.training:
-        start(_mixed((*numbers, number, part)))
+        seed = _mixed((*numbers, number, part))
+        _start_torch(seed, device)
+        _start_others(seed)
+
+
+def _start_torch(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed` does, which takes a hundred times as long: it asks for every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def _start_others(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFF_FFFF)
 
 
 def _depart(layer: nn.Module, _: Any, *, number: int, rank: int, device: torch.device) -> None:
@@ -101,7 +114,7 @@ def _depart(layer: nn.Module, _: Any, *, number: int, rank: int, device: torch.d
     if layer.training and number not in kept:
         kept[number] = generators(device)
         # The generator's own seed is that of the block also when backward computes the region once more.
-        torch.manual_seed(_mixed((torch.initial_seed(), number, rank)))
+        _start_torch(_mixed((torch.initial_seed(), number, rank)), device)
 
 
 def _return(layer: nn.Module, _: Any, *, number: int) -> None:
