@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mainspring.models.structure import first_output
-from mainspring.models.trial import FAILURES, FEW, FewInputs, another, close, kind, on_host, tells, truths
+from mainspring.models.structure import first_output, share_copy
+from mainspring.models.trial import FAILURES, FEW, FewInputs, close, kind, on_host, tells, truths
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +301,7 @@ def _added(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 def _part(module: nn.Module, region: Region, place: int, degree: int) -> nn.Module:
     """A copy of `module` that computes part number `place` of `degree` of its output."""
-    cut = another(module)
+    cut = share_copy(module)
     for name, sections in region.columns:
         layer = cut.get_submodule(name)
         rows = torch.cat([s.chunk(degree)[place] for s in torch.arange(out_features(layer)).chunk(sections)])

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mainspring.models.divide import Region
-from mainspring.models.structure import first_output, first_tensor
-from mainspring.models.trial import FAILURES, FewInputs, another, close, kind, on_host, tells, tensors_of, truths
+from mainspring.models.structure import first_output, first_tensor, share_copy
+from mainspring.models.trial import FAILURES, FewInputs, close, kind, on_host, tells, tensors_of, truths
 
 TOKENS = 14  # two halves of an odd number: what looks at a power of two of tokens looks across
 SEQUENCE = 1  # the dimension of a hidden state that runs along the sequence
@@ -122,7 +122,7 @@ def _run(block: nn.Module, call: Call) -> Tensor:
 
 def _watched(block: nn.Module, regions: Inside, seen: _Seen) -> nn.Module:
     """A copy of `block` that writes down what its regions are handed."""
-    watched = another(block)
+    watched = share_copy(block)
 
     def arrive(_: nn.Module, args: Any, kwargs: Any) -> None:
         seen.regions.append((args, kwargs))
@@ -140,7 +140,7 @@ def _watched(block: nn.Module, regions: Inside, seen: _Seen) -> nn.Module:
 
 def _halved(block: nn.Module, regions: Inside, seen: _Seen, half: int) -> nn.Module:
     """A copy of `block` that a half of the sequence can be handed: its regions work on the whole of it."""
-    halved = another(block)
+    halved = share_copy(block)
     handed, gave = iter(seen.regions), iter(seen.rows)
 
     def arrive(name: str, _: nn.Module, args: Any, kwargs: Any) -> Call:

@@ -122,16 +122,27 @@ def first_output(output: Any) -> Tensor | None:
     return first if isinstance(first, Tensor) else None
 
 
+def share_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules of `model` that holds the same parameters and copies of its buffers."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
 def ghost(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device."""
-    tensors = [*model.parameters(), *model.buffers()]
-    empty: dict[int, Any] = {
-        id(t): nn.Parameter(t.detach().to("meta"), requires_grad=t.requires_grad)
-        if isinstance(t, nn.Parameter)
-        else t.to("meta")
-        for t in tensors
-    }
-    return copy.deepcopy(model, empty)
+    return copy_with(
+        model,
+        lambda t: (
+            nn.Parameter(t.detach().to("meta"), requires_grad=t.requires_grad)
+            if isinstance(t, nn.Parameter)
+            else t.to("meta")
+        ),
+    )
+
+
+def copy_with(model: nn.Module, made: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the modules of `model` with what is `made` of each parameter and buffer; what is shared stays so."""
+    known: dict[int, Any] = {id(tensor): made(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, known)
 
 
 def set_cache(model: nn.Module, *, used: bool) -> nn.Module:

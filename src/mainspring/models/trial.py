@@ -45,11 +45,6 @@ def on_host(thing: Any, *, seed: int = 0, truth: bool = True) -> Any:
     return copied
 
 
-def another(module: nn.Module) -> nn.Module:
-    """A copy of `module` with the same parameters."""
-    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
-
-
 class FewInputs(TorchFunctionMode):
     """Has every matrix multiply `FEW` entries of its input."""
 

@@ -154,7 +154,7 @@ class Space:
             if whole is None:
                 continue
             for cp in self._degrees("cp", self.config.seq_len // LEAST_TOKENS):
-                if cp > 1 and (self.config.seq_len % cp or self.model.unshared or not _looks_along(self.model)):
+                if cp > 1 and (self.config.seq_len % cp or self.model.unshared or not looks_along(self.model)):
                     continue
                 for ep in self._degrees("ep", 1 << 10):
                     if ep > 1 and not self.divides_experts(ep):
@@ -385,5 +385,6 @@ def indivisible(model: ModelSpec, tp: int) -> SpecError:
     )
 
 
-def _looks_along(model: ModelSpec) -> bool:
+def looks_along(model: ModelSpec) -> bool:
+    """Whether a block of `model` is known to look along a sequence."""
     return any(block.kv_bytes_per_token for block in model.blocks)

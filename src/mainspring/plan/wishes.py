@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 from mainspring.plan.limits import refusal
-from mainspring.plan.space import Space, indivisible, tensor_parallel
+from mainspring.plan.space import Space, indivisible, looks_along, tensor_parallel
 from mainspring.spec import (
     AXES,
     Cluster,
@@ -103,7 +103,7 @@ def _check_context(space: Space) -> None:
             f"cp {cp} was asked for, and ranks cannot share a sequence of {model.name}: {model.unshared}",
             hint="leave cp out",
         )
-    if not any(block.kv_bytes_per_token for block in model.blocks):
+    if not looks_along(model):
         raise SpecError(
             f"cp {cp} was asked for, and no block of {model.name} is known to look along a sequence",
             hint="leave cp out",

@@ -1,6 +1,5 @@
 """Dropout falls where it falls on one device, whatever the plan, and nowhere twice."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,13 +15,6 @@ from mainspring.testing.gangs import Pool
 FREE = replace(CONFIG, clip_norm=0.0, steps=2)  # norms would be scaled alike, and hide a difference
 TIMES = {"microbatch": 2}
 COPIES = plan_of(Mesh(tp=2), copies=2, **TIMES)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 What a planner reads of a model on meta and what training finds when it starts must be the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,13 +200,6 @@ MODELS |= {
 def train_foreign(task: Task, order: Order) -> Outcome:  # house: its place is what matters
     """`train`, by a function of this file, so that a rank knows its models."""
     return train(task, order)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool()
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("model", ["gemma", "bart", "t5", "padded", "residual"])

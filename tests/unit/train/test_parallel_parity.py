@@ -121,13 +121,6 @@ CASES: dict[str, tuple[Plan, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool()
-    yield made
-    made.close()
-
-
 @dataclass(frozen=True)
 class Row:
     """How far a plan's numbers were from the oracle's, and what its five steps took."""

@@ -1,6 +1,5 @@
 """Checkpoints know nothing of the plan that wrote them: any plan goes on from any other's, and to the hub's layout."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +22,6 @@ PLANS: dict[str, Plan] = {
     "3d": plan_of(Mesh(pp=2, fsdp=2, tp=2), zero=3),
 }
 FIRST = replace(CONFIG, checkpoint_every=CONFIG.steps)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

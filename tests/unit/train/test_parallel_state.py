@@ -1,7 +1,6 @@
 """What a plan must not lose: buffers, frozen parameters, what an optimiser keeps, and a checkpoint one rank fails."""
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -208,13 +207,6 @@ def _forget_memory(trainer: Trainer, step: int) -> None:
         return failed
 
     stager.stage = failing
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    made = Pool()
-    yield made
-    made.close()
 
 
 def assert_same(found: list[Outcome], expected: list[Outcome], *, tolerance: float = 1e-5) -> None:

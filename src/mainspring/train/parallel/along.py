@@ -11,7 +11,6 @@ in, and parameters are one number each: the trial costs no memory and hardly any
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mainspring.models.structure import set_cache
+from mainspring.models.structure import copy_with, set_cache
 from mainspring.spec import MainspringError
 from mainspring.train.parallel.context import position_argument, tell_positions, without_mask
 from mainspring.train.parallel.loss import LossModule
@@ -134,5 +133,4 @@ def _stand_in(model: nn.Module) -> nn.Module:
             return torch.full(tensor.shape, PLAIN if tensor.is_floating_point() else 0, dtype=tensor.dtype)
         return tensor.detach().cpu().clone()
 
-    known: dict[int, Any] = {id(tensor): made(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, known)
+    return copy_with(model, made)

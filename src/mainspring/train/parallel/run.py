@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mainspring.models.structure import Structure, set_cache
+from mainspring.models.structure import Structure, set_cache, share_copy
 from mainspring.spec import Plan, SpecError
 from mainspring.train.deferred import build
 from mainspring.train.parallel import data, seeds
@@ -44,7 +44,7 @@ from mainspring.train.parallel.loss import LossModule
 from mainspring.train.parallel.pipeline import Pipeline
 from mainspring.train.parallel.read import read_model
 from mainspring.train.parallel.share import share_of
-from mainspring.train.parallel.stages import StageModule, cut_out, share_copy
+from mainspring.train.parallel.stages import StageModule, cut_out
 from mainspring.train.parallel.tensor import divide
 from mainspring.train.parallel.tied import Ties
 from mainspring.train.recipe import Loss

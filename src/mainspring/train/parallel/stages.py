@@ -10,7 +10,6 @@ loudly in its first step instead of learning nonsense.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mainspring.models.structure import Structure, first_output, first_tensor
+from mainspring.models.structure import Structure, first_output, first_tensor, share_copy
 from mainspring.train.parallel.loss import LossModule
 from mainspring.train.recipe import Loss
 
@@ -192,11 +191,6 @@ def cut_out(model: nn.Module, structure: Structure, span: tuple[int, int], devic
         if missing:
             _forget(module, missing, device)
     return copied
-
-
-def share_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules of `model` that holds the same parameters and copies of its buffers."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
 def _empty(block: nn.Module, structure: Structure) -> None:
