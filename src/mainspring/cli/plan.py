@@ -316,21 +316,28 @@ def _print_explanation(told: "Explanation") -> None:
         print(f"note      {note}")
     spent = " + ".join(f"{part.what} {part.seconds:.3g}" for part in told.parts if part.seconds)
     print(
-        f"step      {sum(part.seconds for part in told.parts):.3g} s of rank {told.busiest_rank}, the busiest: {spent}"
+        f"step      {sum(part.seconds for part in told.parts):.3g} s of pipeline rank {told.busiest_rank} of replica "
+        f"{told.slowest_replica}, which others wait for: {spent}"
     )
     print_table(
-        ("stage", "rank", "device", "blocks", "recompute", "forward", "backward", "sending", "memory"),
+        (
+            *("stage", "rank", "device", "replicas", "micro-batches", "blocks", "recompute"),
+            *("forward", "backward", "sending", "memory", "of"),
+        ),
         [
             (
                 s.stage,
                 s.pipeline_rank,
                 s.device,
+                s.replicas,
+                s.microbatches,
                 s.blocks,
                 s.recompute,
                 f"{s.forward_s:.3g} s",
                 f"{s.backward_s:.3g} s",
                 f"{s.send_s:.3g} s",
                 size(s.memory.total_bytes),
+                size(s.device_memory_bytes),
             )
             for s in told.stages
         ],

@@ -3,6 +3,8 @@
 It is the busiest pipeline rank of the replica that ends last. What it waits for others counts as waiting.
 """
 
+from collections.abc import Sequence
+
 from mainspring.plan.pipeline import StageTimes, least_s
 from mainspring.plan.simulate import simulated_s
 from mainspring.spec import Plan, TimeEstimate
@@ -23,8 +25,16 @@ def replica_times(plan: Plan, replica: int) -> list[StageTimes]:
     ]
 
 
-def slowest_replica(plan: Plan) -> int:
-    """The first of the replicas that end last."""
+def alike(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    """The replicas of each kind: those that run every stage on the same device."""
+    found: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    for replica in range(len(plan.microbatches)):
+        found.setdefault(tuple(stage.on(replica) for stage in plan.stages), []).append(replica)
+    return tuple(map(tuple, found.values()))
+
+
+def slowest_replica(plan: Plan, among: Sequence[int] = ()) -> int:
+    """The first of the replicas, or of those in `among`, that end last."""
     ends: dict[tuple[int, tuple[StageTimes, ...]], float] = {}
 
     def end_s(replica: int) -> float:
@@ -33,7 +43,7 @@ def slowest_replica(plan: Plan) -> int:
             ends[count, times] = _end_s(plan, times, count)
         return ends[count, times]
 
-    return max(range(len(plan.microbatches)), key=end_s)
+    return max(among or range(len(plan.microbatches)), key=end_s)
 
 
 def _end_s(plan: Plan, times: tuple[StageTimes, ...], count: int) -> float:

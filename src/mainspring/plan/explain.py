@@ -4,9 +4,10 @@ What limits a step is the largest of computing, communication and waiting; the a
 to help against it.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
-from mainspring.plan.critical import NOTHING, busiest_rank, replica_times, sends, slowest_replica
+from mainspring.plan.critical import NOTHING, alike, busiest_rank, replica_times, sends, slowest_replica
 from mainspring.plan.simulate import Span, timeline
 from mainspring.spec import MemoryEstimate, Plan, Traffic, spec
 from mainspring.spec.plan import readable_bytes, readable_usd
@@ -16,11 +17,14 @@ SHOWN_MICROBATCHES = 24  # of a timeline; a pipeline repeats itself long before
 
 @spec
 class StageShare:
-    """One stage: seconds of the slowest replica's step, and bytes of its fullest rank."""
+    """One stage on one kind of replica: seconds of the slowest one's step, and bytes of its fullest rank."""
 
     stage: int
     pipeline_rank: int
     device: str
+    replica: int
+    replicas: int
+    microbatches: int
     blocks: int
     recompute: str
     forward_s: float
@@ -53,10 +57,11 @@ class AxisTraffic:
 
 @spec
 class Explanation:
-    """A plan taken apart. `parts` are the seconds of `busiest_rank` of the slowest replica, and add up to the step."""
+    """A plan taken apart. `parts` are the seconds of `busiest_rank` of `slowest_replica`, and add up to the step."""
 
     bottleneck: str
     advice: str
+    slowest_replica: int
     busiest_rank: int
     parts: tuple[StepPart, ...]
     notes: tuple[str, ...]
@@ -78,12 +83,14 @@ def explain(plan: Plan) -> Explanation:
     """Where the time and the memory of `plan` go."""
     bottleneck, advice = _bottleneck(plan)
     replica, rank = _waited_for(plan) or (0, 0)
-    shares = tuple(_stage_shares(plan, replica))
+    shares = tuple(_stage_shares(plan))
+    mine = [share for share in shares if share.replica == replica and share.pipeline_rank == rank]
     return Explanation(
         bottleneck=bottleneck,
         advice=advice,
+        slowest_replica=replica,
         busiest_rank=rank,
-        parts=tuple(_parts(plan, [share for share in shares if share.pipeline_rank == rank])),
+        parts=tuple(_parts(plan, mine)),
         notes=tuple(_notes(plan)),
         stages=shares,
         traffic=tuple(_axis_traffic(plan, rank)),
@@ -99,20 +106,26 @@ def _waited_for(plan: Plan) -> tuple[int, int] | None:
     return replica, busiest_rank(plan, replica)
 
 
-def _stage_shares(plan: Plan, replica: int) -> Iterator[StageShare]:
-    for number, stage in enumerate(plan.stages):
-        count = stage.microbatches[replica] if stage.forward_s else 0
+def _stage_shares(plan: Plan) -> Iterator[StageShare]:
+    timed = _waited_for(plan) is not None
+    kinds = [(slowest_replica(plan, kind) if timed else kind[0], len(kind)) for kind in alike(plan)]
+    for (number, stage), (replica, replicas) in itertools.product(enumerate(plan.stages), kinds):
+        device, memory_bytes = stage.on(replica)
+        count = stage.microbatches[replica] if timed else 0
         yield StageShare(
             stage=number,
             pipeline_rank=plan.pipeline_rank(number),
-            device=stage.device,
+            device=device,
+            replica=replica,
+            replicas=replicas,
+            microbatches=stage.microbatches[replica],
             blocks=stage.blocks,
             recompute=stage.recompute,
             forward_s=count * stage.forward_s[replica] if count else 0.0,
             backward_s=count * stage.backward_s[replica] if count else 0.0,
             send_s=count * sends(plan, number) * stage.send_s,
             memory=stage.memory or plan.memory,
-            device_memory_bytes=stage.device_memory_bytes or plan.device_memory_bytes,
+            device_memory_bytes=memory_bytes or plan.device_memory_bytes,
         )
 
 
@@ -192,11 +205,11 @@ def _bottleneck(plan: Plan) -> tuple[str, str]:
     return said, f"the arithmetic itself; MFU is {plan.mfu:.1%}"
 
 
-def steps_of(plan: Plan) -> tuple[Span, ...]:
-    """The timeline of the first micro-batches of the plan's slowest replica; empty for a plan without times."""
+def steps_of(plan: Plan, replica: int | None = None) -> tuple[Span, ...]:
+    """The timeline of the first micro-batches of `replica`, or the slowest one; empty for a plan without times."""
     if (waited_for := _waited_for(plan)) is None:
         return ()
-    replica, _ = waited_for
+    replica = waited_for[0] if replica is None else replica
     count = plan.microbatches[replica]
     shown = min(count, max(SHOWN_MICROBATCHES // plan.mesh.pp, 2) * plan.mesh.pp)
     return timeline(replica_times(plan, replica), pp=plan.mesh.pp, schedule=plan.schedule, microbatches=shown)

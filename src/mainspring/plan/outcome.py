@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from mainspring.plan import price
 from mainspring.plan.blocks import Rank
@@ -26,6 +27,7 @@ from mainspring.spec import (
 )
 from mainspring.spec.plan import readable_bytes
 
+T = TypeVar("T")
 REJECTED_SHOWN = 5
 
 
@@ -118,11 +120,13 @@ def _stages(best: Estimate) -> tuple[Stage, ...]:
     for stage, memory in enumerate(best.stage_memory):
         place = rank_of(stage, pp=choice.mesh.pp, schedule=choice.schedule)
         times = [spent[stage].times for spent in best.spent]
+        ranks = [column.ranks[place] for column in columns]
+        mixed = len({(rank.device.name, rank.memory_bytes) for rank in ranks}) > 1
         found.append(
             Stage(
                 blocks=choice.cuts[stage + 1] - choice.cuts[stage],
                 first=choice.cuts[stage],
-                device=device_names(column.ranks[place] for column in columns),
+                device=device_names(ranks),
                 ranks=tuple(range(place * per_stage, (place + 1) * per_stage)),
                 microbatches=best.counts,
                 recompute=choice.cut.recompute,
@@ -131,15 +135,17 @@ def _stages(best: Estimate) -> tuple[Stage, ...]:
                 weight_s=_each(best, [each.weight_s for each in times]),
                 send_s=max(each.send_s for each in times),
                 memory=memory,
-                device_memory_bytes=min(column.ranks[place].memory_bytes for column in columns),
+                device_memory_bytes=min(rank.memory_bytes for rank in ranks),
+                devices=_each(best, [rank.device.name for rank in ranks]) if mixed else (),
+                memories_bytes=_each(best, [rank.memory_bytes for rank in ranks]) if mixed else (),
             )
         )
     return tuple(found)
 
 
-def _each(best: Estimate, by_column: list[float]) -> tuple[float, ...]:
+def _each(best: Estimate, by_column: list[T]) -> tuple[T, ...]:
     """One figure for each replica."""
-    found: list[float] = []
+    found: list[T] = []
     for column, figure in zip(best.layout.columns, by_column, strict=True):
         found += [figure] * column.replicas
     return tuple(found)

@@ -3,10 +3,9 @@
 Drawn as SVG in the page, readable without scripts; colours follow the reader's light or dark setting.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from mainspring.plan.critical import slowest_replica
 from mainspring.plan.explain import Explanation, StageShare, explain, steps_of
 from mainspring.plan.simulate import Span
 from mainspring.spec import Plan
@@ -53,8 +52,8 @@ def page(plan: Plan) -> str:
         f"<h1>{escape(title)}</h1><pre>{escape(str(plan))}</pre>",
         f"<p><b>What limits a step.</b> {escape(_sentence(found.bottleneck))} {escape(_sentence(found.advice))}</p>",
         *(f"<p>{escape(_sentence(note))}</p>" for note in found.notes),
-        *_timeline(plan),
-        *_memory(plan, found),
+        *_timeline(plan, found),
+        *_memory(found),
         *_stages(found),
         *_traffic(found),
         "</html>",
@@ -66,24 +65,40 @@ def _sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
-def _timeline(plan: Plan) -> Iterator[str]:
-    spans = steps_of(plan)
-    if not spans:
+def _timeline(plan: Plan, found: Explanation) -> Iterator[str]:
+    """One chart for each kind of replica, all to one scale."""
+    drawn = [(replica, steps_of(plan, replica)) for replica in dict.fromkeys(s.replica for s in found.stages)]
+    drawn = [(replica, spans) for replica, spans in drawn if spans]
+    if not drawn:
         return
-    end_s = max(span.end_s for span in spans)
-    shown = 1 + max(span.microbatch for span in spans)
-    kinds = {span.kind for span in spans}
-    count = plan.microbatches[slowest_replica(plan)]
-    which = "The slowest replica's one micro-batch" if count == 1 else f"The first {shown} of {count} micro-batches"
-    if count > 1 and len(set(plan.microbatches)) > 1:
-        which += " of the slowest replica"
-    yield f"<h2>Pipeline</h2><p>{which}, {end_s:.3g} s. "
+    end_s = max(span.end_s for _, spans in drawn for span in spans)
+    kinds = {span.kind for _, spans in drawn for span in spans}
+    yield "<h2>Pipeline</h2><p>"
     if len(plan.stages) > plan.mesh.pp:
         yield "A rank's later stages are paler. "
-    yield " ".join(_key(kind, word) for kind, word in PASSES.items() if kind in kinds)
-    height = ROW * plan.mesh.pp
-    left = _margin(plan)
-    yield f'</p><div class="wide"><svg class="chart" viewBox="0 0 {left + WIDTH + MARGIN} {height + 20}" role="img" '
+    yield " ".join(_key(kind, word) for kind, word in PASSES.items() if kind in kinds) + "</p>"
+    for replica, spans in drawn:
+        mine = {share.pipeline_rank: share for share in found.stages if share.replica == replica}
+        yield f"<p>{escape(_shown(plan, mine, spans))}</p>"
+        yield from _chart(plan, mine, spans, end_s=end_s, left=_margin(found))
+
+
+def _shown(plan: Plan, mine: Mapping[int, StageShare], spans: Sequence[Span]) -> str:
+    """Which passes a chart shows, and of whom."""
+    replicas, count = mine[0].replicas, mine[0].microbatches
+    devices = " | ".join(dict.fromkeys(mine[rank].device for rank in range(plan.mesh.pp)))
+    who = f"slowest of {replicas} replicas" if replicas > 1 else "replica"
+    end_s, shown = max(span.end_s for span in spans), 1 + max(span.microbatch for span in spans)
+    some = f"first {shown} of {count}" if shown < count else f"{count}" if count > 1 else "one"
+    return f"The {who} on {devices}: its {some} micro-batch{'es' if count > 1 else ''}, {end_s:.3g} s."
+
+
+def _chart(
+    plan: Plan, mine: Mapping[int, StageShare], spans: Sequence[Span], *, end_s: float, left: int
+) -> Iterator[str]:
+    """The passes of one replica: a row for each of its pipeline ranks."""
+    height, own_s = ROW * plan.mesh.pp, max(span.end_s for span in spans)
+    yield f'<div class="wide"><svg class="chart" viewBox="0 0 {left + WIDTH + MARGIN} {height + 20}" role="img" '
     yield 'aria-label="pipeline timeline">'
     for tick in range(TICKS + 1):
         x = left + WIDTH * tick / TICKS
@@ -91,20 +106,19 @@ def _timeline(plan: Plan) -> Iterator[str]:
         yield f'<text class="mid" x="{x:.1f}" y="{height + 14}">{end_s * tick / TICKS:.3g} s</text>'
     for rank in range(plan.mesh.pp):
         busy = sum(span.end_s - span.start_s for span in spans if span.rank == rank)
-        yield f'<text x="0" y="{ROW * rank + 15}">{escape(_rank_label(plan, rank))}</text>'
-        yield f'<text class="end" x="{left + WIDTH + MARGIN}" y="{ROW * rank + 15}">{busy / end_s:.0%} busy</text>'
+        yield f'<text x="0" y="{ROW * rank + 15}">{escape(_rank_label(mine[rank]))}</text>'
+        yield f'<text class="end" x="{left + WIDTH + MARGIN}" y="{ROW * rank + 15}">{busy / own_s:.0%} busy</text>'
     yield from (_bar(span, end_s, plan.mesh.pp, left) for span in spans)
     yield "</svg></div>"
 
 
-def _rank_label(plan: Plan, rank: int) -> str:
-    device = next(stage.device for number, stage in enumerate(plan.stages) if plan.pipeline_rank(number) == rank)
-    return f"{rank}  {device}"
+def _rank_label(share: StageShare) -> str:
+    return f"{share.pipeline_rank}  {share.device}"
 
 
-def _margin(plan: Plan) -> int:
+def _margin(found: Explanation) -> int:
     """Room for the longest label left of the bars."""
-    return max(LABEL, *(LETTER * len(_rank_label(plan, rank)) for rank in range(plan.mesh.pp)))
+    return max(LABEL, *(LETTER * len(_rank_label(share)) for share in found.stages))
 
 
 def _bar(span: Span, end_s: float, ranks: int, left: int) -> str:
@@ -118,35 +132,36 @@ def _bar(span: Span, end_s: float, ranks: int, left: int) -> str:
     )
 
 
-def _memory(plan: Plan, found: Explanation) -> Iterator[str]:
-    by_rank: dict[int, list[StageShare]] = {}
-    for stage in found.stages:
-        by_rank.setdefault(stage.pipeline_rank, []).append(stage)
-    totals = {rank: sum(s.memory.total_bytes for s in stages) for rank, stages in by_rank.items()}
-    most = max(*(s.device_memory_bytes for s in found.stages), *totals.values(), 1)
+def _memory(found: Explanation) -> Iterator[str]:
+    """A bar for each pipeline rank of each kind of replica."""
+    by_rank: dict[tuple[int, int], list[StageShare]] = {}
+    for stage in sorted(found.stages, key=lambda stage: (stage.replica, stage.pipeline_rank)):
+        by_rank.setdefault((stage.replica, stage.pipeline_rank), []).append(stage)
+    totals = [sum(s.memory.total_bytes for s in stages) for stages in by_rank.values()]
+    most = max(*(s.device_memory_bytes for s in found.stages), *totals, 1)
     scale = WIDTH / most
     used = [name for name in PARTS if any(getattr(s.memory, f"{name}_bytes") for s in found.stages)]
     yield "<h2>Memory</h2><p>The fullest device of each pipeline rank; the red line is what it has. "
     yield " ".join(_key(name, PARTS[name]) for name in used) + "</p>"
-    left = _margin(plan)
+    left = _margin(found)
     box = f"0 0 {left + WIDTH + MARGIN} {ROW * len(by_rank) + 20}"
     yield f'<div class="wide"><svg class="chart" viewBox="{box}" role="img" '
     yield 'aria-label="memory by rank">'
-    for row, rank in enumerate(sorted(by_rank)):
-        yield f'<text x="0" y="{ROW * row + 15}">{escape(_rank_label(plan, rank))}</text>'
+    for row, (stages, total) in enumerate(zip(by_rank.values(), totals, strict=True)):
+        yield f'<text x="0" y="{ROW * row + 15}">{escape(_rank_label(stages[0]))}</text>'
         at = float(left)
         for name in used:
-            size = sum(getattr(stage.memory, f"{name}_bytes") for stage in by_rank[rank])
+            size = sum(getattr(stage.memory, f"{name}_bytes") for stage in stages)
             if size:
                 yield (
                     f'<rect class="{name}" x="{at:.2f}" y="{ROW * row + 2}" width="{size * scale:.2f}" '
                     f'height="{ROW - 4}"><title>{PARTS[name]}: {readable_bytes(size)}</title></rect>'
                 )
                 at += size * scale
-        room = by_rank[rank][0].device_memory_bytes
+        room = stages[0].device_memory_bytes
         x = left + room * scale
         yield f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{ROW * row}" y2="{ROW * (row + 1)}"/>'
-        share = f"{totals[rank] / max(1, room):.0%} of {readable_bytes(room)}"
+        share = f"{total / max(1, room):.0%} of {readable_bytes(room)}"
         yield f'<text class="end" x="{left + WIDTH + MARGIN}" y="{ROW * row + 15}">{share}</text>'
     yield "</svg></div>"
 
@@ -154,25 +169,28 @@ def _memory(plan: Plan, found: Explanation) -> Iterator[str]:
 def _stages(found: Explanation) -> Iterator[str]:
     """Where the busiest rank's step goes, and the stages."""
     steps = [(part.what, f"{part.seconds:.3g} s") for part in found.parts if part.seconds]
-    yield f"<h2>Step</h2><p>Of pipeline rank {found.busiest_rank}, which the others wait for.</p>"
+    whose = f"pipeline rank {found.busiest_rank} of replica {found.slowest_replica}"
+    yield f"<h2>Step</h2><p>Of {whose}, which others wait for.</p>"
     yield from _table(("part", "seconds"), steps)
     rows = [
         (
             f"{s.stage}",
             f"{s.pipeline_rank}",
             s.device,
+            f"{s.replicas}",
+            f"{s.microbatches}",
             f"{s.blocks}",
             s.recompute,
             f"{s.forward_s:.3g} s",
             f"{s.backward_s:.3g} s",
             f"{s.send_s:.3g} s",
-            readable_bytes(s.memory.total_bytes),
+            f"{readable_bytes(s.memory.total_bytes)} of {readable_bytes(s.device_memory_bytes)}",
         )
         for s in found.stages
     ]
     yield "<h2>Stages</h2>"
-    head = ("stage", "rank", "device", "blocks", "recompute", "forward", "backward", "sending", "memory")
-    yield from _table(head, rows)
+    what = ("stage", "rank", "device", "replicas", "micro-batches", "blocks", "recompute")
+    yield from _table((*what, "forward", "backward", "sending", "memory"), rows)
 
 
 def _traffic(found: Explanation) -> Iterator[str]:

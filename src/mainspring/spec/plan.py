@@ -95,7 +95,8 @@ class Stage:
     many micro-batches data replica `r` runs per step: uneven on mixed devices, the same in all stages of a plan.
     `forward_s[r]` and `backward_s[r]` are the seconds of one micro-batch of replica `r`, communication within the
     stage included; a zero-bubble schedule may put `weight_s` of the latter off. `send_s` is that of handing one on,
-    and `memory` the fullest rank's part for this stage, whose smallest device has `device_memory_bytes`.
+    and `memory` the fullest rank's part for this stage, whose smallest device has `device_memory_bytes`. Where replicas
+    are of several kinds, `devices[r]` is that of replica `r` and `memories_bytes[r]` its memory.
     """
 
     blocks: int
@@ -110,6 +111,14 @@ class Stage:
     send_s: float = 0.0
     memory: MemoryEstimate | None = None
     device_memory_bytes: int = 0
+    devices: tuple[str, ...] = ()
+    memories_bytes: tuple[int, ...] = ()
+
+    def on(self, replica: int) -> tuple[str, int]:
+        """The device that data replica `replica` runs this stage on, and its bytes of memory."""
+        if not self.devices:
+            return self.device, self.device_memory_bytes
+        return self.devices[replica], self.memories_bytes[replica]
 
 
 @spec

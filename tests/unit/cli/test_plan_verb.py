@@ -78,7 +78,7 @@ def test_a_recipe_is_explained_as_it_would_be_planned(call: Call) -> None:
     assert code == 0
     assert "chosen for cost" in out
     assert "2 ranks on 1 node" in out
-    assert "s of rank 0, the busiest: forward" in out
+    assert "s of pipeline rank 0 of replica 0, which others wait for: forward" in out
     assert "0.00 USD" not in out
 
 

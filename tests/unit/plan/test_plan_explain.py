@@ -34,11 +34,12 @@ def pipeline() -> Plan:
 
 def test_the_stages_add_up_to_the_model_and_to_the_fullest_rank(pipeline: Plan) -> None:
     told = explain(pipeline)
-    assert sum(stage.blocks for stage in told.stages) == 18
-    by_rank = [sum(s.memory.total_bytes for s in told.stages if s.pipeline_rank == rank) for rank in range(4)]
+    mine = [stage for stage in told.stages if stage.device == "slow"]
+    assert sum(stage.blocks for stage in mine) == 18
+    by_rank = [sum(s.memory.total_bytes for s in mine if s.pipeline_rank == rank) for rank in range(4)]
     assert pipeline.memory.total_bytes in by_rank
     assert told.spare_bytes == int(0.9 * pipeline.device_memory_bytes) - pipeline.memory.total_bytes > 0
-    assert {stage.device_memory_bytes for stage in told.stages} <= {24 * GIB, 8 * GIB}
+    assert {(s.device, s.device_memory_bytes) for s in told.stages} == {("fast", 24 * GIB), ("slow", 8 * GIB)}
     assert "send" in {each.operation for each in told.traffic}
 
 
@@ -86,7 +87,8 @@ def test_the_parts_of_a_step_add_up_to_it_and_what_is_not_hidden_to_its_communic
     assert all(0 <= each.exposed_s <= each.seconds * (1 + 1e-9) for each in told.traffic)
     work_s = sum(seconds[what] for what in ("forward", "backward", "sending", "exchanging state"))
     assert work_s == pytest.approx(time.compute_s + time.communication_s)
-    mine = [stage for stage in told.stages if stage.pipeline_rank == told.busiest_rank]
+    mine = [stage for stage in told.stages if stage.replica == told.slowest_replica]
+    mine = [stage for stage in mine if stage.pipeline_rank == told.busiest_rank]
     assert seconds["forward"] == pytest.approx(sum(stage.forward_s for stage in mine))
 
 
@@ -155,13 +157,13 @@ def test_a_plan_differs_from_itself_in_nothing_and_from_another_in_what_is_named
 
 def test_the_page_draws_every_pass_and_every_rank_with_its_own_memory(pipeline: Plan) -> None:
     drawn = page(pipeline)
-    assert len(re.findall(r'<rect class="[FBW]( later)?" x=', drawn)) == len(steps_of(pipeline))
-    assert drawn.count('class="limit"') == 4
+    assert len(re.findall(r'<rect class="[FBW]( later)?" x=', drawn)) == sum(len(steps_of(pipeline, r)) for r in (0, 1))
+    assert drawn.count('class="limit"') == 8
     assert "color-scheme: light dark" in drawn
     assert "http" not in drawn  # needs nothing else
     widths = [float(w) for w in re.findall(r'<rect class="activations" x="[\d.]+" y="\d+" width="([\d.]+)"', drawn)]
-    held = [stage.memory.activations_bytes for stage in explain(pipeline).stages]
-    by_rank = [sum(held[rank::4]) for rank in range(4)]
+    held = [stage.memory.activations_bytes for stage in explain(pipeline).stages if stage.replica == 0]
+    by_rank = 2 * [sum(held[rank::4]) for rank in range(4)]
     assert [w / max(widths) for w in widths] == pytest.approx([b / max(by_rank) for b in by_rank], abs=0.01)
 
 
@@ -184,17 +186,40 @@ def test_waiting_for_nothing_is_not_shown_as_a_moment() -> None:
         assert plan.time.bubble_s == 0
 
 
-def test_the_page_of_two_kinds_of_device_names_both_and_tells_what_it_draws() -> None:
-    plan = planned(pp=1, fsdp=1)
-    plan = replace(plan, stages=tuple(replace(s, device="H100-SXM5-80GB + A100-SXM4-80GB") for s in plan.stages))
+def test_each_kind_of_replica_is_told_with_its_own_device_memory_and_work() -> None:
+    plan = planned(pp=1, fsdp=1, tp=1)
+    fast, slow = explain(plan).stages
+    assert (fast.device, fast.device_memory_bytes, fast.replicas) == ("fast", 24 * GIB, 4)
+    assert (slow.device, slow.device_memory_bytes, slow.replicas) == ("slow", 8 * GIB, 4)
+    assert fast.replicas * fast.microbatches + slow.replicas * slow.microbatches == 32
+    assert fast.microbatches > slow.microbatches
+    assert fast.forward_s / fast.microbatches < slow.forward_s / slow.microbatches
+    later = max(fast.forward_s + fast.backward_s, slow.forward_s + slow.backward_s)
+    assert later == pytest.approx(sum(part.seconds for part in explain(plan).parts[:2]))
+    again = Plan(**{name: getattr(plan, name) for name in plan.__dataclass_fields__})
+    assert explain(again) == explain(plan)
+
+
+def test_the_page_of_two_kinds_of_replica_draws_both_and_tells_what_it_draws() -> None:
+    plan = planned(pp=1, fsdp=1, tp=1)
     drawn = page(plan)
-    assert ">0  H100-SXM5-80GB + A100-SXM4-80GB<" in drawn
+    for name in ("fast", "slow"):
+        assert drawn.count(f">0  {name}<") == 2  # once for its time, once for its memory
+    assert drawn.count('aria-label="pipeline timeline"') == 2
+    assert drawn.count('class="limit"') == 2
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in drawn
     assert "<th>not hidden" in drawn
     assert "<h2>Stages</h2>" in drawn
     assert re.search(r"What limits a step\.</b> [A-Z]", drawn)
-    shown, count = map(int, re.search(r"The first (\d+) of (\d+) micro-batches", drawn).groups())
-    assert shown <= count
+    told = re.findall(r"The slowest of 4 replicas on (fast|slow): its (\d+) micro-batches", drawn)
+    assert [(name, int(count)) for name, count in told] == [(s.device, s.microbatches) for s in explain(plan).stages]
+
+
+def test_a_long_pipeline_is_drawn_from_its_start() -> None:
+    plan = planned(pp=8, fsdp=1, tp=1, schedule="1f1b")
+    shown, count = map(int, re.search(r"its first (\d+) of (\d+) micro-batches", page(plan)).groups())
+    assert shown < count == plan.microbatches[0]
+    assert "The replica on fast | slow: " in page(plan)
 
 
 def test_names_cannot_break_the_page() -> None:
