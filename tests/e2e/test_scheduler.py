@@ -175,6 +175,7 @@ def test_a_scheduler_that_is_stopped_lets_go_and_the_next_one_goes_on(one_node: 
         second = scheduler(home, one_node)
         try:
             assert eventually(lambda: store.job("waiting").state == "SUCCEEDED", within_s=BUSY_S), store.jobs()
+            assert eventually(lambda: groups(one_node) == [], within_s=BUSY_S)  # no other test's scheduler removes it
         finally:
             second.terminate()
             second.wait(BUSY_S)

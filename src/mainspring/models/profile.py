@@ -114,12 +114,13 @@ def _layer(config: DecoderConfig, value_bytes: int) -> BlockSpec:
     )
 
 
-def _rows(tables: Iterable[tuple[int, int, RowsKind]]) -> tuple[Rows, ...]:
+def _rows(tables: Iterable[tuple[int, int, RowsKind]], *, trained: bool = True) -> tuple[Rows, ...]:
     """Tables as `(count, width, kind)`, those that are cut alike side by side."""
     widths: Counter[tuple[int, RowsKind]] = Counter()
     for count, width, kind in tables:
         widths[count, kind] += width
-    return tuple(Rows(count=c, width=width, kind=kind) for (c, kind), width in sorted(widths.items()) if width)
+    found = sorted(widths.items())
+    return tuple(Rows(count=count, width=width, kind=kind, trained=trained) for (count, kind), width in found if width)
 
 
 def profile_module(
@@ -242,9 +243,12 @@ class _Reader:
         return self._words(spec, unit)
 
     def rows(self, keys: Iterable[str]) -> tuple[Rows, ...]:
-        """How parameters can be cut."""
-        found = [self._parameters[key] for key in keys]
-        return _rows((len(p), p[:1].numel(), self._kinds.get(id(p), "whole")) for p in found if p.dim())
+        """How parameters can be cut, those that are trained first."""
+        found: dict[bool, list[tuple[int, int, RowsKind]]] = {True: [], False: []}
+        for p in (self._parameters[key] for key in keys):
+            if p.dim():
+                found[p.requires_grad].append((len(p), p[:1].numel(), self._kinds.get(id(p), "whole")))
+        return (*_rows(found[True]), *_rows(found[False], trained=False))
 
     def _needs(self, unit: int, names: Sequence[str]) -> list[str]:
         """The parameters of a unit; without a chain each parameter belongs to the first unit that has it."""

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 from mainspring.plan import network
 from mainspring.plan.flops import ELEMENT_BYTES, peak_flops_per_s
 from mainspring.plan.network import Fabric, Ring
+from mainspring.plan.shards import divided as divided_rows
 from mainspring.plan.stack import Stack
 from mainspring.spec import BlockSpec, Device, Mesh, ModelSpec, Precision, Recompute
 
@@ -63,11 +64,14 @@ class Passes(NamedTuple):
 class State(NamedTuple):
     """What a block keeps on a rank: parameters before sharding, and bytes of one micro-batch that backward needs.
 
-    `whole_bytes` is what it keeps while its backward runs, recomputed or not.
+    `frozen` of `params`, and `frozen_experts` of `expert_params`, are not trained. `whole_bytes` is what it keeps while
+    its backward runs, recomputed or not.
     """
 
     params: int
     expert_params: int
+    frozen: int
+    frozen_experts: int
     kept_bytes: float
     whole_bytes: float
 
@@ -104,7 +108,18 @@ def state(model: ModelSpec, block: BlockSpec, cut: Cut, stack: Stack) -> State:
         kept = block.output_bytes_per_token / (degree if cut.sequence_parallel else 1)
     elif block.count > 1 and cut.recompute == "selective" and block.selective_bytes_per_token:
         kept = whole * block.selective_bytes_per_token / block.activation_bytes_per_token
-    return State(params=params, expert_params=experts, kept_bytes=kept * scale, whole_bytes=whole * scale)
+    frozen = {"dense": 0, "experts": 0}
+    for rows in divided_rows(block.rows, tp=degree, ep=cut.ep) if block.trained_share < 1 else ():
+        if not rows.trained:
+            frozen["experts" if rows.kind == "experts" else "dense"] += rows.params
+    return State(
+        params=params,
+        expert_params=experts,
+        frozen=min(params, frozen["dense"]),
+        frozen_experts=min(experts, frozen["experts"]),
+        kept_bytes=kept * scale,
+        whole_bytes=whole * scale,
+    )
 
 
 def _split(all_bytes: float, split_bytes: float, cut: Cut, degree: int) -> float:
@@ -139,12 +154,16 @@ def passes(model: ModelSpec, block: BlockSpec, cut: Cut, *, rank: Rank, rings: "
     overhead_s = (here.block_overhead_s or stack.block_overhead_s) / 3
     forward_s = matmul_s + attention_s + weights_s + saved_s + overhead_s
     back = FLASH_BACKWARD if stack.fused_attention else 2.0
-    backward_s = 2 * (matmul_s + weights_s + saved_s + overhead_s) + back * attention_s
+    # What is frozen has no gradient of its own, and hands that of what follows it on.
+    trained = block.trained_share
+    backward_s = (1 + trained) * (matmul_s + weights_s) + 2 * (saved_s + overhead_s) + back * attention_s
     if block is model.blocks[scorer(model)] and block.output_bytes_per_token > 0:
         values = logit_values(model) * tokens / (1 if stack.joins_scores else degree)
         passing = 2 * stack.logit_bytes * values / (width * here.activation_share)
         forward_s, backward_s = forward_s + passing / 3, backward_s + passing * 2 / 3
     sent_f, sent_b = _exchanged(model, block, cut, rank=rank, rings=rings, stack=stack)
+    if not model.differentiated(block):
+        backward_s = sent_b = 0.0
     repeats = block.count > 1 and cut.recompute != "none"
     if repeats and cut.recompute == "full":
         backward_s, sent_b = backward_s + forward_s, sent_b + sent_f
@@ -155,7 +174,7 @@ def passes(model: ModelSpec, block: BlockSpec, cut: Cut, *, rank: Rank, rings: "
     return Passes(
         forward_s=forward_s,
         backward_s=backward_s,
-        weight_s=matmul_s + weights_s,
+        weight_s=trained * (matmul_s + weights_s),
         forward_network_s=sent_f,
         backward_network_s=sent_b,
     )

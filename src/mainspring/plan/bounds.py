@@ -79,7 +79,7 @@ class Bounds:
                 least = math.inf
                 for (part, load), (gather, reduce) in zip(loads, exchanged, strict=True):
                     shards = mesh.shards if zero else 1
-                    seconds = part.update_s((load.params + load.expert_params) / shards)
+                    seconds = part.update_s((load.trained + load.trained_experts) / shards)
                     if zero == 3:
                         seconds += counts * max(0.0, gather - hidden * load.forward_s)
                         seconds += counts * max(0.0, gather + reduce - hidden * load.backward_s)
@@ -93,7 +93,7 @@ class Bounds:
     def hopeless(self, cut: Cut, layout: Layout, mesh: Mesh) -> bool:
         """Whether not even an even share of all state and of one micro-batch's activations fits."""
         part = self.estimator.slice_of(cut, layout.columns[0].ranks[0], layout.fabric)
-        state = self.estimator.thinnest(mesh) * (part.params[-1] + part.expert_params[-1])
+        state = self.estimator.thinnest(mesh) * part.weighed[-1]
         need = (state + part.kept_bytes[-1]) / mesh.pp
         room = max(rank.memory_bytes for column in layout.columns for rank, _ in column.kinds)
         return need > self.estimator.memory_share * room
@@ -105,8 +105,7 @@ class Bounds:
         """
         part = self.estimator.slice_of(cut, layout.columns[0].ranks[0], layout.fabric)
         first = sum(block.count for block in self.estimator.model.blocks[: self._repeated])
-        params = part.params[first + 1] - part.params[first] + part.expert_params[first + 1] - part.expert_params[first]
-        state = self.estimator.thinnest(mesh) * params
+        state = self.estimator.thinnest(mesh) * (part.weighed[first + 1] - part.weighed[first])
         kept = part.kept_bytes[first + 1] - part.kept_bytes[first]
         fewest = max(1, self.estimator.batch // cut.rows // sum(column.replicas for column in layout.columns))
         held = least_held(schedule, pp=mesh.pp, microbatches=fewest)

@@ -7,13 +7,13 @@ the mean over the ranks of its group.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from mainspring.plan import blocks
 from mainspring.plan.flops import ELEMENT_BYTES
-from mainspring.plan.shards import divided, padded, part, rows_of
+from mainspring.plan.shards import divided, padded, part, rows_of, trained
 from mainspring.spec import AXES, BlockSpec, ModelSpec, Operation, Plan, Rows
 
 WORD_BYTES = 4  # parameters and gradients are fp32 at either precision
@@ -108,7 +108,9 @@ class _Sender:
                 if place not in blocks:
                     continue
                 _, experts = self._local(block)
-                count = STATES * EXPERT_MATRICES
+                # Matrices are of one size; frozen ones have no moments.
+                share = part(trained(experts), 1, 0) / max(1, part(experts, 1, 0))
+                count = EXPERT_MATRICES + (STATES - 1) * round(share * EXPERT_MATRICES)
                 if self._plan.zero:
                     each = WORD_BYTES * mesh.shards * padded(experts, mesh.shards) // EXPERT_MATRICES
                     self._add("all_gather", mesh.shards, count, each)
@@ -152,7 +154,8 @@ class _Sender:
                 scores = round(block.output_bytes_per_token * self._narrow)
                 self._add("all_gather", tp, count, scores * self._tokens)
         if plan.sequence_parallel:
-            ends = stage.first <= 1 < stage.first + len(stage.held)
+            # The first cut is put together again in backward alone.
+            ends = stage.first <= 1 < stage.first + len(stage.held) and self._model.differentiated(self._units[0])
             ends_last = stage.first <= len(self._units) - 2 < stage.first + len(stage.held)
             self._add("all_gather", tp, count * (ends + ends_last), self._stream)
 
@@ -204,27 +207,29 @@ class _Sender:
             # In a pipeline parameters are dropped after each forward, not after each backward.
             gathers = self._count + 1 if mesh.pp > 1 else 2 * self._count
             scatters = 1 if mesh.pp > 1 else self._count
-        for params, replicas in self._sharding_units(stage):
-            each = WORD_BYTES * params
+        for rows, twice, replicas in self._sharding_units(stage):
+            each, reduced = (
+                WORD_BYTES * (padded(every, mesh.shards) - padded(once, mesh.shards))
+                for every, once in ((rows, twice), (trained(rows), trained(twice)))
+            )
             self._add("all_gather", mesh.shards, gathers, mesh.shards * each)
-            self._add("reduce_scatter", mesh.shards, scatters, mesh.shards * each)
-            self._add("all_reduce", replicas, scatters, each)
+            self._add("reduce_scatter", mesh.shards, scatters, mesh.shards * reduced)
+            self._add("all_reduce", replicas, scatters, reduced)
 
-    def _sharding_units(self, stage: _Stage) -> Iterator[tuple[int, int]]:
-        """Parameters of each unit that a rank has room for, and over how many replicas its shards are added up."""
-        mesh, root, tied = self._plan.mesh, 0, 0
+    def _sharding_units(self, stage: _Stage) -> Iterator[tuple[tuple[Rows, ...], tuple[Rows, ...], int]]:
+        """The rows of each unit, those of them that are there twice, and over how many replicas shards are added up."""
+        mesh, root, tied = self._plan.mesh, (), 0
         for place, block in enumerate(stage.held, start=stage.first):
             dense, experts = self._local(block)
-            size = padded(dense, mesh.shards)
             if 0 < place < len(self._units) - 1:
-                yield size, mesh.dp * mesh.ep
+                yield dense, (), mesh.dp * mesh.ep
                 if experts:
-                    yield padded(experts, mesh.shards), mesh.dp
+                    yield experts, (), mesh.dp
             else:
-                root += size
+                root += dense
                 tied += place == 0
         both_ends = tied and stage.first + len(stage.held) == len(self._units)
-        yield root - (padded(self._tied(), mesh.shards) if both_ends else 0), mesh.dp * mesh.ep
+        yield root, self._tied() if both_ends else (), mesh.dp * mesh.ep
 
     def _local(self, block: BlockSpec) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:
         """Parameters of a unit on this rank before ZeRO: those that all ranks of `ep` have, and experts."""
@@ -246,16 +251,16 @@ class _Sender:
             else part(rows, 1, 0)
         )
 
-    def held(self) -> tuple[int, int]:
+    def held(self, which: Callable[[Iterable[Rows]], Iterable[Rows]] = tuple) -> tuple[int, int]:
         """Parameters of this rank, a shared one once: those that all ranks of `ep` have, and experts."""
         dense = experts = 0
         ends = 0
         for stage in self._stages:
             for place, block in enumerate(stage.held, start=stage.first):
                 mine = self._local(block)
-                dense, experts = dense + self._part(mine[0]), experts + self._part(mine[1])
+                dense, experts = dense + self._part(which(mine[0])), experts + self._part(which(mine[1]))
                 ends += place in (0, len(self._units) - 1)
-        return dense - (self._part(self._tied()) if ends == 2 else 0), experts
+        return dense - (self._part(which(self._tied())) if ends == 2 else 0), experts
 
     def _once_over_tensor(self) -> None:
         """Gradients of what all ranks of `tp` hold but know only a part of."""
@@ -267,14 +272,14 @@ class _Sender:
                 if 0 < place < len(self._units) - 1:
                     rows = [each for some in self._local(block) for each in some]
                     every = plan.sequence_parallel and not self._divided(block)
-                    partial += self._part(each for each in rows if every or each.kind in summed)
+                    partial += self._part(each for each in trained(rows) if every or each.kind in summed)
         self._add("all_reduce", mesh.tp, 1, WORD_BYTES * partial)
 
     def _replicas(self) -> None:
         plan, mesh = self._plan, self._plan.mesh
         if plan.zero:
             return
-        dense, experts = (WORD_BYTES * params for params in self.held())
+        dense, experts = (WORD_BYTES * params for params in self.held(trained))
         replicas = mesh.dp * mesh.cp * mesh.ep
         self._add("all_reduce", replicas, 1, dense)
         self._add("all_reduce", mesh.dp * mesh.cp, 1, experts)
@@ -286,7 +291,7 @@ class _Sender:
         edges = {place for stage in self._stages for place in (stage.first, stage.first + len(stage.held) - 1)}
         holds = bool(edges & {0, len(self._units) - 1})
         if plan.mesh.pp > 1 and self._model.tied_params and holds:
-            self._add("all_reduce", len(ends), 1, WORD_BYTES * self._part(self._tied()))
+            self._add("all_reduce", len(ends), 1, WORD_BYTES * self._part(trained(self._tied())))
 
 
 def held_bytes(model: ModelSpec, plan: Plan, rank: int) -> int:

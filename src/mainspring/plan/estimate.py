@@ -208,30 +208,34 @@ class Estimator:
     def crammed(self, line: Line, each: float) -> bool:
         """Whether activations, and `each` bytes for a parameter, leave some rank of `line` without room."""
         if line.room_for is None:
-            line.room_for = min(room / max(params, 1.0) for params, room in self._rooms(line))
+            line.room_for = min(room / max(weighed, 1.0) for weighed, room in self._rooms(line))
         return each > line.room_for
 
     def _rooms(self, line: Line) -> Iterator[tuple[float, float]]:
-        """The parameters of each rank of a pipeline, and the bytes that activations leave for them."""
+        """The parameters of each rank of a pipeline, weighed, and the bytes that activations leave for them."""
         choice, mesh = line.choice, line.choice.mesh
         held = in_flight(choice.schedule, pp=mesh.pp, chunks=choice.chunks, microbatches=max(line.most))
         rooms = [float(self.usable_bytes(line.layout, place)) for place in range(mesh.pp)]
+        weighed = [0.0] * mesh.pp
         for stage, place in enumerate(line.places):
             sums = line.grid[0][place].kept_bytes
             rooms[place] -= held[place][stage // mesh.pp] * (sums[choice.cuts[stage + 1]] - sums[choice.cuts[stage]])
-        for load, room in zip(line.loads[0], rooms, strict=True):
-            yield load.params + load.expert_params, room
+            weighed[place] += line.grid[0][place].weighed_part(choice.cuts[stage], choice.cuts[stage + 1])
+        yield from zip(weighed, rooms, strict=True)
 
     def usable_bytes(self, layout: Layout, place: int) -> int:
         """What pipeline rank `place` may fill, on its smallest device."""
         return int(self.memory_share * min(column.ranks[place].memory_bytes for column in layout.columns))
 
     def thinnest(self, mesh: Mesh) -> float:
-        """Bytes of a parameter's state when all replicas share it."""
+        """Bytes of a trained parameter's state when all replicas share it."""
         return sum(self._state_sizes()) / (mesh.replicas * mesh.cp)
 
     def state_bytes(self, mesh: Mesh, zero: Zero, line: Line) -> float:
-        """Bytes of a parameter's state and of its copy, without what is gathered for a moment."""
+        """Bytes of a trained parameter's state and of its copy, without what is gathered for a moment.
+
+        A frozen one takes `weight_bytes` of them, the share by which slices weigh it, or more: weights are spread last.
+        """
         stack, cut = self._stack, line.choice.cut
         parts = [mesh.shards if zero >= stage else 1 for stage in (3, 2 if max(line.most) == 1 else 3, 1)]
         each = sum(size / part for size, part in zip(self._state_sizes(), parts, strict=True))
@@ -361,7 +365,7 @@ def _once_s(choice: Choice, line: Line, *, sync: Sync, hidden: float) -> tuple[f
         for part, load in dict.fromkeys(zip(parts, loads, strict=True)):
             count = max(line.most)
             after = max(after, part.step_sync_s(load, zero=choice.zero, sync=sync, hidden=hidden, count=count))
-            optimizer = max(optimizer, part.update_s((load.params + load.expert_params) / shards))
+            optimizer = max(optimizer, part.update_s((load.trained + load.trained_experts) / shards))
     return after, optimizer
 
 

@@ -11,9 +11,16 @@ ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2}
 
 
 def model_flops(model: ModelSpec, *, tokens: int, seq_len: int) -> float:
-    """Forward and backward FLOPs of `tokens` tokens in sequences of `seq_len`: the numerator of MFU."""
-    per_token = sum(b.count * (b.flops_per_token + b.attention_flops_per_token2 * seq_len) for b in model.blocks)
-    return 3 * tokens * per_token
+    """Forward and backward FLOPs of `tokens` tokens in sequences of `seq_len`: the numerator of MFU.
+
+    Nothing is differentiated by frozen weights.
+    """
+    total = 0.0
+    for block in model.blocks:
+        attention = block.attention_flops_per_token2 * seq_len
+        both = (1 + block.trained_share) * block.flops_per_token + 2 * attention if model.differentiated(block) else 0
+        total += block.count * (block.flops_per_token + attention + both)
+    return tokens * total
 
 
 def peak_flops_per_s(device: Device, precision: Precision) -> float:

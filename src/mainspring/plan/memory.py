@@ -1,10 +1,11 @@
 """How many bytes one rank needs: ZeRO's accounting (Rajbhandari et al. 2020, section 3) for how `train` executes it.
 
 Parameters, gradients and Adam's two moments are kept in fp32 at either precision (bf16 is autocast), 16 bytes per
-parameter, each divided over the shards from its ZeRO stage on. ZeRO-3 holds the root's parameters and two blocks whole
-at a time and reduces after each micro-batch; ZeRO-2 and plain replicas hold everything whole, gradients too once they
-accumulate over micro-batches. Autocast saves a copy of each weight until its backward. A pipeline rank holds the
-activations of as many micro-batches as its schedule has in flight there (Narayanan et al. 2021, section 2.2).
+trained parameter and 4 of a frozen one, each divided over the shards from its ZeRO stage on. ZeRO-3 holds the root's
+parameters and two blocks whole at a time and reduces after each micro-batch; ZeRO-2 and plain replicas hold everything
+whole, gradients too once they accumulate over micro-batches. Autocast saves a copy of each weight until its backward. A
+pipeline rank holds the activations of as many micro-batches as its schedule has in flight there (Narayanan et al. 2021,
+section 2.2).
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,11 @@ def stage_memory(
     """Bytes of units `first` to `end` on one rank, with the activations of `held` micro-batches at most."""
     stack, cut = part.stack, part.cut
     whole = sum(part.held(first, end))
+    whole_model = end - first == len(part.states)
     sharded = part.sharded(shards)
-    shard = sharded[end] - sharded[first] - (part.tied / shards if end - first == len(part.states) else 0)
+    shard = sharded[end] - sharded[first] - (part.tied / shards if whole_model else 0)
+    trained, sharded = part.trained_part(first, end), part.sharded(shards, trained=True)
+    trained_shard = sharded[end] - sharded[first] - ((part.tied - part.tied_frozen) / shards if whole_model else 0)
     present = part.present(first, end)
     sizes = [(held.params + held.expert_params, count) for block, held, count in present if block.count > 1]
     root = whole - sum(size * count for size, count in sizes)
@@ -43,8 +47,8 @@ def stage_memory(
     activations = held * (part.kept_bytes[end] - part.kept_bytes[first]) + peak
     return MemoryEstimate(
         params_bytes=round(stack.weight_bytes * (shard if zero >= 2 else whole)),
-        grads_bytes=round(stack.gradient_bytes * (whole if whole_gradients else shard)),
-        optimizer_bytes=round((stack.master_bytes + model.optimizer_bytes) * (shard if zero else whole)),
+        grads_bytes=round(stack.gradient_bytes * (trained if whole_gradients else trained_shard)),
+        optimizer_bytes=round((stack.master_bytes + model.optimizer_bytes) * (trained_shard if zero else trained)),
         activations_bytes=round(activations),
         logits_bytes=logits_bytes(model, part) if scores else 0,
         gathered_bytes=round(gathered),

@@ -259,10 +259,9 @@ class Refiner:
 
 def _bytes(part: Slice, *, each: float, held: int) -> list[float]:
     """Running sums of what units need on a rank, without what is gathered for a moment."""
-    sums = zip(part.params, part.expert_params, part.kept_bytes, strict=True)
-    return [each * (dense + experts) + held * kept for dense, experts, kept in sums]
+    return [each * weighed + held * kept for weighed, kept in zip(part.weighed, part.kept_bytes, strict=True)]
 
 
 def _room_for(part: Slice, room: float, *, held: int) -> float:
     """Bytes for the state of a parameter above which a rank with `room` could not hold the whole model."""
-    return (room - held * part.kept_bytes[-1]) / max(1.0, part.params[-1] + part.expert_params[-1]) * partition.ROUNDED
+    return (room - held * part.kept_bytes[-1]) / max(1.0, part.weighed[-1]) * partition.ROUNDED

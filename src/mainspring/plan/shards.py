@@ -31,9 +31,14 @@ def divided(rows: Iterable[Rows], *, tp: int, ep: int) -> tuple[Rows, ...]:
 
 def _divided(rows: Rows, *, tp: int, ep: int) -> Rows:
     if rows.kind == "width":
-        return Rows(count=rows.count, width=-(-rows.width // tp), kind=rows.kind)
+        return Rows(count=rows.count, width=-(-rows.width // tp), kind=rows.kind, trained=rows.trained)
     parts = {"rows": tp, "experts": ep}.get(rows.kind, 1)
-    return Rows(count=-(-rows.count // parts), width=rows.width, kind=rows.kind)
+    return Rows(count=-(-rows.count // parts), width=rows.width, kind=rows.kind, trained=rows.trained)
+
+
+def trained(rows: Iterable[Rows]) -> tuple[Rows, ...]:
+    """Those of `rows` that have gradients."""
+    return tuple(each for each in rows if each.trained)
 
 
 def padded(rows: Iterable[Rows], shards: int) -> int:

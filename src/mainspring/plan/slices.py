@@ -10,6 +10,7 @@ from mainspring.plan.flops import ELEMENT_BYTES
 from mainspring.plan.network import Fabric, Ring
 from mainspring.plan.pipeline import StageTimes
 from mainspring.plan.shards import divided, padded, rows_of
+from mainspring.plan.shards import trained as trained_rows
 from mainspring.plan.stack import Stack
 from mainspring.spec import BlockSpec, Mesh, ModelSpec, Zero
 
@@ -63,10 +64,15 @@ class Spent(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What a pipeline rank holds, its stages together: parameters before sharding, and seconds of one micro-batch."""
+    """What a pipeline rank holds, its stages together: parameters before sharding, and seconds of one micro-batch.
+
+    `trained` of `params`, and `trained_experts` of `expert_params`, have gradients.
+    """
 
     params: float
     expert_params: float
+    trained: float
+    trained_experts: float
     forward_s: float
     backward_s: float
     units: int
@@ -95,12 +101,23 @@ class Slice:
         self.all_s = self.both_s[-1]
         self.params = summed([s.params for s in states])
         self.expert_params = summed([s.expert_params for s in states])
+        # As many trained parameters as take the room of those here, or a little more: see `Estimator.state_bytes`.
+        more = stack.gradient_bytes + stack.master_bytes + model.optimizer_bytes
+        self._light = stack.weight_bytes / (stack.weight_bytes + more)
+        self.weighed = [dense + experts for dense, experts in zip(self.params, self.expert_params, strict=True)]
+        self.trained, self.trained_experts = self.params, self.expert_params
+        if any(s.frozen or s.frozen_experts for s in states):
+            self.trained = summed([s.params - s.frozen for s in states])
+            self.trained_experts = summed([s.expert_params - s.frozen_experts for s in states])
+            light = summed([(1 - self._light) * (s.frozen + s.frozen_experts) for s in states])
+            self.weighed = [every - less for every, less in zip(self.weighed, light, strict=True)]
         self.kept_bytes = summed([s.kept_bytes for s in states])
         self.states = tuple(blocks.by_unit(model, states))
         # Parameters that a rank with the whole model keeps once; the two ends of a pipeline both have them.
         self.tied = model.tied_params / cut.degree(model.blocks[blocks.scorer(model)])
+        self.tied_frozen = 0.0 if all(rows.trained for rows in model.tied_rows) else self.tied
         self._kinds = tuple(zip(model.blocks, states, strict=True))
-        self._model, self._sharded = model, dict[int, list[float]]()
+        self._model, self._sharded = model, dict[tuple[int, bool], list[float]]()
         self._rows = [divided(rows_of(block), tp=cut.degree(block), ep=cut.ep) for block in model.blocks]
         self.stream_bytes = blocks.stream_bytes(model) * ELEMENT_BYTES[cut.precision] / model.element_bytes * cut.tokens
 
@@ -121,34 +138,57 @@ class Slice:
 
     def load(self, ranges: Sequence[tuple[int, int]]) -> Load:
         """The units of several stages together."""
-        params = experts = forward = backward = 0.0
+        params = experts = trained = trained_experts = forward = backward = 0.0
         units = 0
         for first, end in ranges:
             units += end - first
             params += self.params[end] - self.params[first]
             experts += self.expert_params[end] - self.expert_params[first]
+            if self.trained is not self.params:
+                trained += self.trained[end] - self.trained[first]
+                trained_experts += self.trained_experts[end] - self.trained_experts[first]
             forward += self.forward_s[end] - self.forward_s[first]
             backward += self.backward_s[end] - self.backward_s[first]
+        if self.trained is self.params:
+            trained, trained_experts = params, experts
         if units == len(self.states):
             params -= self.tied
-        return Load(params, experts, forward, backward, units)
+            trained -= self.tied - self.tied_frozen
+        return Load(params, experts, trained, trained_experts, forward, backward, units)
 
     def mean_load(self, ranks: int) -> Load:
         """A `ranks`-th of the model's parameters, and all of its seconds."""
         whole = self.load([(0, len(self.states))])
-        return Load(whole.params / ranks, whole.expert_params / ranks, whole.forward_s, whole.backward_s, 1)
+        return whole._replace(
+            params=whole.params / ranks,
+            expert_params=whole.expert_params / ranks,
+            trained=whole.trained / ranks,
+            trained_experts=whole.trained_experts / ranks,
+            units=1,
+        )
 
     def held(self, first: int, end: int) -> tuple[float, float]:
         """Dense and expert parameters of units `first` to `end` on this rank, before sharding."""
         dense = self.params[end] - self.params[first] - (self.tied if end - first == len(self.states) else 0)
         return dense, self.expert_params[end] - self.expert_params[first]
 
-    def sharded(self, shards: int) -> list[float]:
+    def trained_part(self, first: int, end: int) -> float:
+        """Those parameters of units `first` to `end` on this rank that have gradients, before sharding."""
+        tied = self.tied - self.tied_frozen if end - first == len(self.states) else 0
+        return self.trained[end] - self.trained[first] + self.trained_experts[end] - self.trained_experts[first] - tied
+
+    def weighed_part(self, first: int, end: int) -> float:
+        """`weighed` of units `first` to `end`."""
+        tied = self.tied - (1 - self._light) * self.tied_frozen if end - first == len(self.states) else 0
+        return self.weighed[end] - self.weighed[first] - tied
+
+    def sharded(self, shards: int, *, trained: bool = False) -> list[float]:
         """Running sums of parameters that each of `shards` ranks has room for: all are cut alike, and filled up."""
-        if shards not in self._sharded:
-            sizes = [padded(rows, shards) for rows in self._rows]
-            self._sharded[shards] = blocks.prefix(blocks.by_unit(self._model, sizes))
-        return self._sharded[shards]
+        key = (shards, trained)
+        if key not in self._sharded:
+            sizes = [padded(trained_rows(rows) if trained else rows, shards) for rows in self._rows]
+            self._sharded[key] = blocks.prefix(blocks.by_unit(self._model, sizes))
+        return self._sharded[key]
 
     def padding(self, shards: int) -> float:
         """How much larger the shards together are than what they hold."""
@@ -169,6 +209,7 @@ class Slice:
         """Seconds of gathering the parameters once, and of scattering and summing their gradients once."""
         padding = self.padding(sync.shards.ranks)
         dense, experts = padding * load.params, padding * load.expert_params
+        trained, trained_experts = padding * load.trained, padding * load.trained_experts
         stack, messages = self.stack, load.units * self.stack.tensors_per_block
         # Units travel through a flat buffer: packed on one side, unpacked on the other.
         packing = (stack.packed or 1.0) * stack.gather_bytes * (dense + experts) / self.packing
@@ -176,12 +217,13 @@ class Slice:
         each = here.message_s or stack.message_s
         gather = network.gather_s(sync.shards, stack.gather_bytes * (dense + experts), messages=messages)
         gather += packing + messages * each
-        reduce = network.scatter_s(sync.shards, stack.reduce_bytes * (dense + experts), messages=messages)
-        reduce += packing + messages * (each + (here.unit_s or stack.unit_s))
+        share = (trained + trained_experts) / max(1.0, dense + experts)
+        reduce = network.scatter_s(sync.shards, stack.reduce_bytes * (trained + trained_experts), messages=messages)
+        reduce += share * packing + messages * (each + (here.unit_s or stack.unit_s))
         part = stack.reduce_bytes / sync.shards.ranks
-        outside = network.reduce_s(sync.outside, dense * part, messages=messages)
-        if experts:
-            outside += network.reduce_s(sync.experts_outside, experts * part, messages=messages)
+        outside = network.reduce_s(sync.outside, trained * part, messages=messages)
+        if trained_experts:
+            outside += network.reduce_s(sync.experts_outside, trained_experts * part, messages=messages)
         return gather, reduce + outside
 
     def step_sync_s(self, load: Load, *, zero: Zero, sync: Sync, hidden: float, count: int = 1) -> float:
@@ -196,7 +238,7 @@ class Slice:
             reduce *= count if zero == 2 and self.stack.rescatters else 1
             return self.once_s(load, zero=zero, exchanged=(gather, reduce), hidden=hidden)
         backward = hidden * load.backward_s if self.stack.hides_gradients else 0.0
-        seconds = self._reduced_s(sync.whole, load.params) + self._reduced_s(sync.experts, load.expert_params)
+        seconds = self._reduced_s(sync.whole, load.trained) + self._reduced_s(sync.experts, load.trained_experts)
         return max(0.0, seconds - backward)
 
     def once_s(self, load: Load, *, zero: Zero, exchanged: tuple[float, float], hidden: float) -> float:

@@ -35,7 +35,7 @@ def traffic_of(
         mine = [stage for stage in range(len(found)) if places[stage] == place]
         load = part.load([(cuts[stage], cuts[stage + 1]) for stage in mine])
         shards = choice.mesh.shards if choice.zero else 1
-        updates.append(part.update_s((load.params + load.expert_params) / shards))
+        updates.append(part.update_s((load.trained + load.trained_experts) / shards))
         once_s = part.step_sync_s(load, zero=choice.zero, sync=sync, hidden=hidden, count=count)
         state: list[Traffic] = []
         for stage in mine:
@@ -142,7 +142,7 @@ def _sharding(best: Estimate, stage: int, part: Slice, sync: Sync, count: int) -
     """What replicas and shards exchange of parameters and gradients."""
     choice = best.choice
     first, end = choice.cuts[stage], choice.cuts[stage + 1]
-    params = sum(part.held(first, end))
+    params, trained = sum(part.held(first, end)), part.trained_part(first, end)
     stack = part.stack
     times = count if choice.zero == 3 else 1
     gathers = 2 * times if choice.zero == 3 else times
@@ -162,11 +162,11 @@ def _sharding(best: Estimate, stage: int, part: Slice, sync: Sync, count: int) -
     units = end - first
     if choice.zero == 0:
         if sync.whole.ranks > 1:
-            whole = stack.reduce_bytes * params
+            whole = stack.reduce_bytes * trained
             yield one("dp", "all_reduce", sync.whole, units, whole, network.reduce_s(sync.whole, whole))
         return
-    params *= part.padding(sync.shards.ranks)
-    gathered, reduced = stack.gather_bytes * params, stack.reduce_bytes * params
+    padding = part.padding(sync.shards.ranks)
+    gathered, reduced = stack.gather_bytes * padding * params, stack.reduce_bytes * padding * trained
     each = network.gather_s(sync.shards, gathered, messages=units)
     yield one("fsdp", "all_gather", sync.shards, gathers * units, gathers * gathered, gathers * each)
     each = network.scatter_s(sync.shards, reduced, messages=units)

@@ -68,12 +68,19 @@ class Rows:
     """Parameters of a block whose first dimension has `count` entries, in all `width` values wide.
 
     Tensor parallelism divides the `rows` of some, the `width` of others; of `experts` expert parallelism divides the
-    rows. Each rank has the rest, and of `partial` finds a part of the gradient only.
+    rows. Each rank has the rest, and of `partial` finds a part of the gradient only. What is not `trained` is frozen:
+    it has neither gradients nor optimiser state.
     """
 
     count: int
     width: int
     kind: RowsKind = "whole"
+    trained: bool = True
+
+    @property
+    def params(self) -> int:
+        """How many parameters these are."""
+        return self.count * self.width
 
 
 @spec
@@ -119,6 +126,12 @@ class BlockSpec:
     rows: tuple[Rows, ...] = ()
     along_sequence: bool = True
 
+    @property
+    def trained_share(self) -> float:
+        """Which part of the parameters is not frozen."""
+        frozen = sum(rows.params for rows in self.rows if not rows.trained)
+        return 1 - frozen / self.params if frozen else 1.0
+
 
 @spec
 class ModelSpec:
@@ -128,7 +141,7 @@ class ModelSpec:
     scales them to the training precision. In a `chain` each block needs nothing but the output of the one before, so
     that a pipeline may cut anywhere between them; `unchained` says why it is none. `tied_rows` are the `tied_params`,
     which several blocks count, by how they can be cut. `optimizer_bytes` are those of the optimiser's state for each
-    parameter, 8 for Adam's two moments. `unshared` says why ranks cannot have a part of each sequence.
+    trained parameter, 8 for Adam's two moments. `unshared` says why ranks cannot have a part of each sequence.
     """
 
     name: str
@@ -144,8 +157,12 @@ class ModelSpec:
 
     @property
     def params(self) -> int:
-        """All parameters, a shared one once; plans charge gradients and optimiser state for frozen ones too."""
+        """All parameters, frozen ones too, a shared one once."""
         return sum(block.count * block.params for block in self.blocks) - self.tied_params
+
+    def differentiated(self, block: BlockSpec) -> bool:
+        """Whether backward runs through `block` of this model: not where all before it in a chain is frozen."""
+        return not self.chain or block is not self.blocks[0] or block.trained_share > 0
 
     @property
     def flops_per_token(self) -> float:

@@ -1,9 +1,11 @@
 """Round-figure decoders, devices and clusters, so that planning is tested without a probe or a framework."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from mainspring.spec import BlockSpec, Cluster, Device, Link, ModelSpec, Node
+from mainspring.plan.shards import rows_of
+from mainspring.spec import BlockSpec, Cluster, Device, Link, ModelSpec, Node, Rows
 
 GIB = 1024**3
 
@@ -56,6 +58,20 @@ def build_model(
         replace(blocks[2], **wide, reductions=(0, 1)),
     )
     return ModelSpec(name="toy", blocks=divided, seq_len=128, chain=True)
+
+
+def freeze(model: ModelSpec, *shares: float) -> ModelSpec:
+    """`model` with shares of its blocks' parameters frozen: of all tables of a block as many of the rows."""
+
+    def parted(rows: Rows, share: float) -> Iterator[Rows]:
+        frozen = round(share * rows.count)
+        parts = (replace(rows, count=rows.count - frozen), replace(rows, count=frozen, trained=False))
+        return (part for part in parts if part.count)
+
+    def frozen(block: BlockSpec, share: float) -> BlockSpec:
+        return replace(block, rows=tuple(part for rows in rows_of(block) for part in parted(rows, share)))
+
+    return replace(model, blocks=tuple(frozen(*each) for each in zip(model.blocks, shares, strict=True)))
 
 
 def _block(name: str, count: int, *, params: int, flops: float, attention: float, saved: int, output: int) -> BlockSpec:

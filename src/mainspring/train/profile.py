@@ -69,7 +69,8 @@ def _check_export(model: nn.Module) -> None:
 def _profiled(recipe: Recipe, model: nn.Module, *, name: str, hints: Hints) -> ModelSpec:
     config = recipe.config
     patterns = tuple(pattern for pattern in hints.replicate if pattern not in ENDS)
-    if type(model) is Decoder and not patterns:
+    trained = all(parameter.requires_grad for parameter in model.parameters())
+    if type(model) is Decoder and trained and not patterns:
         return profile_decoder(model.config, seq_len=config.seq_len, name=name, precision=config.precision)
     row = torch.zeros((1, config.seq_len + 1), dtype=torch.int64)
     module = LossModule(set_cache(model, used=True), recipe.loss)

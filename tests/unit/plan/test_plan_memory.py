@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from mainspring.plan.blocks import Cut, Rank, inner_rings, state
 from mainspring.plan.estimate import Choice, Estimate, Estimator
+from mainspring.plan.flops import model_flops
 from mainspring.plan.layout import Column, Layout
 from mainspring.plan.network import Fabric
 from mainspring.plan.shards import rows_of
+from mainspring.plan.slices import sync_rings
 from mainspring.plan.stack import TORCH
 from mainspring.spec import Link, MemoryEstimate, Mesh, ModelSpec
-from mainspring.testing.machines import build_device, build_model
+from mainspring.testing.machines import build_device, build_model, freeze
 
 MODEL = build_model(layers=4, hidden=256, vocab=1000)
 DEVICE = build_device()
@@ -57,6 +59,39 @@ def test_an_optimizer_without_moments_keeps_half_of_that_and_moves_less() -> Non
     assert found.optimizer_bytes == 0
     assert found.params_bytes + found.grads_bytes == 8 * MODEL.params
     assert estimate(Mesh(), plain).time.optimizer_s == pytest.approx(12 / 28 * estimate(Mesh()).time.optimizer_s)
+
+
+def test_what_is_frozen_keeps_neither_gradients_nor_optimiser_state_and_takes_less_time() -> None:
+    tuned = freeze(MODEL, 0.9, 0.9, 0.9)
+    trained = sum(block.count * rows.params for block in tuned.blocks for rows in block.rows if rows.trained)
+    assert trained == pytest.approx(0.1 * MODEL.params, rel=1e-3)
+    for plan in ({"mesh": Mesh()}, {"mesh": Mesh(fsdp=4), "zero": 1, "count": 2}, {"mesh": Mesh(fsdp=4), "zero": 3}):
+        whole, found = memory(model=MODEL, **plan), memory(model=tuned, **plan)
+        assert found.params_bytes == pytest.approx(whole.params_bytes, rel=1e-3)
+        assert found.grads_bytes == pytest.approx(0.1 * whole.grads_bytes, rel=1e-2)
+        assert found.optimizer_bytes == pytest.approx(0.1 * whole.optimizer_bytes, rel=1e-2)
+        assert found.activations_bytes == whole.activations_bytes
+    whole, found = estimate(Mesh(dp=4)).time, estimate(Mesh(dp=4), tuned).time
+    assert found.optimizer_s == pytest.approx(0.1 * whole.optimizer_s, rel=1e-2)
+    plain = Cut(rows=8, seq_len=1024, precision="fp32", recompute="none")
+    parts = [Estimator(m, global_batch=8).slice_of(plain, RANK, FABRIC) for m in (MODEL, tuned)]
+    sync = sync_rings(FABRIC, Mesh(fsdp=4))
+    (gather, reduce), (same, less) = (part.sharding_s(part.load([(0, 6)]), sync=sync) for part in parts)
+    assert same == pytest.approx(gather, rel=1e-3)
+    assert less < reduce
+    assert parts[1].weight_s[-1] == pytest.approx(0.1 * parts[0].weight_s[-1], rel=1e-2)
+    assert parts[1].forward_s == parts[0].forward_s
+
+
+def test_nothing_runs_backward_through_a_frozen_start() -> None:
+    start = replace(MODEL, blocks=(freeze(MODEL, 1, 1, 1).blocks[0], *MODEL.blocks[1:]))
+    plain = Cut(rows=1, seq_len=128, precision="fp32", recompute="none")
+    usual, found = (Estimator(m, global_batch=1).slice_of(plain, RANK, FABRIC) for m in (MODEL, start))
+    assert usual.backward_s[1] > found.backward_s[1] == 0
+    assert usual.forward_s == found.forward_s
+    whole, found = (model_flops(m, tokens=1, seq_len=128) for m in (MODEL, freeze(MODEL, 1, 1, 1)))
+    attention = 3 * 128 * MODEL.blocks[1].count * MODEL.blocks[1].attention_flops_per_token2
+    assert found - attention == pytest.approx(2 / 3 * (whole - attention))  # the stream's gradients, and no other
 
 
 def test_tied_parameters_are_kept_once_on_one_rank_and_at_both_ends_of_a_pipeline() -> None:

@@ -27,7 +27,7 @@ from mainspring.spec import (
     Unavailable,
 )
 from mainspring.testing.exhaustive import fastest_by_brute_force
-from mainspring.testing.machines import GIB, build_cluster, build_device, build_model
+from mainspring.testing.machines import GIB, build_cluster, build_device, build_model, freeze
 
 SMALL = build_model(layers=4, hidden=256)
 MEDIUM = build_model(layers=12, hidden=1024)  # 0.2 billion parameters
@@ -51,6 +51,7 @@ def batch(size: int, **changes: object) -> TrainConfig:
     network=st.floats(0.1, 50),
     precision=st.sampled_from(["fp32", "bf16"]),
     seq_len=st.sampled_from([128, 1024]),
+    frozen=st.sampled_from([(0, 0, 0), (0, 0, 0), (0.9, 0.9, 0.9), (1, 0.5, 0), (0, 1, 0)]),
 )
 def test_the_search_finds_what_brute_force_finds(
     layers: int,
@@ -61,8 +62,9 @@ def test_the_search_finds_what_brute_force_finds(
     network: float,
     precision: str,
     seq_len: int,
+    frozen: tuple[float, ...],
 ) -> None:
-    model = build_model(layers=layers, hidden=hidden)
+    model = freeze(build_model(layers=layers, hidden=hidden), *frozen)
     device = build_device(memory_bytes=int(memory_gib * GIB))
     cluster = build_cluster((device, *shape), network_gbps=network)
     config = batch(size, precision=precision, seq_len=seq_len)

@@ -172,7 +172,24 @@ def staying_moe(vocab: int) -> nn.Module:
     return MoeDecoder(MoeConfig(decoder=decoder, experts=8, experts_per_token=2, expert_ffn=32))
 
 
+def tuned(vocab: int) -> nn.Module:
+    """Fine-tuned: words, keys, what attention gives and most of the feed-forwards are frozen."""
+    return frozen(untied_qwen3(vocab), but=("norm", "q_proj", "v_proj", "up_proj", "lm_head"))
+
+
+def tuned_moe(vocab: int) -> nn.Module:
+    return frozen(moving_moe(vocab), but=("norm", "q_proj", "up_proj", "embed_tokens"))
+
+
+def frozen(model: nn.Module, *, but: tuple[str, ...]) -> nn.Module:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in but))
+    return model
+
+
 MODELS = {
+    "tuned": tuned,
+    "tuned moe": tuned_moe,
     "moe": moe,
     "lopsided": lopsided_moe,
     "moving": moving_moe,

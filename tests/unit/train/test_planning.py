@@ -176,6 +176,24 @@ def test_wishes_that_cannot_be_are_refused_with_their_numbers(
     assert hint in f"{caught.value} {caught.value.hint}"
 
 
+TUNED = """
+def model(vocab):
+    tuned = Decoder(SIZES)
+    for name, parameter in tuned.named_parameters():
+        parameter.requires_grad_("norm" in name or "lm_head" in name)
+    return tuned
+"""
+
+
+def test_what_a_recipe_freezes_is_planned_without_gradients_and_optimiser_state(written) -> None:
+    whole, tuned = (launch.plan_for(written(b), cluster=CLUSTER, facts=FACTS, ranks=1) for b in (PLAIN, TUNED))
+    trained = 512 * 64 + (2 * 4 + 1) * 64
+    assert tuned.memory.params_bytes == whole.memory.params_bytes
+    assert tuned.memory.grads_bytes == 4 * trained
+    assert tuned.memory.optimizer_bytes == 8 * trained
+    assert tuned.time.step_s < whole.time.step_s
+
+
 def test_experts_of_no_size_are_refused(written) -> None:
     recipe = written(EMPTY_EXPERTS)
     with pytest.raises(SpecError, match="expert_ffn must be at least 1, got 0"):
