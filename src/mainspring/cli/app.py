@@ -5,6 +5,7 @@ of our own tree print as two lines (what happened, what to do next) and exit wit
 bug of ours and keeps its traceback.
 """
 
+import gc
 import json
 import os
 import signal
@@ -143,6 +144,8 @@ def main() -> NoReturn:
         if isinstance(ended.__context__, BrokenPipeError):  # typer exits with 1 when it meets one inside a verb
             _reader_left()
         raise
+    finally:
+        gc.freeze()  # at its end Python would look for cycles in all that was imported
 
 
 def _reader_left() -> NoReturn:
