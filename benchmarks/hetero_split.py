@@ -93,15 +93,15 @@ def evened(plan: Plan) -> Plan:
     return replace(plan, stages=tuple(stages))
 
 
-def order_of(plan: Plan, *, steps: int, folder: str) -> Order:
+def order_of(plan: Plan, *, steps: int, folder: str, layer_s: float) -> Order:
     """`plan` with the pace of each rank: as many seconds as the operations of a row are on its device."""
     _, layer, head = build_model(layers=LAYERS, hidden=2048, vocab=8192).blocks
     speeds = [SPEED[node.partition("-")[0]] for node in plan.nodes]
     share = _flops(head) / _flops(layer)
     return Order(
         plan,
-        layer_s=tuple(LAYER_S / speed for speed in speeds),
-        head_s=tuple(share * LAYER_S / speed for speed in speeds),
+        layer_s=tuple(layer_s / speed for speed in speeds),
+        head_s=tuple(share * layer_s / speed for speed in speeds),
         steps=steps,
         folder=folder,
     )
@@ -141,12 +141,12 @@ def describe(plan: Plan) -> str:
     return ", ".join(parts)
 
 
-def measure_case(case: Case, pool: Pool, *, rounds: int, steps: int, folder: str) -> tuple[Plan, dict[str, list[Any]]]:
+def measure_case(case: Case, pool: Pool, *, rounds: int, **how: Any) -> tuple[Plan, dict[str, list[Any]]]:
     """Seconds of a step and losses of both plans, in turn."""
     plan = planned(case)
 
     def arm(which: Plan) -> Any:
-        order = order_of(which, steps=steps, folder=folder)
+        order = order_of(which, **how)
         return lambda number: pool.run(which.mesh.world, run_rank, order)[0]  # noqa: ARG005 rounds are alike
 
     return plan, take_turns({UNEVEN: arm(plan), EVEN: arm(evened(plan))}, rounds=rounds)
@@ -160,15 +160,16 @@ def farthest(runs: Sequence[Sequence[tuple[list[float], list[float]]]]) -> float
 
 def main() -> None:
     options = parse_options(__doc__, rounds=3, steps=2)
-    rounds = 1 if options.quick else options.rounds
+    rounds, layer_s = (1, LAYER_S / 4) if options.quick else (options.rounds, LAYER_S)
     rows: list[tuple[str, ...]] = []
     numbers: dict[str, float] = {}
     samples: dict[str, Any] = {}
+    how = {"rounds": rounds, "steps": options.steps, "layer_s": layer_s}
     pool = Pool(patience_s=240.0)
     checkpoints = tempfile.TemporaryDirectory()
     try:
         for case in CASES[:1] if options.quick else CASES:
-            plan, found = measure_case(case, pool, rounds=rounds, steps=options.steps, folder=checkpoints.name)
+            plan, found = measure_case(case, pool, folder=checkpoints.name, **how)
             clock = {arm: [float(np.mean(seconds)) for seconds, _ in runs] for arm, runs in found.items()}
             faster = spread(ratios(clock[EVEN], clock[UNEVEN]))
             apart = farthest(list(found.values()))

@@ -26,7 +26,7 @@ from mainspring.plan.search import plan_training
 from mainspring.spec import Cluster, DecoderConfig, Hints, Plan, Task, TrainConfig
 from mainspring.testing.gangs import CONTEXT, PRELOAD, FileGroup, Pool
 from mainspring.testing.steps import Rows, timed
-from mainspring.train.calibrate import TURNS, calibrate
+from mainspring.train.calibrate import calibrate
 from mainspring.train.loop import Trainer, TrainingData
 from mainspring.train.recipe import LoadedRecipe, Recipe
 from measure import Findings, parse_options, publish, spread, take_turns
@@ -115,9 +115,8 @@ def main() -> None:
     asked = dict(list(ASKED.items())[::9]) if options.quick else ASKED
     plain = topology.local_cluster()
     with tempfile.TemporaryDirectory() as folder:
-        turns = 1 if options.quick else TURNS
-        known = calibrate(probe.probe_node(), scratch=Path(folder), turns=turns)
-        cluster = topology.calibrated(plain, known)
+        known = None if options.quick else calibrate(probe.probe_node(), scratch=Path(folder))
+        cluster = plain if known is None else topology.calibrated(plain, known)
         plans = {name: planned(rows, hints, cluster) for name, (rows, hints) in asked.items()}
         blind = {name: planned(rows, hints, plain).time.step_s for name, (rows, hints) in asked.items()}
         pool = Pool(patience_s=240.0)
@@ -153,7 +152,9 @@ def main() -> None:
                 "seconds": found,
                 "predicted": predicted,
                 "uncalibrated": blind,
-                "calibration": {each.what: (each.measured_s, each.predicted_s) for each in known.samples},
+                "calibration": {each.what: (each.measured_s, each.predicted_s) for each in known.samples}
+                if known
+                else {},
             },
         ),
         packages=("torch",),

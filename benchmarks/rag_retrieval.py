@@ -30,6 +30,7 @@ from measure import Findings, parse_options, publish, readable
 
 DEPTH, RRF = 30, 60
 OURS, PEER = "hybrid", "rank fusion"
+OWN_DOCS = str(Path(__file__).resolve().parents[1] / "docs")  # of this project: few enough for a quick run
 
 
 def fused_by_rank(index: Index, question: str) -> list[str]:
@@ -47,10 +48,10 @@ def documents_of(index: Index, question: str, *, mode: str) -> list[str]:
     return [hit.chunk.document for hit in index.search(question, DEPTH, mode=mode)]  # pyright: ignore[reportArgumentType]
 
 
-def prepared(home: Path, count: int) -> tuple[Index, tuple[Question, ...]]:
+def prepared(home: Path, source: str, count: int) -> tuple[Index, tuple[Question, ...]]:
     """The index of the corpus, and the questions about its held-out documents."""
     with Store.open(Settings(home=str(home))) as store:
-        snapshot = Dataset(store, "docs").read("python:docs").clean().dedup().publish()
+        snapshot = Dataset(store, "docs").read(source).clean().dedup().publish()
         index = Index.open(store, build_index(store, snapshot.ref, name="docs").ref)
         return index, make_questions(list(held_out_documents(store, snapshot.ref)), count)
 
@@ -59,7 +60,8 @@ def main() -> None:
     """Ask every arm every question."""
     options = parse_options(__doc__, questions=200)
     with TemporaryDirectory() as home:
-        index, questions = prepared(Path(home), 20 if options.quick else options.questions)
+        corpus, count = (OWN_DOCS, 5) if options.quick else ("python:docs", options.questions)
+        index, questions = prepared(Path(home), corpus, count)
         arms: dict[str, Callable[[str], Sequence[str]]] = {
             OURS: lambda question: documents_of(index, question, mode="hybrid"),
             PEER: lambda question: fused_by_rank(index, question),
