@@ -39,6 +39,8 @@ NAMESPACE = "mainspring"
 _START_S = 90.0
 _REACH_S = 5.0
 _JOIN_ATTEMPTS = 3
+# How Ray says that the process it started for a client has ended before it served: when it looks for it it may be gone.
+_ENDED_AT_ONCE = "Starting Ray client server failed", "psutil.ZombieProcess", "psutil.NoSuchProcess"
 _OBJECT_STORE_BYTES = 80 << 20
 _SIGACTION_BYTES = 256  # more than `struct sigaction` takes anywhere
 
@@ -221,7 +223,7 @@ class Engine:
                 )
             except ConnectionAbortedError as error:
                 # Ray starts a process for each client, now and then in vain: the port it chose was taken meanwhile.
-                if attempt == _JOIN_ATTEMPTS or "Starting Ray client server failed" not in str(error):
+                if attempt == _JOIN_ATTEMPTS or not any(sign in str(error) for sign in _ENDED_AT_ONCE):
                     raise
                 log.warning("Ray could not start its side of the connection; trying again", extra={"attempt": attempt})
                 ray.shutdown()

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 Run = Callable[[nn.Module], Tensor]
 """Runs a module on one batch and returns the loss."""
 
+WARNING = "warn_if_padding_and_no_attention_mask"  # what models of transformers look at their input for
+
 
 @dataclass(frozen=True, slots=True)
 class Structure:
@@ -149,7 +151,7 @@ def set_cache(model: nn.Module, *, used: bool) -> nn.Module:
     """`model`, told whether to keep keys and values of what it has read, where it or a part of it is of transformers.
 
     Training has no use for them, and recomputation would add to them twice. On the meta device, on the other hand, the
-    masks of transformers 5 can only be made for a model that keeps them.
+    masks of transformers 5 can only be made for a model that keeps them. There no tensor can be looked at for padding.
     """
     config = getattr(model, "config", None)
     if config is None:
@@ -160,7 +162,16 @@ def set_cache(model: nn.Module, *, used: bool) -> nn.Module:
     if used and hasattr(config, "_experts_implementation"):
         # The grouped product that its experts run by default wants bfloat16 on meta (torch 2.13).
         config._experts_implementation = "batched_mm"  # noqa: SLF001 # pyright: ignore[reportOptionalMemberAccess]
+    for module in model.modules() if config is not None else ():
+        if used and hasattr(module, WARNING):
+            setattr(module, WARNING, _no_warning)
+        else:
+            module.__dict__.pop(WARNING, None)
     return model
+
+
+def _no_warning(*_: object) -> None:
+    """Says nothing of padding."""
 
 
 def _calls(model: nn.Module, run: Run) -> list[_Call]:

@@ -101,7 +101,7 @@ class Slice:
         self.all_s = self.both_s[-1]
         self.params = summed([s.params for s in states])
         self.expert_params = summed([s.expert_params for s in states])
-        # As many trained parameters as take the room of those here, or a little more: see `Estimator.state_bytes`.
+        # As many trained parameters as take no more room than those here: see `Estimator.state_bytes`.
         more = stack.gradient_bytes + stack.master_bytes + model.optimizer_bytes
         self._light = stack.weight_bytes / (stack.weight_bytes + more)
         self.weighed = [dense + experts for dense, experts in zip(self.params, self.expert_params, strict=True)]

@@ -1,6 +1,7 @@
 """Models of transformers as users train them: what a run on meta says of them is what torch does."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -46,10 +47,10 @@ def of(family: str, **changes: object) -> Callable[[], nn.Module]:
     return make
 
 
-def gpt2() -> nn.Module:
+def gpt2(**tokens: int) -> nn.Module:
     silent = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
     sizes = {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 3, "n_head": 8, "n_positions": 64}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **silent))
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **silent, **tokens))
 
 
 def t5() -> nn.Module:
@@ -69,6 +70,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "qwen2": of("Qwen2"),
     "qwen3": of("Qwen3", head_dim=8),
     "gpt2": gpt2,
+    "gpt2 that pads": partial(gpt2, pad_token_id=0),
     "mixtral": of("Mixtral", num_local_experts=4, num_experts_per_tok=2),
     "qwen2 moe": of("Qwen2Moe", **EXPERTS, num_experts=4, shared_expert_intermediate_size=32),
     "qwen3 moe": of("Qwen3Moe", **EXPERTS, num_experts=4, head_dim=8),
@@ -120,6 +122,13 @@ def test_every_parameter_is_counted_by_how_it_can_be_cut(kind: str) -> None:
         divided = sum(rows.count * rows.width for rows in block.rows if rows.kind in ("rows", "width"))
         assert divided >= block.split_params - block.expert_params
     assert sum(rows.count * rows.width for rows in found.tied_rows) == found.tied_params
+
+
+def test_a_model_that_warns_of_padding_does_so_in_training_and_not_when_it_is_profiled() -> None:
+    model = gpt2(pad_token_id=0)
+    asked = type(model.transformer).warn_if_padding_and_no_attention_mask
+    assert set_cache(model, used=True).transformer.warn_if_padding_and_no_attention_mask(None, None) is None
+    assert set_cache(model, used=False).transformer.warn_if_padding_and_no_attention_mask.__func__ is asked
 
 
 def test_tied_words_are_counted_once_and_untied_ones_twice() -> None:
