@@ -48,7 +48,7 @@ def quick(name: str) -> dict:
     return bench.run(name, ROOT, quick=True)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_runs_and_ends_with_one_json_object(name):
@@ -61,7 +61,7 @@ def test_every_benchmark_runs_and_ends_with_one_json_object(name):
     assert {"commit", "machine", "versions"} <= found.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.timeout(400)
 def test_sixteen_clients_are_served_faster_than_one_after_another_and_get_the_same_text():
     numbers = quick("serve_throughput")["numbers"]
@@ -69,7 +69,7 @@ def test_sixteen_clients_are_served_faster_than_one_after_another_and_get_the_sa
     assert numbers["handbook_same_text"] == 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.timeout(400)
 def test_training_costs_about_what_the_same_loop_costs_by_hand_and_computes_the_same():
     numbers = quick("train_overhead")["numbers"]
@@ -77,12 +77,12 @@ def test_training_costs_about_what_the_same_loop_costs_by_hand_and_computes_the_
     assert numbers["short_loss_difference"] < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_the_help_page_imports_no_framework():
     assert quick("cli_help")["spec"]["heavy_imports"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.timeout(400)
 def test_what_deduplication_removes_is_a_copy_and_nearly_no_copy_stays():
     numbers = quick("data_dedup")["numbers"]
