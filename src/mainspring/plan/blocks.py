@@ -104,9 +104,9 @@ def state(model: ModelSpec, block: BlockSpec, cut: Cut, stack: Stack) -> State:
         scale *= stack.saved_scale
     whole = _split(block.activation_bytes_per_token, block.split_activation_bytes_per_token, cut, degree)
     kept = whole
-    if block.count > 1 and cut.recompute == "full":
+    if block.inner and cut.recompute == "full":
         kept = block.output_bytes_per_token / (degree if cut.sequence_parallel else 1)
-    elif block.count > 1 and cut.recompute == "selective" and block.selective_bytes_per_token:
+    elif block.inner and cut.recompute == "selective" and block.selective_bytes_per_token:
         kept = whole * block.selective_bytes_per_token / block.activation_bytes_per_token
     frozen = {"dense": 0, "experts": 0}
     for rows in divided_rows(block.rows, tp=degree, ep=cut.ep) if block.trained_share < 1 else ():
@@ -164,7 +164,7 @@ def passes(model: ModelSpec, block: BlockSpec, cut: Cut, *, rank: Rank, rings: "
     sent_f, sent_b = _exchanged(model, block, cut, rank=rank, rings=rings, stack=stack)
     if not model.differentiated(block):
         backward_s = sent_b = 0.0
-    repeats = block.count > 1 and cut.recompute != "none"
+    repeats = block.inner and cut.recompute != "none"
     if repeats and cut.recompute == "full":
         backward_s, sent_b = backward_s + forward_s, sent_b + sent_f
     elif repeats and kept.whole_bytes:
@@ -256,9 +256,9 @@ def _split_sum_s(ring: Ring, whole_bytes: float) -> float:
 
 
 def stream_bytes(model: ModelSpec) -> float:
-    """Bytes per token of the residual stream: what the repeated blocks, or failing them the first, hand on."""
-    repeated = [block for block in model.blocks if block.count > 1] or list(model.blocks[:1])
-    return max(block.output_bytes_per_token for block in repeated)
+    """Bytes per token of the residual stream: what the blocks, or failing them the first part, hand on."""
+    inner = [block for block in model.blocks if block.inner] or list(model.blocks[:1])
+    return max(block.output_bytes_per_token for block in inner)
 
 
 def prefix(values: Iterable[float]) -> list[float]:

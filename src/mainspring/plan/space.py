@@ -372,13 +372,14 @@ def cuts_sequence(model: ModelSpec, whole: Sequence[str]) -> bool:
 
 def indivisible(model: ModelSpec, tp: int) -> SpecError:
     """Why `tensor_parallel` refuses a degree."""
-    sizes = [f"{name} {size} of {b.name}" for b in model.blocks for name, size in b.divisions if size % tp]
+    found = (f"{name} {size} of {b.name}" for b in model.blocks for name, size in b.divisions if size % tp)
+    sizes = tuple(dict.fromkeys(found))
     if not sizes:
         return SpecError(
             f"no block of {model.name} can be divided by tensor parallelism",
             hint="its profile names no heads or widths; leave tp at 1",
         )
-    common = [d for d in range(2, 65) if all(n % d == 0 for b in model.blocks if b.count > 1 for _, n in b.divisions)]
+    common = [d for d in range(2, 65) if all(n % d == 0 for b in model.blocks if b.inner for _, n in b.divisions)]
     return SpecError(
         f"tp {tp} does not divide {', '.join(sizes)}",
         hint="degrees that do: " + (", ".join(map(str, common)) or "none"),

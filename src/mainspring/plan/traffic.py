@@ -91,7 +91,7 @@ def _inside(estimator: Estimator, best: Estimate, stage: int, part: Slice, count
     reductions = 0
     for block in here:
         if cut.degree(block) > 1:
-            again = repeats if block.count > 1 else 0
+            again = repeats if block.inner else 0
             reductions += block.reductions[0] * (1 + again) + block.reductions[1]
     if reductions:
         # Half of what is sent is as wide as the residual stream, half as narrow as what matrices give.

@@ -63,6 +63,9 @@ class DecoderConfig:
         return self.head_dim or self.hidden // self.heads
 
 
+OUTER = frozenset({"embedding", "stem", "head", "rest"})  # what profiles call the parts round the blocks
+
+
 @spec
 class Rows:
     """Parameters of a block whose first dimension has `count` entries, in all `width` values wide.
@@ -125,6 +128,11 @@ class BlockSpec:
     expert_params: int = 0
     rows: tuple[Rows, ...] = ()
     along_sequence: bool = True
+
+    @property
+    def inner(self) -> bool:
+        """Whether this is one of the blocks, alone in its kind or not, and not what lies round them."""
+        return self.name not in OUTER
 
     @property
     def trained_share(self) -> float:

@@ -83,6 +83,20 @@ def test_what_is_frozen_keeps_neither_gradients_nor_optimiser_state_and_takes_le
     assert parts[1].forward_s == parts[0].forward_s
 
 
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(("zero", "pp"), [(0, 1), (1, 2), (2, 1), (3, 1), (3, 2)])
+def test_blocks_of_which_each_differs_a_little_are_recomputed_and_sharded_like_alike_ones(
+    recompute: str, zero: int, pp: int
+) -> None:
+    embedding, layer, head = MODEL.blocks
+    singles = replace(MODEL, blocks=(embedding, *[replace(layer, count=1)] * layer.count, head))
+    mesh = Mesh(pp=pp, fsdp=4 if zero else 1)
+    how = {"zero": zero, "count": 2, "recompute": recompute, "cuts": (0, 3, 6) if pp > 1 else ()}
+    alike, alone = (estimate(mesh, model, **how) for model in (MODEL, singles))
+    assert alone.memory == alike.memory
+    assert alone.time == alike.time
+
+
 def test_nothing_runs_backward_through_a_frozen_start() -> None:
     start = replace(MODEL, blocks=(freeze(MODEL, 1, 1, 1).blocks[0], *MODEL.blocks[1:]))
     plain = Cut(rows=1, seq_len=128, precision="fp32", recompute="none")
