@@ -1,8 +1,6 @@
 """`mainspring plan`: how a recipe would run, before spending anything, and how good such answers are."""
 
-import dataclasses
 import difflib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +11,8 @@ from typer.core import TyperGroup
 from mainspring.cli.completion import refs
 from mainspring.cli.output import print_json, print_table, size
 from mainspring.cli.session import AsJson, Overrides, local_workspace_of, workspace_of
-from mainspring.spec import Hints, Objective, Plan, SpecError, TrainConfig
+from mainspring.cli.wishes import wishes
+from mainspring.spec import Objective, Plan, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +76,7 @@ def plan(
     """
     if menu and ranks:
         raise SpecError("--menu makes a plan for every number of ranks", hint="leave --ranks out, or --menu")
-    workspace, chosen = workspace_of(context), _wishes(overrides)
+    workspace, chosen = workspace_of(context), wishes(overrides)
     if menu:
         plans = workspace.menu(recipe, data=data, optimize=optimize, cluster=cluster, overrides=chosen)
         print_json(plans) if as_json else print_menu(plans)
@@ -106,7 +105,7 @@ def explain(
     from mainspring.plan.page import page
 
     asked = {"data": data, "optimize": optimize, "ranks": ranks, "cluster": cluster}
-    asked["overrides"] = _wishes(overrides)
+    asked["overrides"] = wishes(overrides)
     page_path = _writable(html) if html else None
     found = _plan_of(context, plan, **{name: value for name, value in asked.items() if value})
     if page_path:
@@ -165,7 +164,7 @@ def dryrun(
         plan=_plan_of(context, plan) if plan else None,
         data=data,
         cluster=cluster,
-        overrides=_wishes(overrides),
+        overrides=wishes(overrides),
     )
     print_json(found) if as_json else _print_dry_run(found)
 
@@ -179,25 +178,6 @@ def validate(
     """Compare the planner's predictions with measured runs: error by row, source and overall."""
     found = local_workspace_of(context).validate_plans(runs)
     print_json(found) if as_json else _print_validation(found)
-
-
-def _wishes(overrides: "Sequence[str] | None") -> tuple[str, ...]:
-    """What -s says, each of it known to the recipe or to the plan; a pattern may be given without its list."""
-    lists = {field.name for field in dataclasses.fields(Hints) if field.default == ()}
-    known = {field.name for kind in (Hints, TrainConfig) for field in dataclasses.fields(kind)}
-    found: list[str] = []
-    for each in overrides or ():
-        path, equals, value = (part.strip() for part in each.partition("="))
-        name = path.split(".")[0]
-        if equals and name and name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            raise SpecError(
-                f"-s {each}: neither a recipe nor a plan has a {name}",
-                hint=(f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(sorted(known))}",
-            )
-        bare = path in lists and not value.startswith(("[", '"', "'"))
-        found.append(f"{path}={json.dumps([part.strip() for part in value.split(',')])}" if bare else each)
-    return tuple(found)
 
 
 def _plan_of(context: typer.Context, path: str, **asked: Any) -> Plan:

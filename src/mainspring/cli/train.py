@@ -12,6 +12,7 @@ from mainspring.cli.gang import Priority
 from mainspring.cli.output import print_json
 from mainspring.cli.plan import Ranks, print_menu
 from mainspring.cli.session import AsJson, DryRun, Overrides, workspace_of
+from mainspring.cli.wishes import wishes
 from mainspring.spec import NotFound, Objective, Plan, SpecError, Turn
 
 
@@ -51,7 +52,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Plan RECIPE, run it on its ranks, and publish the model with its lineage."""
-    workspace = workspace_of(context)
+    workspace, chosen = workspace_of(context), wishes(overrides)
     if resume and not recipe:
         given = (data, name, overrides, ranks, dry_run, priority, menu, optimize, plan_file, queue != "default")
         if any(given):
@@ -62,19 +63,17 @@ def train(
         _check_together(plan_file, ranks=bool(ranks), optimize=bool(optimize), menu=menu)
         plans: Sequence[Plan] = ()
         if menu:
-            plans = workspace.menu(recipe, data=data, optimize=optimize or "time", overrides=overrides or ())
+            plans = workspace.menu(recipe, data=data, optimize=optimize or "time", overrides=chosen)
             plan = plans[0]
         elif plan_file:
             plan = _read_plan(Path(plan_file))
         else:
-            plan = workspace.plan(
-                recipe, data=data, optimize=optimize or "time", ranks=ranks, overrides=overrides or ()
-            )
+            plan = workspace.plan(recipe, data=data, optimize=optimize or "time", ranks=ranks, overrides=chosen)
         if dry_run or not as_json:
             _show(plans, plan, as_json=as_json)
         if dry_run:
             return
-        turn, chosen = Turn(queue=queue, priority=priority), overrides or ()
+        turn = Turn(queue=queue, priority=priority)
         run = workspace.train(
             recipe, data=data, plan=plan, name=name, resume=resume, turn=turn, menu=plans, overrides=chosen
         )

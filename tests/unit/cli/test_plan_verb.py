@@ -61,6 +61,14 @@ def test_a_page_that_cannot_be_written_is_refused_before_planning(call: Call, tm
         assert not out
 
 
+@pytest.mark.parametrize("verb", [("plan",), ("plan", "explain"), ("train", "--data", "dataset:none")])
+def test_a_wish_that_nothing_knows_is_refused_with_what_was_meant(call: Call, verb: tuple[str, ...]) -> None:
+    code, _, err = call(*verb, "r.py", "-s", "shedule=zbv")
+    assert code == 2
+    assert "-s shedule=zbv: neither a recipe nor a plan has a shedule" in err
+    assert "did you mean schedule?" in err
+
+
 def test_a_saved_plan_takes_no_wishes(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("plan", "r.py", "--cluster", "c.toml", "--json")
     assert code == 0
