@@ -100,14 +100,18 @@ def explain(plan: Plan) -> Explanation:
 
 def _waited_for(plan: Plan) -> tuple[int, int] | None:
     """The replica and the pipeline rank that a step waits for; None for a plan without times."""
-    if any(not stage.forward_s for stage in plan.stages):
+    if not _timed(plan):
         return None
     replica = slowest_replica(plan)
     return replica, busiest_rank(plan, replica)
 
 
+def _timed(plan: Plan) -> bool:
+    return all(stage.forward_s for stage in plan.stages)
+
+
 def _stage_shares(plan: Plan) -> Iterator[StageShare]:
-    timed = _waited_for(plan) is not None
+    timed = _timed(plan)
     kinds = [(slowest_replica(plan, kind) if timed else kind[0], len(kind)) for kind in alike(plan)]
     for (number, stage), (replica, replicas) in itertools.product(enumerate(plan.stages), kinds):
         device, memory_bytes = stage.on(replica)
@@ -207,9 +211,9 @@ def _bottleneck(plan: Plan) -> tuple[str, str]:
 
 def steps_of(plan: Plan, replica: int | None = None) -> tuple[Span, ...]:
     """The timeline of the first micro-batches of `replica`, or the slowest one; empty for a plan without times."""
-    if (waited_for := _waited_for(plan)) is None:
+    if not _timed(plan):
         return ()
-    replica = waited_for[0] if replica is None else replica
+    replica = slowest_replica(plan) if replica is None else replica
     count = plan.microbatches[replica]
     shown = min(count, max(SHOWN_MICROBATCHES // plan.mesh.pp, 2) * plan.mesh.pp)
     return timeline(replica_times(plan, replica), pp=plan.mesh.pp, schedule=plan.schedule, microbatches=shown)

@@ -28,7 +28,7 @@ def stage_memory(
     sharded = part.sharded(shards)
     shard = sharded[end] - sharded[first] - (part.tied / shards if whole_model else 0)
     trained, sharded = part.trained_part(first, end), part.sharded(shards, trained=True)
-    trained_shard = sharded[end] - sharded[first] - ((part.tied - part.tied_frozen) / shards if whole_model else 0)
+    trained_shard = sharded[end] - sharded[first] - (part.tied_trained / shards if whole_model else 0)
     present = part.present(first, end)
     sizes = [(held.params + held.expert_params, count) for block, held, count in present if block.inner]
     root = whole - sum(size * count for size, count in sizes)

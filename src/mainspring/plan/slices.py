@@ -115,7 +115,7 @@ class Slice:
         self.states = tuple(blocks.by_unit(model, states))
         # Parameters that a rank with the whole model keeps once; the two ends of a pipeline both have them.
         self.tied = model.tied_params / cut.degree(model.blocks[blocks.scorer(model)])
-        self.tied_frozen = 0.0 if all(rows.trained for rows in model.tied_rows) else self.tied
+        self.tied_trained = self.tied if all(rows.trained for rows in model.tied_rows) else 0.0
         self._kinds = tuple(zip(model.blocks, states, strict=True))
         self._model, self._sharded = model, dict[tuple[int, bool], list[float]]()
         self._rows = [divided(rows_of(block), tp=cut.degree(block), ep=cut.ep) for block in model.blocks]
@@ -153,7 +153,7 @@ class Slice:
             trained, trained_experts = params, experts
         if units == len(self.states):
             params -= self.tied
-            trained -= self.tied - self.tied_frozen
+            trained -= self.tied_trained
         return Load(params, experts, trained, trained_experts, forward, backward, units)
 
     def mean_load(self, ranks: int) -> Load:
@@ -174,13 +174,13 @@ class Slice:
 
     def trained_part(self, first: int, end: int) -> float:
         """Those parameters of units `first` to `end` on this rank that have gradients, before sharding."""
-        tied = self.tied - self.tied_frozen if end - first == len(self.states) else 0
+        tied = self.tied_trained if end - first == len(self.states) else 0
         return self.trained[end] - self.trained[first] + self.trained_experts[end] - self.trained_experts[first] - tied
 
     def weighed_part(self, first: int, end: int) -> float:
         """`weighed` of units `first` to `end`."""
-        tied = self.tied - (1 - self._light) * self.tied_frozen if end - first == len(self.states) else 0
-        return self.weighed[end] - self.weighed[first] - tied
+        tied = self.tied_trained + self._light * (self.tied - self.tied_trained)
+        return self.weighed[end] - self.weighed[first] - (tied if end - first == len(self.states) else 0)
 
     def sharded(self, shards: int, *, trained: bool = False) -> list[float]:
         """Running sums of parameters that each of `shards` ranks has room for: all are cut alike, and filled up."""

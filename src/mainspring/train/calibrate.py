@@ -40,8 +40,8 @@ class Heard:
     stepped: tuple[Stepped, ...]
 
 
-def calibrate(node: Node, *, scratch: Path, turns: int = TURNS, progress: Progress = silent) -> Calibration:
-    """Figures of `node`, which must be this machine, from measurements of about a minute; fewer `turns` take less.
+def calibrate(node: Node, *, scratch: Path, progress: Progress = silent) -> Calibration:
+    """Figures of `node`, which must be this machine, from measurements of about a minute.
 
     Raises `SpecError` when it has no device, and `Failed` when the processes of an exchange could not talk.
     """
@@ -53,12 +53,12 @@ def calibrate(node: Node, *, scratch: Path, turns: int = TURNS, progress: Progre
     ranks = 1 << min(ranks, MOST_RANKS).bit_length() - 1  # a power of two, which meshes are
     if large:
         progress(0.0, "forward and backward")
-        found = _alone(turns)
+        found = _alone()
         progress(0.8, "collectives")
-        heard = listen(ranks, node, scratch=scratch, turns=turns) if ranks > 1 else Heard((), (), ())
+        heard = listen(ranks, node, scratch=scratch, turns=TURNS) if ranks > 1 else Heard((), (), ())
     else:
         progress(0.0, f"{ranks} ranks at once")
-        heard = listen(ranks, node, scratch=scratch, turns=turns)
+        heard = listen(ranks, node, scratch=scratch, turns=TURNS)
         found = heard.found
     device, samples = fit_device(
         here,
@@ -95,12 +95,12 @@ def _named(device: Device) -> Device:
     return replace(device, source=f"calibrated on this machine with torch {torch.__version__}; before: {before}")
 
 
-def _alone(turns: int) -> tuple[Passed | Updated, ...]:
+def _alone() -> tuple[Passed | Updated, ...]:
     """Passes and updates on one accelerator."""
     device = torch.device(devices.torch_device(0))
     timed = works(device, large=True)
     least = [math.inf] * len(timed)
-    for _ in range(turns):
+    for _ in range(TURNS):
         least = [min(s, typical_s(work, device)) for s, work in zip(least, timed, strict=True)]
     return facts(least, large=True, ranks=1)
 
